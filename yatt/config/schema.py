@@ -1,0 +1,169 @@
+"""Every setting there is, with its default. Torch-free. `yatt.config.load` builds a Config; `yatt.config.rules` checks it.
+
+Paths are relative to the working directory. Sections name what they configure; a setting has one name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunConfig(Section):
+    name: str = Field("run", description="Name of the run; its folder is DIR/NAME.", pattern=r"^[A-Za-z0-9._-]+$")
+    dir: str = Field("runs", description="Where run folders are made.")
+    seed: int = Field(0, ge=0, description="Seed of everything random: data order, sampling, initialisation.")
+
+
+class ModelConfig(Section):
+    path: str = Field(..., description="Hugging Face folder of the policy: config, weights, tokenizer.")
+    reference: str | None = Field(None, description="Folder of the reference model; the policy's own start when unset.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of weights and activations.")
+    context_length: int = Field(2048, ge=8, description="Most tokens of prompt and response together.")
+
+
+class TaskConfig(Section):
+    """One reasoning-gym task."""
+
+    name: str = Field(..., description="Task name, as reasoning-gym spells it.")
+    weight: float = Field(1.0, gt=0, description="Share among the tasks.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The task's own settings, passed through.")
+
+
+class DataConfig(Section):
+    path: str | list[str] | None = Field(None, description="JSONL or Parquet file(s), or a `datasets` folder.")
+    tasks: list[TaskConfig] = Field(default_factory=list, description="reasoning-gym tasks, instead of a path.")
+    size: int = Field(1000, ge=1, description="Number of procedural rows, for tasks.")
+    prompt_key: str = Field("prompt", description="Column of the prompt: text, or a list of chat messages.")
+    response_key: str = Field("response", description="Column of the demonstration (sft).")
+    answer_key: str = Field("answer", description="Column of the reference answer; may be absent from the data.")
+    metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
+    system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
+    chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
+    shuffle: bool = Field(True, description="Shuffle rows anew each epoch.")
+    bad_rows: Literal["fail", "skip"] = Field("fail", description="What a row that cannot be used does.")
+    max_prompt_tokens: int | None = Field(None, ge=1, description="Longest prompt; by default what the context leaves.")
+
+
+class KlConfig(Section):
+    coefficient: float = Field(0.0, ge=0, description="Weight of the KL to the reference in the loss; 0 loads none.")
+    kind: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of the KL.")
+
+
+class AlgorithmConfig(Section):
+    name: Literal["grpo", "rloo", "sft"] = Field("grpo", description="What is trained, and with which advantages.")
+    normalize_std: bool = Field(True, description="Divide group advantages by their standard deviation (grpo).")
+    clip_low: float = Field(0.2, gt=0, lt=1, description="Ratios below 1 - clip_low are clipped.")
+    clip_high: float = Field(0.2, gt=0, description="Ratios above 1 + clip_high are clipped.")
+    dual_clip: float | None = Field(None, gt=1, description="Bound on the loss of negative advantages.")
+    aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "fixed_length"] = Field(
+        "token_mean", description="How token losses become one number."
+    )
+    kl: KlConfig = Field(default_factory=KlConfig)
+    overlong: Literal["keep", "mask", "penalty"] = Field("keep", description="What a truncated response does.")
+    overlong_buffer: int = Field(0, ge=0, description="Tokens before the limit over which the penalty grows to 1.")
+
+
+class RolloutConfig(Section):
+    engine: Literal["vllm"] = Field("vllm", description="What generates.")
+    n: int = Field(8, ge=1, description="Responses per prompt.")
+    max_tokens: int = Field(1024, ge=1, description="Longest response.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(-1, ge=-1, description="-1 keeps every token.")
+    stop: list[str] = Field(default_factory=list, description="Strings that end a response.")
+    filter: Literal["none", "all_equal"] = Field("none", description="Groups that are dropped.")
+    max_refills: int = Field(2, ge=0, description="Prompts drawn, one after another, to replace a dropped group.")
+    sleep: bool = Field(True, description="Free the engines' KV cache while training.")
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="The engine's own options, passed through.")
+
+
+class RewardFunctionConfig(Section):
+    function: str = Field(..., description="FILE.py:NAME, package.module:NAME, or a built-in name.")
+    weight: float = Field(1.0, description="Weight in the sum.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Extra keyword arguments.")
+
+
+class RewardConfig(Section):
+    function: str | None = Field(None, description="The only reward: FILE.py:NAME, package.module:NAME or a built-in.")
+    functions: dict[str, RewardFunctionConfig] = Field(default_factory=dict, description="Several, named and weighted.")
+    timeout: float = Field(10.0, gt=0, description="Seconds for one trajectory before its worker is killed.")
+    workers: int = Field(1, ge=1, description="Worker processes per controller.")
+
+
+class OptimizerConfig(Section):
+    learning_rate: float = Field(1e-6, gt=0)
+    min_learning_rate: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="After the warm-up.")
+    warmup_steps: int = Field(0, ge=0, description="Optimizer updates of linear warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95))
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
+
+
+class TrainConfig(Section):
+    steps: int = Field(..., ge=1, description="Steps of the whole run.")
+    batch_size: int = Field(..., ge=1, description="Prompts per step (sft: sequences), over all controllers.")
+    updates_per_step: int = Field(1, ge=1, description="Optimizer updates a step's samples are divided into.")
+    tokens_per_micro_batch: int = Field(8192, ge=1, description="Most tokens of a micro-batch on one rank.")
+    tp: int = Field(1, ge=1, description="Tensor-parallel size.")
+    pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
+    sequence_parallel: bool = Field(False, description="Shard norms and dropouts along the sequence (tp > 1).")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+
+
+class ClusterConfig(Section):
+    address: str | None = Field(None, description="Ray address to join; a local one is started when unset.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="What a slot is.")
+    slots: int | None = Field(None, ge=1, description="Devices to use; all GPUs, or one on a CPU, when unset.")
+    controllers: int | None = Field(None, ge=1, description="Number of controllers; one per node when unset.")
+    threads: int | None = Field(None, ge=1, description="CPU threads per slot process; cores / slots when unset.")
+    start_timeout: float = Field(600.0, gt=0, description="Seconds for engines and ranks to come up.")
+    step_timeout: float = Field(3600.0, gt=0, description="Seconds any wait within a step may take.")
+
+
+class WeightsConfig(Section):
+    transport: Literal["shm", "disk"] = Field("shm", description="How weights reach the engines.")
+    dir: str | None = Field(None, description="Folder of the disk transport; RUN/weights when unset.")
+
+
+class EvaluateConfig(Section):
+    path: str | list[str] | None = Field(None, description="Held-out rows, read like data.path; none when unset.")
+    size: int | None = Field(None, ge=1, description="Use this many rows only (for tasks: how many to make).")
+    every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before the first and after the last.")
+    samples: int = Field(1, ge=0, description="Sampled responses per prompt, beside the greedy one.")
+    temperature: float = Field(1.0, gt=0)
+    correct_at: float = Field(1.0, description="A response is correct when its reward is at least this.")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(0, ge=0, description="Save every so many steps; 0: after the last only.")
+    keep: int = Field(2, ge=1, description="Complete checkpoints kept.")
+    export: bool = Field(False, description="Write the last policy as a Hugging Face folder, RUN/model.")
+
+
+class LogConfig(Section):
+    trackers: list[str] = Field(default_factory=lambda: ["tensorboard"], description="Names accelerate knows.")
+    samples: int = Field(4, ge=0, description="Trajectories written per step and controller, to read.")
+
+
+class Config(Section):
+    run: RunConfig = Field(default_factory=RunConfig)
+    model: ModelConfig
+    data: DataConfig = Field(default_factory=DataConfig)
+    algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    train: TrainConfig
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    weights: WeightsConfig = Field(default_factory=WeightsConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+    resume: str = Field("never", description="never, auto (the run's last complete checkpoint, if any), or a path.")

@@ -1,0 +1,29 @@
+"""Errors a user may meet. Each names a field or a file, its value, the rule it breaks and the nearest fix."""
+
+
+class YattError(Exception):
+    """Base of every error this package raises on purpose; `exit_status` is what the command line returns."""
+
+    exit_status = 1
+
+
+class ConfigError(YattError):
+    """A setting, or what it points at, is wrong. Raised before a device is touched."""
+
+    exit_status = 2
+
+
+class DataError(ConfigError):
+    """A dataset is empty or has rows that cannot be read."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint is missing, half-written, or belongs to another model."""
+
+
+class WaitTimeout(YattError):
+    """A wait passed its deadline; the message names whom it waited for."""
+
+
+class BackendError(YattError):
+    """An engine, a rank or a reward worker failed while running."""

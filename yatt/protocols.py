@@ -1,0 +1,144 @@
+"""Contracts between the heart and what it drives. The heart imports these and nothing below them.
+
+Every wait here has a deadline; past it `WaitTimeout` names whom was waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from yatt.types import (
+    Completion,
+    Prompt,
+    Request,
+    SampleKey,
+    Score,
+    Share,
+    Trajectory,
+    UpdateReport,
+    WeightManifest,
+)
+
+
+class Generator(Protocol):
+    """An engine that draws responses from the policy. One generator may serve several controllers at once."""
+
+    def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        """Yield completions in the order they end, in batches of what has ended since the last one; every request is
+        answered exactly once (finish "aborted" with the tokens so far, where it was aborted)."""
+        ...
+
+    async def abort(self, keys: Sequence[SampleKey]) -> None:
+        """End these requests; after it returns none of them samples another token. Unknown keys are ignored."""
+        ...
+
+    async def pause(self) -> None:
+        """After it returns no token is sampled until `resume`. Running requests keep their tokens."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on sampling. Requests that were running go on under the weights now loaded, their prefix recomputed."""
+        ...
+
+    async def load(self, manifest: WeightManifest) -> int:
+        """Take a new set of weights, whole or not at all, and forget every cached prefix. Requires a paused engine.
+        Returns the version now served. Raises BackendError on a checksum or shape mismatch, the old weights kept
+        where nothing was written yet."""
+        ...
+
+    async def sleep(self) -> int:
+        """Free the KV cache; returns the bytes freed. Implies `pause`; running requests keep their tokens."""
+        ...
+
+    async def wake(self) -> None:
+        """Take the KV cache back. Does not resume."""
+        ...
+
+    async def version(self) -> int:
+        """The policy version now served."""
+        ...
+
+    async def close(self) -> None:
+        """Abort what runs and free everything."""
+        ...
+
+
+class Scorer(Protocol):
+    """Judges trajectories."""
+
+    async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
+        """One score per trajectory, in order. Never raises for a judgement that fails: that is a status."""
+        ...
+
+    async def close(self) -> None:
+        """Stop workers; leaves no process behind."""
+        ...
+
+
+class Trainer(Protocol):
+    """The ranks, seen from one controller. Calls are collective over controllers where it says so."""
+
+    async def update(self, shares: Sequence[Share]) -> UpdateReport:
+        """Collective. `shares[r]` goes to data-parallel rank r. Runs every optimizer update of the step once all
+        controllers' shares have come; every controller gets the same report."""
+        ...
+
+    async def export(self, version: int) -> list[WeightManifest]:
+        """Leader only. Write the policy's weights under Hugging Face names; one manifest per node."""
+        ...
+
+
+class Peers(Protocol):
+    """The other controllers. Values are small: counts, lengths, flags."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def count(self) -> int: ...
+
+    async def all_gather(self, tag: str, value: Any) -> list[Any]:
+        """Collective: everyone's value, in controller order."""
+        ...
+
+    async def barrier(self, tag: str) -> None:
+        """Collective: returns once everyone has come."""
+        ...
+
+
+class PromptSource(Protocol):
+    """The global order of prompts, seen from one controller."""
+
+    def begin_step(self) -> None:
+        """Fix the step's pending order: left-over positions first, then fresh ones."""
+        ...
+
+    def draw(self) -> Prompt | None:
+        """The next prompt of this controller's share of the pending order; None when the data has ended."""
+        ...
+
+    def drawn(self) -> int:
+        """How many prompts this controller has drawn in this step."""
+        ...
+
+    def end_step(self, drawn: Sequence[int]) -> None:
+        """Close the step with every controller's number of draws: the cursor now has exactly those behind it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The cursor, in global terms: resumable with another number of controllers."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+    @property
+    def epoch(self) -> float: ...
+
+
+class Clock(Protocol):
+    """Wall or virtual time, in seconds."""
+
+    def now(self) -> float: ...
+
+    async def sleep(self, seconds: float) -> None: ...

@@ -1,0 +1,300 @@
+"""What flows: one frozen type per stage, from a prompt to the numbers of a step.
+
+Token columns are numpy arrays (int32 tokens, float32 logprobs, bool masks): they pickle without a copy and need no torch.
+Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the log-probability of
+`tokens[t]` given `tokens[:t]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Finish = Literal["stop", "length", "aborted"]
+Status = Literal["ok", "failed", "timed_out"]
+
+
+class SampleKey(NamedTuple):
+    """Where a trajectory stands in the run: the prompt's position in the global order, and which sibling it is."""
+
+    uid: int
+    sibling: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included);
+    `row` is its row in the dataset."""
+
+    uid: int
+    row: int
+    text: str
+    tokens: np.ndarray
+    answer: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    media: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one response is drawn. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 switch truncation off."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One response to draw. The same (tokens, params, seed) under the same weights gives the same response."""
+
+    key: SampleKey
+    tokens: np.ndarray
+    params: SamplingParams
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Response tokens [start, stop) were sampled under policy `version`."""
+
+    start: int
+    stop: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What an engine answers to one request: response tokens [R] with the sampler's logprobs [R].
+    The stop token, where there was one, is the last token."""
+
+    key: SampleKey
+    tokens: np.ndarray
+    rollout_logprobs: np.ndarray
+    spans: tuple[Span, ...]
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A judgement. A failure is a status, never a value: `value` is None unless `status` is "ok".
+    `parts` are the named values it was made of, and any extra numbers a reward function reported."""
+
+    status: Status
+    value: float | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """A prompt and what was answered to it: tokens [T] (prompt, then response), `loss_mask` [T] true on trained tokens,
+    `rollout_logprobs` [T] zero outside the response."""
+
+    prompt: Prompt
+    sibling: int
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    rollout_logprobs: np.ndarray
+    spans: tuple[Span, ...]
+    finish: Finish
+    text: str
+    score: Score | None = None
+
+    @property
+    def response_tokens(self) -> int:
+        return len(self.tokens) - len(self.prompt.tokens)
+
+    @classmethod
+    def single_turn(cls, prompt: Prompt, completion: Completion, text: str) -> Trajectory:
+        """The trajectory of one prompt and one completion; every response token is trained."""
+        p, r = len(prompt.tokens), len(completion.tokens)
+        mask = np.zeros(p + r, dtype=bool)
+        mask[p:] = True
+        logprobs = np.zeros(p + r, dtype=np.float32)
+        logprobs[p:] = completion.rollout_logprobs
+        return cls(
+            prompt=prompt,
+            sibling=completion.key.sibling,
+            tokens=np.concatenate([prompt.tokens, completion.tokens]).astype(np.int32),
+            loss_mask=mask,
+            rollout_logprobs=logprobs,
+            spans=completion.spans,
+            finish=completion.finish,
+            text=text,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The scored siblings of one prompt, in sibling order; those whose score failed are left out and counted."""
+
+    prompt: Prompt
+    trajectories: tuple[Trajectory, ...]
+    failures: int = 0
+
+    @property
+    def rewards(self) -> list[float]:
+        return [t.score.value for t in self.trajectories if t.score is not None and t.score.value is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a rank trains on: columns [T]. `advantage` is the trajectory's; 1.0 where the algorithm has none (SFT)."""
+
+    key: SampleKey
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    rollout_logprobs: np.ndarray | None = None
+    advantage: float = 1.0
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that carry loss. The first token has no prediction and never counts."""
+        return int(self.loss_mask[1:].sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominator:
+    """What the loss of one optimizer update is divided by, counted over all ranks."""
+
+    tokens: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one controller sends to one data-parallel rank for one step.
+
+    `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every controller sends the same
+    numbers of updates and micro-batches, some of them empty. `denominators[u]` is global.
+    """
+
+    step: int
+    controller: int
+    updates: tuple[tuple[tuple[Sample, ...], ...], ...]
+    denominators: tuple[Denominator, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
+    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage."""
+
+    tokens: torch.Tensor
+    position_ids: torch.Tensor
+    cu_seqlens: torch.Tensor
+    loss_mask: torch.Tensor
+    advantages: torch.Tensor
+    rollout_logprobs: torch.Tensor | None
+    denominator: Denominator
+    old_logprobs: torch.Tensor | None = None
+    ref_logprobs: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateReport:
+    """What the ranks say of a step's updates: global numbers, the same on every rank."""
+
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    entropy: float = 0.0
+    kl: float = 0.0
+    kl_ref: float = 0.0
+    clip_fraction: float = 0.0
+    rollout_gap_max: float = 0.0
+    rollout_gap_mean: float = 0.0
+    trained_tokens: int = 0
+    skipped_updates: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """Where one tensor lies in a flat buffer."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightManifest:
+    """A complete set of weights under Hugging Face names, ready to be read: a flat buffer or a safetensors folder.
+    `checksum` is over the bytes of all tensors in the order of `entries`."""
+
+    version: int
+    kind: Literal["flat", "folder"]
+    path: str
+    checksum: str
+    entries: tuple[TensorEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSpan:
+    """A named stretch of wall time on one process: seconds since the epoch."""
+
+    name: str
+    actor: str
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutCounts:
+    """Numbers of one step's rollout on one controller; they add up over controllers."""
+
+    groups: int = 0
+    groups_dropped: int = 0
+    refills: int = 0
+    reward_failures: int = 0
+    reward_timeouts: int = 0
+    responses: int = 0
+    truncated: int = 0
+    response_tokens: int = 0
+    prompt_tokens: int = 0
+    reward_sum: float = 0.0
+    reward_square_sum: float = 0.0
+    longest_response: int = 0
+    part_sums: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported."""
+
+    prompts: int
+    accuracy_greedy: float | None
+    accuracy_sampled: float | None
+    pass_at_k: Mapping[int, float] = field(default_factory=dict)
+    parts_greedy: Mapping[str, float] = field(default_factory=dict)
+    parts_sampled: Mapping[str, float] = field(default_factory=dict)
+    failures: int = 0
+    response_tokens_mean: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReport:
+    """One step in numbers; nothing in it grows with the batch."""
+
+    step: int
+    epoch: float
+    policy_version: int
+    controllers: int
+    counts: RolloutCounts | None
+    update: UpdateReport
+    phases: Mapping[str, float]
+    spans: tuple[PhaseSpan, ...]
+    seconds: float
