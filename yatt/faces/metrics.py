@@ -1,0 +1,132 @@
+"""One flat row of numbers per step: what `metrics.jsonl`, the trackers, the terminal and the report show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+
+WORK_PHASES = ("rollout", "reward", "train", "sync")
+ASIDE_PHASES = ("evaluate", "checkpoint")
+
+
+def metrics_row(
+    report: StepReport,
+    *,
+    evaluation: EvaluationReport | None = None,
+    driver_payload_bytes: int = 0,
+) -> dict[str, Any]:
+    """A step as one row. Rollout numbers are 0 where nothing was rolled out (sft); accuracies are there when evaluated.
+
+    `tokens_per_s` counts response tokens (sft: trained tokens) over the whole step. `overhead` is the share of the step
+    in which nobody was in one of `WORK_PHASES`; evaluating and saving are in neither. Times are in seconds.
+    """
+    update = report.update
+    counts = report.counts or RolloutCounts()
+    tokens = counts.response_tokens if report.counts else update.trained_tokens
+    row: dict[str, Any] = {
+        "step": report.step,
+        "epoch": report.epoch,
+        "policy_version": report.policy_version,
+        "controllers": report.controllers,
+        **_rollout_numbers(counts),
+        "tokens_per_s": tokens / report.seconds if report.seconds > 0 else 0.0,
+        "trained_tokens": update.trained_tokens,
+        "rollout_gap_max": update.rollout_gap_max,
+        "rollout_gap_mean": update.rollout_gap_mean,
+        "kl": update.kl,
+        "kl_ref": update.kl_ref,
+        "entropy": update.entropy,
+        "clip_fraction": update.clip_fraction,
+        "loss": update.loss,
+        "grad_norm": update.grad_norm,
+        "learning_rate": update.learning_rate,
+        "skipped_updates": update.skipped_updates,
+        "seconds": report.seconds,
+        "phases": dict(report.phases),
+        "overhead": overhead(report),
+        "driver_payload_bytes": driver_payload_bytes,
+    }
+    return row | _evaluation_numbers(evaluation)
+
+
+def first_row(
+    evaluation: EvaluationReport | None, *, controllers: int, phases: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The row of step 0, before anything was trained: the first evaluation, and zeros where there is nothing yet."""
+    phases = dict(phases or {})
+    report = StepReport(
+        step=0,
+        epoch=0.0,
+        policy_version=0,
+        controllers=controllers,
+        counts=None,
+        update=UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0),
+        phases=phases,
+        spans=(),
+        seconds=sum(phases.values()),
+    )
+    return metrics_row(report, evaluation=evaluation) | {"overhead": 0.0}
+
+
+def overhead(report: StepReport) -> float:
+    """Share of the step outside generation, reward, training and weight sync: from the spans, else from the phases."""
+    aside = _covered(report, ASIDE_PHASES)
+    total = report.seconds - aside
+    return min(1.0, max(0.0, 1 - _covered(report, WORK_PHASES) / total)) if total > 0 else 0.0
+
+
+def _covered(report: StepReport, names: Sequence[str]) -> float:
+    spans = [span for span in report.spans if _kind(span.name) in names]
+    return _union(spans) if spans else sum(s for name, s in report.phases.items() if _kind(name) in names)
+
+
+def _kind(name: str) -> str:
+    return name.split("/")[0]
+
+
+def _union(spans: Iterable[PhaseSpan]) -> float:
+    """Seconds in which at least one of the spans was open."""
+    covered, end = 0.0, -math.inf
+    for span in sorted(spans, key=lambda s: s.start):
+        covered += max(0.0, span.stop - max(span.start, end))
+        end = max(end, span.stop)
+    return covered
+
+
+def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
+    scored, responses = max(1, counts.scored), max(1, counts.responses)
+    mean = counts.reward_sum / scored
+    return {
+        "reward_mean": mean,
+        "reward_std": math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean)),
+        "parts": {name: total / scored for name, total in counts.part_sums.items()},
+        "groups": counts.groups,
+        "groups_dropped": counts.groups_dropped,
+        "refills": counts.refills,
+        "responses": counts.responses,
+        "reward_failures": counts.reward_failures,
+        "reward_timeouts": counts.reward_timeouts,
+        "response_tokens": counts.response_tokens,
+        "prompt_tokens": counts.prompt_tokens,
+        "response_length_mean": counts.response_tokens / responses,
+        "longest_response": counts.longest_response,
+        "truncated": counts.truncated / responses,
+    }
+
+
+def _evaluation_numbers(evaluation: EvaluationReport | None) -> dict[str, Any]:
+    if evaluation is None:
+        return {}
+    accuracies = {"accuracy_greedy": evaluation.accuracy_greedy, "accuracy_sampled": evaluation.accuracy_sampled}
+    details = {
+        "prompts": evaluation.prompts,
+        "failures": evaluation.failures,
+        "response_tokens_mean": evaluation.response_tokens_mean,
+        "pass_at_k": {str(k): share for k, share in evaluation.pass_at_k.items()},
+        "parts_greedy": dict(evaluation.parts_greedy),
+        "parts_sampled": dict(evaluation.parts_sampled),
+    }
+    return {name: value for name, value in accuracies.items() if value is not None} | {"evaluation": details}

@@ -1,0 +1,209 @@
+"""The run directory: everything needed to understand a finished or crashed run, and nothing else.
+
+`config.yaml`, `metrics.jsonl` (one object per step), `timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`,
+`report.html`, `log/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yatt.errors import ConfigError, DataError
+from yatt.types import PhaseSpan
+
+COMPLETE = "complete.json"
+TIMELINE_EVENTS = 40_000
+_STEP_FILE = re.compile(r"^(?:step|eval)-(\d+)(?:\.c\d+)?\.jsonl$")
+_CHECKPOINT = re.compile(r"^step-(\d+)$")
+
+
+class RunDirectory:
+    """Reads and writes one run's folder. Making the object touches nothing; `create` makes the folders."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.timeline = self.path / "timeline.json"
+        self.samples = self.path / "samples"
+        self.checkpoints_folder = self.path / "checkpoints"
+        self.report = self.path / "report.html"
+        self.log = self.path / "log"
+        self._trace: Timeline | None = None
+
+    def create(self) -> RunDirectory:
+        """Make the folders that are not there yet."""
+        for folder in (self.samples, self.checkpoints_folder, self.log):
+            folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises ConfigError naming the process that holds it already.
+
+        The kernel drops the lock with the process, so a crash leaves nothing to clean up.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+", encoding="ascii") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                handle.seek(0)
+                raise ConfigError(
+                    f"run.name={self.path.name}: {self.path} is in use by process {handle.read().strip() or '?'}; "
+                    "wait until it ends, or choose another run.name"
+                ) from None
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
+            yield
+
+    def holds_run(self) -> bool:
+        """Whether a run has left metrics or checkpoints here."""
+        return bool(self.checkpoints()) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
+
+    def clear(self) -> None:
+        """Forget the run that was here: metrics, timeline, samples, checkpoints, report and tracker files."""
+        self._trace = None
+        for file in (self.metrics, self.timeline, self.report):
+            file.unlink(missing_ok=True)
+        for folder in (self.samples, self.checkpoints_folder, self.path / "tensorboard"):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.create()
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line and flush it. NaN and infinity, which JSON lacks, become null."""
+        with open(self.metrics, "a", encoding="utf-8") as out:
+            out.write(_line(row))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows; a half-written last line is left out. Raises DataError for any other line that is not JSON."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                if line and number < len(lines):
+                    raise DataError(
+                        f"{self.metrics}, line {number}: not JSON: {line[:60]!r}; mend or drop it"
+                    ) from None
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows and samples of steps after `step`, so that a resumed run has each step once."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        if self.metrics.exists():
+            _replace(self.metrics, "".join(map(_line, rows)))
+        for file in self.samples.glob("*.jsonl"):
+            match = _STEP_FILE.match(file.name)
+            if match and int(match[1]) > step:
+                file.unlink()
+
+    def append_spans(self, spans: Sequence[PhaseSpan]) -> None:
+        """Add spans to the timeline; the newest `TIMELINE_EVENTS` stay (about 5 MB; at most twice that on disk)."""
+        if self._trace is None:
+            self._trace = Timeline(self.timeline)
+        self._trace.append(spans)
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest step first."""
+        found = []
+        for folder in self.checkpoints_folder.glob("step-*"):
+            match = _CHECKPOINT.match(folder.name)
+            if match and (folder / COMPLETE).is_file():
+                found.append((int(match[1]), folder))
+        return [folder for _, folder in sorted(found)]
+
+    def latest_checkpoint(self) -> Path | None:
+        """The complete checkpoint of the highest step, if any."""
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+
+class Timeline:
+    """A Chrome trace kept whole on disk after every append: one event per line, one thread per actor.
+
+    Only a crash in the middle of a write leaves it without its closing bracket, which the format permits.
+    """
+
+    def __init__(self, path: Path, *, limit: int = TIMELINE_EVENTS) -> None:
+        self.path, self.limit = path, limit
+        self.events: deque[dict[str, Any]] = deque(maxlen=limit)
+        self.threads: dict[str, int] = {}
+        for event in _read_events(path):
+            if event.get("name") == "thread_name":
+                self.threads[event["args"]["name"]] = event["tid"]
+            elif event.get("ph") == "X":
+                self.events.append(event)
+        self._rewrite()
+
+    def append(self, spans: Sequence[PhaseSpan]) -> None:
+        new = []
+        for span in sorted(spans, key=lambda s: s.start):
+            if span.actor not in self.threads:
+                self.threads[span.actor] = len(self.threads) + 1
+                new.append(_thread_name(span.actor, self.threads[span.actor]))
+            times = {"ts": round(span.start * 1e6), "dur": round((span.stop - span.start) * 1e6)}
+            event = {"name": span.name, "ph": "X", "pid": 1, "tid": self.threads[span.actor], **times}
+            self.events.append(event)
+            new.append(event)
+        self._on_disk += len(new)
+        if self._on_disk > 2 * self.limit:
+            self._rewrite()
+        elif new:
+            with open(self.path, "r+b") as out:
+                out.seek(-len(b"\n]\n"), os.SEEK_END)
+                out.write("".join(f",\n{json.dumps(event)}" for event in new).encode() + b"\n]\n")
+
+    def _rewrite(self) -> None:
+        process = {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "yatt"}}
+        threads = [_thread_name(actor, tid) for actor, tid in self.threads.items()]
+        events = [process, *threads, *self.events]
+        _replace(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n")
+        self._on_disk = len(events)
+
+
+def _thread_name(actor: str, tid: int) -> dict[str, Any]:
+    return {"name": "thread_name", "ph": "M", "pid": 1, "tid": tid, "args": {"name": actor}}
+
+
+def _read_events(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError):
+                yield json.loads(line.rstrip(","))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
