@@ -5,12 +5,11 @@ Every wait here has a deadline; past it `WaitTimeout` names whom was waited for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from yatt.types import (
     Completion,
-    Prompt,
     Request,
     SampleKey,
     Score,
@@ -19,6 +18,11 @@ from yatt.types import (
     UpdateReport,
     WeightManifest,
 )
+
+T_co = TypeVar("T_co", covariant=True)
+
+EVERY_NODE = "*"
+"""Stands for the node of a weight manifest that every node can read."""
 
 
 class Generator(Protocol):
@@ -84,8 +88,16 @@ class Trainer(Protocol):
         controllers' shares have come; every controller gets the same report."""
         ...
 
-    async def export(self, version: int) -> list[WeightManifest]:
-        """Leader only. Write the policy's weights under Hugging Face names; one manifest per node."""
+    async def export(self, version: int) -> Mapping[str, WeightManifest]:
+        """Leader only. Write the policy's weights under Hugging Face names; by node name, or EVERY_NODE."""
+        ...
+
+    async def offload(self) -> None:
+        """Leader only. Give the memory that only training needs back to the slot."""
+        ...
+
+    async def onload(self) -> None:
+        """Leader only. Take that memory again."""
         ...
 
 
@@ -107,19 +119,19 @@ class Peers(Protocol):
         ...
 
 
-class PromptSource(Protocol):
-    """The global order of prompts, seen from one controller."""
+class Source(Protocol[T_co]):
+    """The global order of rows, seen from one controller: prompts to respond to, or samples to train on as they are."""
 
     def begin_step(self) -> None:
         """Fix the step's pending order: left-over positions first, then fresh ones."""
         ...
 
-    def draw(self) -> Prompt | None:
-        """The next prompt of this controller's share of the pending order; None when the data has ended."""
+    def draw(self) -> T_co | None:
+        """The next of this controller's share of the pending order; None when there is no data."""
         ...
 
     def drawn(self) -> int:
-        """How many prompts this controller has drawn in this step."""
+        """How many this controller has drawn in this step."""
         ...
 
     def end_step(self, drawn: Sequence[int]) -> None:

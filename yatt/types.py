@@ -136,11 +136,11 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The scored siblings of one prompt, in sibling order; those whose score failed are left out and counted."""
+    """The scored siblings of one prompt, in sibling order; those whose score failed are set apart in `failures`."""
 
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]
-    failures: int = 0
+    failures: tuple[Trajectory, ...] = ()
 
     @property
     def rewards(self) -> list[float]:
@@ -262,6 +262,7 @@ class RolloutCounts:
     reward_failures: int = 0
     reward_timeouts: int = 0
     responses: int = 0
+    scored: int = 0
     truncated: int = 0
     response_tokens: int = 0
     prompt_tokens: int = 0

@@ -1,0 +1,71 @@
+"""Waiting for actors: every wait has a deadline and an error that says whom it waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from ray import ObjectRef
+from ray.exceptions import RayActorError, RayTaskError
+
+from yatt.errors import BackendError, WaitTimeout, YattError
+
+
+async def wait_all(doing: str, calls: Mapping[str, ObjectRef[Any]], timeout: float) -> dict[str, Any]:
+    """The answers of all calls, by name. The first failure is raised at once; past `timeout` seconds WaitTimeout names
+    those who have not answered."""
+    futures = {asyncio.ensure_future(_answer(ref)): name for name, ref in calls.items()}
+    try:
+        done, pending = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+        for future in done:
+            if future.exception() is not None:
+                raise explain(futures[future], doing, future.exception())
+        if pending:
+            names = ", ".join(futures[f] for f in pending)
+            raise WaitTimeout(f"{doing}: waited {timeout:g} s for {names}")
+        return {name: future.result() for future, name in futures.items()}
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+async def wait_one(doing: str, name: str, call: ObjectRef[Any], timeout: float) -> Any:
+    """`wait_all` for a single call."""
+    return (await wait_all(doing, {name: call}, timeout))[name]
+
+
+async def _answer(ref: ObjectRef[Any]) -> Any:
+    return await ref
+
+
+def explain(name: str, doing: str, error: BaseException | None) -> BaseException:
+    """The error as the user should read it: a YattError as it is, anything else with the actor's name and last line."""
+    cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
+    if isinstance(cause, BaseExceptionGroup):
+        cause = first_error(cause)
+    if isinstance(cause, YattError):
+        return cause
+    if isinstance(cause, RayActorError):
+        return BackendError(f"{doing}: {name} died; its last words are in the run's log folder ({_last_line(cause)})")
+    text = BackendError(f"{doing}: {name} failed: {_last_line(cause)}")
+    text.__cause__ = error
+    return text
+
+
+def first_error(group: BaseExceptionGroup) -> BaseException:
+    """The error that a task group died of: the first leaf, a YattError preferred."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+    return next((e for e in leaves if isinstance(e, YattError)), leaves[0])
+
+
+def _last_line(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[0] if error else "no answer"

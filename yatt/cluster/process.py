@@ -1,0 +1,52 @@
+"""What every actor process is told when it starts: where it runs, how many threads it has, where its words go."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from yatt.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotProcess:
+    """One actor process. `log` is a file its stdout and stderr are appended to."""
+
+    name: str
+    device: Literal["cpu", "cuda"]
+    directory: str
+    log: str
+
+
+def settle(process: SlotProcess) -> None:
+    """Take the driver's working directory and send everything this process prints to its own log file."""
+    if os.path.isdir(process.directory):
+        os.chdir(process.directory)
+        sys.path.insert(0, process.directory)
+    if os.path.isdir(os.path.dirname(process.log)):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        file = os.open(process.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {process.name} %(levelname)s %(message)s", force=True)
+
+
+def free_port(host: str = "") -> int:
+    """A TCP port that is free now. Raises ConfigError when the machine has none."""
+    try:
+        with socket.socket() as s:
+            s.bind((host, 0))
+            return s.getsockname()[1]
+    except OSError as error:
+        raise ConfigError(
+            f"cluster: no free TCP port on {host or 'this machine'} ({error.strerror}); "
+            "end programs that hold ports, or widen net.ipv4.ip_local_port_range"
+        ) from None
