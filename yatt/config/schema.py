@@ -1,4 +1,4 @@
-"""Every setting there is, with its default. Torch-free. `yatt.config.load` builds a Config; `yatt.config.rules` checks it.
+"""Every setting there is, with its default. Torch-free. `load` builds a Config, `rules` checks it.
 
 Paths are relative to the working directory. Sections name what they configure; a setting has one name.
 """
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -74,7 +74,9 @@ class RolloutConfig(Section):
     n: int = Field(8, ge=1, description="Responses per prompt.")
     max_tokens: int = Field(1024, ge=1, description="Longest response.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature.")
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability together."
+    )
     top_k: int = Field(-1, ge=-1, description="-1 keeps every token.")
     stop: list[str] = Field(default_factory=list, description="Strings that end a response.")
     filter: Literal["none", "all_equal"] = Field("none", description="Groups that are dropped.")
@@ -97,13 +99,15 @@ class RewardConfig(Section):
 
 
 class OptimizerConfig(Section):
-    learning_rate: float = Field(1e-6, gt=0)
-    min_learning_rate: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="After the warm-up.")
+    learning_rate: float = Field(1e-6, gt=0, description="AdamW's largest rate.")
+    min_learning_rate: float = Field(0.0, ge=0, description="Where the schedule ends.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Learning rate after the warm-up."
+    )
     warmup_steps: int = Field(0, ge=0, description="Optimizer updates of linear warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.95))
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's two decay rates of the moments.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay.")
     clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
 
 
@@ -138,7 +142,7 @@ class EvaluateConfig(Section):
     size: int | None = Field(None, ge=1, description="Use this many rows only (for tasks: how many to make).")
     every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: before the first and after the last.")
     samples: int = Field(1, ge=0, description="Sampled responses per prompt, beside the greedy one.")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="Of the sampled responses.")
     correct_at: float = Field(1.0, description="A response is correct when its reward is at least this.")
 
 

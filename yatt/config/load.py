@@ -1,0 +1,308 @@
+"""From a YAML file and `key=value` words to a checked Config, and back to YAML."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from yatt.config.schema import Config
+from yatt.errors import ConfigError
+
+REQUIRED = "required"
+_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+class Setting(NamedTuple):
+    """One line of the reference of settings. `name` is dotted; `NAME` and `[]` stand for a key and a list item."""
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+def load_config(path: str | None, overrides: Sequence[str]) -> Config:
+    """The defaults, then the YAML file, then the `key=value` words, each over what came before.
+
+    Values of the words are read as YAML (`a.b=null`, `data.tasks=[...]`). Raises ConfigError with one line per mistake.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    given: list[str] = []
+    mistakes: list[str] = []
+    for word in overrides:
+        try:
+            key, value = _parse_word(word)
+            _merge(values, _nest(key, value))
+            given.append(key)
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return _validate(values, path, given)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every setting, resolved, as YAML that `load_config` reads back to an equal Config."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def describe() -> Iterator[Setting]:
+    """Every setting there is, in the order of the schema."""
+    return _describe(Config, "")
+
+
+def setting_count() -> int:
+    """How many settings a user may choose."""
+    return sum(1 for _ in describe())
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML with 1e-3 read as a number, as YAML 1.2 does, and a key given twice refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep))
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _parse_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = _parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read the config {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise ConfigError(f"{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {_shown(values)}; it must hold sections of settings, such as `train:`")
+    return values
+
+
+def _parse_word(word: str) -> tuple[str, Any]:
+    key, equals, text = word.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise ConfigError(f"{word!r} is not a setting; write key=value, such as train.steps=100")
+    _, field, depth = _locate(key.split("."))
+    if field is None and depth == 0:
+        raise ConfigError(f"unknown setting {key}{_suggestion(key)}")
+    annotation = field.annotation if field is not None else None
+    textual = str in _members(annotation)
+    try:
+        value = _parse_yaml(text)
+    except yaml.YAMLError as error:
+        if textual:
+            return key, text
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{key}={text} cannot be read as YAML: {problem}; quote the value") from None
+    listed = isinstance(value, list) and any(get_origin(member) is list for member in _members(annotation))
+    # A name such as 2024 or 1e3 is text to a text setting, as it stands on the command line.
+    return key, text if textual and not (value is None or isinstance(value, str) or listed) else value
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value  # type: ignore[no-any-return]
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def _validate(values: dict[str, Any], path: str | None, given: Sequence[str]) -> Config:
+    values = _with_all_sections(values, Config)
+    mistakes = {name: f"{name}={_shown(value)} is not {expected}" for name, value, expected in _misplaced(values)}
+    config = None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors():
+            name, line = _explain(item, values)
+            mistakes.setdefault(name, line)
+    if not mistakes and config is not None:
+        return config
+
+    def place(name: str) -> str:
+        from_word = any(name == key or name.startswith((key + ".", key + "[")) for key in given)
+        return "" if from_word or path is None else f"{path}: "
+
+    raise ConfigError("\n".join(place(name) + line for name, line in mistakes.items()))
+
+
+def _explain(item: Any, values: Mapping[str, Any]) -> tuple[str, str]:
+    name, field, depth = _locate(item["loc"])
+    if item["type"] == "extra_forbidden":
+        return name, f"unknown setting {name}{_suggestion(name)}"
+    expected = _expected(field)
+    if item["type"] == "missing" and depth == len(item["loc"]):
+        return name, f"{name} is not set and has no default; set {name}=VALUE ({expected})"
+    value: Any = values
+    for key in item["loc"][:depth]:
+        value = value[key]
+    return name, f"{name}={_shown(value)} is not {expected}"
+
+
+def _suggestion(name: str) -> str:
+    """The setting or section whose whole name is nearest, else the one whose last word is."""
+    settings = [setting.name for setting in describe()]
+    names = [*settings, *dict.fromkeys(full.rpartition(".")[0] for full in settings if "." in full)]
+    tails = {full.rpartition(".")[2]: full for full in reversed(names)}
+    tail = name.rpartition(".")[2]
+    near = [
+        full
+        for full in difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        if difflib.SequenceMatcher(None, tail, full.rpartition(".")[2]).ratio() >= 0.6
+    ] or [tails[match] for match in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
+    return f"; did you mean {near[0]}?" if near else "; `yatt init` writes all there are"
+
+
+def _misplaced(values: Mapping[str, Any], prefix: str = "", model: type[BaseModel] = Config) -> Iterator[Any]:
+    """Booleans where a number is due: pydantic would take `true` for 1."""
+    for key, field in model.model_fields.items():
+        value, inner = values.get(key), _section(field.annotation)
+        if inner is not None and isinstance(value, Mapping):
+            yield from _misplaced(value, f"{prefix}{key}.", inner)
+        elif isinstance(value, bool) and {int, float} & set(_members(field.annotation)):
+            yield prefix + key, value, _expected(field)
+
+
+def _with_all_sections(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """`data:` with nothing under it, or no `data:` at all, is a section left at its defaults."""
+    result = {str(key): value for key, value in values.items()}
+    for key, field in model.model_fields.items():
+        inner, value = _section(field.annotation), result.get(key)
+        if inner is not None and (value is None or isinstance(value, Mapping)):
+            result[key] = _with_all_sections(value or {}, inner)
+    return result
+
+
+# --- the schema as words ---------------------------------------------------------------------------------------------
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section an annotation is, if it is one."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _item(annotation: Any) -> tuple[str, type[BaseModel]] | None:
+    """How an item of a list or mapping of sections is written, and its section."""
+    arguments = get_args(annotation)
+    inner = _section(arguments[-1]) if arguments else None
+    if inner is None:
+        return None
+    return ("[]" if get_origin(annotation) is list else ".NAME"), inner
+
+
+def _locate(loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, int]:
+    """The dotted name of a location, cut at the setting it falls in; that setting, if it is one; and how much of the
+    location names it, 0 where nothing has that name."""
+    model: type[BaseModel] | None = Config
+    name, field, depth = "", None, 0
+    while depth < len(loc) and model is not None:
+        key = str(loc[depth])
+        name, depth = f"{name}.{key}" if name else key, depth + 1
+        field = model.model_fields.get(key)
+        if field is None:
+            return ".".join([name, *map(str, loc[depth:])]), None, 0
+        model, item = _section(field.annotation), _item(field.annotation)
+        if item is not None and depth < len(loc):
+            name += f"[{loc[depth]}]" if item[0] == "[]" else f".{loc[depth]}"
+            model, field, depth = item[1], None, depth + 1
+    return name, field, depth
+
+
+def _describe(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
+    for key, field in model.model_fields.items():
+        name, inner, item = prefix + key, _section(field.annotation), _item(field.annotation)
+        if inner is not None:
+            yield from _describe(inner, name + ".")
+        elif item is not None:
+            yield from _describe(item[1], f"{name}{item[0]}.")
+        else:
+            default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
+            yield Setting(name, _type_name(field.annotation), default, field.description or "")
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_name, arguments))
+    if origin in (list, tuple):
+        return f"[{', '.join(map(_type_name, arguments))}]"
+    if origin is dict:
+        return "mapping"
+    return "null" if annotation is type(None) else annotation.__name__
+
+
+def _expected(field: FieldInfo | None) -> str:
+    """What a setting takes, in words: `a whole number >= 1`."""
+    if field is None or _section(field.annotation):
+        return "a section of settings"
+    words = " or ".join(_words(member) for member in _members(field.annotation))
+    bounds = [f"{sign} {getattr(m, key)}" for m in field.metadata for key, sign in _BOUNDS if hasattr(m, key)]
+    pattern = next((m.pattern for m in field.metadata if getattr(m, "pattern", None)), None)
+    return " ".join([words, " and ".join(bounds), f"matching {pattern}" if pattern else ""]).replace("  ", " ").strip()
+
+
+def _words(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is list:
+        inner = arguments[0]
+        return "a list of " + ("sections" if _section(inner) else "texts" if inner is str else _words(inner))
+    if origin is tuple:
+        return f"a list of {len(arguments)} numbers"
+    return "a mapping"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, (str, list, dict)) else {None: "null"}.get(value, str(value))
+    text = text.lower() if isinstance(value, bool) else text
+    return text if len(text) <= 60 else text[:57] + "..."
