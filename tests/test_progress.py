@@ -1,0 +1,130 @@
+"""What the terminal shows: plain lines without a terminal, a live region on one, and nothing too wide."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from yatt.faces.progress import Progress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def row(step, **changes):
+    values = {
+        "step": step, "reward_mean": 0.5, "loss": 0.25, "kl": 1.2e-6, "response_length_mean": 17.4,
+        "longest_response": 60, "tokens_per_s": 3456.0, "seconds": 2.0, "reward_failures": 0, "groups_dropped": 0,
+        "skipped_updates": 0, "phases": {"rollout": 1.5, "train": 0.5},
+    }  # fmt: skip
+    return values | changes
+
+
+def make(total, kind="rl", *, terminal=False, width=100, **options):
+    out, clock = io.StringIO(), Clock()
+    console = Console(file=out, force_terminal=terminal, width=width, highlight=False, **options)
+    return Progress(total, kind, console=console, clock=clock), out, clock
+
+
+def test_without_a_terminal_every_step_is_one_plain_line():
+    progress, out, clock = make(3, width=20)
+    with progress:
+        progress.phase("engine 0", "loading", "weights")
+        clock.now += 12.3
+        progress.phase("engine 0", "ready")
+        progress.warn("2 rows skipped")
+        for step in (1, 2, 3):
+            clock.now += 2
+            progress.step(row(step, reward_failures=int(step == 2)))
+        progress.finish(["report  runs/a/report.html", "next    yatt eval runs/a"])
+    assert out.getvalue().splitlines() == [
+        "  engine 0: loading (weights)",
+        "  engine 0: ready, 12.3 s",
+        "warning: 2 rows skipped",
+        "step 1/3  reward 0.500  kl 1.2e-06  len 17/60  tok/s 3.5k  2.00 s  rollout 1.50s train 0.50s  ETA 0:04",
+        "step 2/3  reward 0.500  kl 1.2e-06  len 17/60  tok/s 3.5k  2.00 s  failed 1  rollout 1.50s train 0.50s"
+        "  ETA 0:02",
+        "step 3/3  reward 0.500  kl 1.2e-06  len 17/60  tok/s 3.5k  2.00 s  rollout 1.50s train 0.50s",
+        "report  runs/a/report.html",
+        "next    yatt eval runs/a",
+    ]
+
+
+def test_the_evaluation_before_the_first_step_shows_accuracies_only():
+    progress, out, _ = make(40)
+    with progress:
+        progress.step(row(0, accuracy_greedy=0.02, accuracy_sampled=0.34, evaluation={}))
+    assert out.getvalue() == "step  0/40  greedy 2.0%  sampled 34.0%\n"
+
+
+def test_fast_sft_steps_are_shown_each_tenth_and_every_five_seconds():
+    progress, out, clock = make(1000, "sft")
+    with progress:
+        for step in range(1, 1001):
+            clock.now += 1 / 8 if step <= 200 else 1 / 128
+            progress.step(row(step))
+    shown = [int(line.split()[1].split("/")[0]) for line in out.getvalue().splitlines()]
+    # the first; each 5 s = 40 steps, and each tenth = 100 steps, while slow; then the tenths alone
+    assert shown == [1, 41, 81, 100, 140, 180, 200, 300, 400, 500, 600, 700, 800, 900, 1000]
+    assert "loss 0.2500" in out.getvalue() and "reward" not in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [30, 50, 80, 140])
+def test_lines_fit_the_terminal_and_the_live_region_is_taken_down(width):
+    progress, out, _ = make(40, terminal=True, width=width, legacy_windows=False)
+    with progress:
+        progress.phase("engine 0", "loading")
+        progress.phase("engine 0", "ready")
+        for step in range(1, 4):
+            progress.step(row(step, accuracy_greedy=0.5))
+            rendered = progress._region()
+            assert all(len(line) <= width for line in _plain(rendered, width))
+            assert len(_plain(progress._line(row(step, accuracy_greedy=0.5)), width)) == 1
+        progress.finish(["report  runs/a/report.html"])
+    text = out.getvalue()
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is hidden, and shown again
+
+
+def _plain(renderable, width):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue().splitlines()
+
+
+def test_no_color_leaves_no_colour_codes():
+    progress, out, _ = make(4, terminal=True, no_color=True, legacy_windows=False)
+    with progress:
+        progress.step(row(1))
+        progress.finish(["done"])
+    assert "\x1b[3" not in out.getvalue() and "\x1b[38" not in out.getvalue()
+
+
+def test_the_remaining_time_follows_the_latest_steps():
+    progress, _, clock = make(100)
+    for step in range(1, 41):
+        clock.now += 1 if step <= 20 else 3
+        progress.step(row(step))
+    assert progress._eta() == pytest.approx(60 * 3)
+    clock.now += 10
+    assert progress._eta() == pytest.approx(60 * 3 - 10)
+
+
+def test_missing_numbers_do_not_end_a_run():
+    progress, out, _ = make(2)
+    with progress:
+        progress.step(row(1, reward_mean=None, kl=None, phases={}))
+        progress.step(row(2, loss=None))
+    assert "reward nan" in out.getvalue()
+
+
+def test_signs_the_output_cannot_show_are_replaced():
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii", write_through=True), width=80)
+    with Progress(1, console=console) as progress:
+        progress.note("naïve ✓")
+    assert raw.getvalue() == b"na?ve ?\n"

@@ -1,0 +1,187 @@
+"""What the user sees in the terminal: startup phases as they happen, then the steps, warnings, and where things are.
+
+On a terminal: lines that scroll, above a live region that redraws 4 times a second. Elsewhere: plain lines only.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+DONE = ("done", "ready")
+FAILED = ("failed",)
+LINE_SECONDS = 5.0
+BAR_CELLS = 12
+PHASE_STYLE = {"rollout": "blue", "reward": "magenta", "train": "yellow", "sync": "cyan"}
+GLYPHS = "█▓▒░▚"
+
+
+class Progress:
+    """A context manager around a run of `total_steps`; `kind` "sft" shows loss where "rl" shows rewards."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        kind: Literal["rl", "sft"] = "rl",
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.kind, self.clock = total_steps, kind, clock
+        self.console = console or Console(highlight=False)
+        self._running: dict[str, tuple[float, str]] = {}
+        self._row: Mapping[str, Any] | None = None
+        self._ends: deque[tuple[float, int]] = deque(maxlen=20)
+        self._last_line = -LINE_SECONDS
+        self._live = Live(get_renderable=self._region, console=self.console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        if isinstance(self.console.file, io.TextIOWrapper):  # a sign the terminal cannot show must not end a run
+            self.console.file.reconfigure(errors="replace")
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def phase(self, name: str, state: str, detail: str = "") -> None:
+        """A named startup task is now in `state`: one of `DONE` or `FAILED` ends it, any other is under way."""
+        started, last = self._running.get(name, (self.clock(), ""))
+        said = f"{name}: {state}" + (f" ({detail})" if detail else "")
+        if state in DONE or state in FAILED:
+            self._running.pop(name, None)
+            mark, style = ("✓", "green") if state in DONE else ("✗", "bold red")
+            mark = f"{mark} " if self.console.is_terminal else "  "
+            self._print(Text.assemble((mark, style), said, (f", {self.clock() - started:.1f} s", "dim")))
+        else:
+            self._running[name] = (started, said)
+            if not self.console.is_terminal and said != last:
+                self._print(Text(f"  {said}"))
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """A step has ended. Every rl step has its line; sft lines come each tenth of the run, and every 5 s."""
+        self._row = row
+        self._ends.append((self.clock(), row["step"]))
+        tenth = max(1, self.total // 10)
+        due = self.clock() - self._last_line >= LINE_SECONDS
+        if self.kind == "rl" or due or row["step"] % tenth == 0 or row["step"] == self.total or "evaluation" in row:
+            self._last_line = self.clock()
+            self._print(self._line(row))
+
+    def note(self, text: str) -> None:
+        self._print(Text(text))
+
+    def warn(self, text: str) -> None:
+        self._print(Text.assemble(("warning: ", "bold yellow"), text))
+
+    def finish(self, summary: Sequence[str]) -> None:
+        """Take the live region down and say where things are and what to try next."""
+        self._running.clear()
+        self._row = None
+        self._live.stop()
+        text = Text("\n".join(summary))
+        self._print(Panel(text, expand=False, border_style="green") if self.console.is_terminal else text)
+
+    def _print(self, what: RenderableType) -> None:
+        self.console.print(what, soft_wrap=not self.console.is_terminal)
+
+    def _line(self, row: Mapping[str, Any]) -> Text:
+        """The step on one line; what does not fit a narrow terminal is left out from the right."""
+        room = self.console.width if self.console.is_terminal else 10_000
+        line = Text(f"step {row['step']:>{len(str(self.total))}}/{self.total}", style="bold")
+        for part in self._fields(row):
+            if line.cell_len + 2 + part.cell_len > room:
+                break
+            line = Text.assemble(line, "  ", part)
+        return line
+
+    def _fields(self, row: Mapping[str, Any]) -> list[Text]:
+        """The row's numbers, the most telling first."""
+        fields = []
+        if self.kind == "sft" and row["step"] > 0:
+            fields = [_field("loss", f"{_number(row['loss']):.4f}")]
+        elif row["step"] > 0:
+            fields = [_field("reward", f"{_number(row['reward_mean']):.3f}")]
+        for name, key in (("greedy", "accuracy_greedy"), ("sampled", "accuracy_sampled")):
+            if row.get(key) is not None:
+                fields.append(_field(name, f"{row[key]:.1%}", "bold green"))
+        if row["step"] == 0:
+            return fields
+        if self.kind == "rl":
+            fields.append(_field("kl", f"{_number(row['kl']):.1e}"))
+            fields.append(_field("len", f"{row['response_length_mean']:.0f}/{row['longest_response']}"))
+        fields.append(_field("tok/s", _short(row["tokens_per_s"])))
+        fields.append(Text(f"{row['seconds']:.2f} s"))
+        for name, key in (("failed", "reward_failures"), ("dropped", "groups_dropped"), ("skipped", "skipped_updates")):
+            if row.get(key):
+                fields.append(_field(name, str(row[key]), "bold red" if key != "groups_dropped" else "none"))
+        fields.append(self._phases(row["phases"]) if self.kind == "rl" else Text())
+        if not self.console.is_terminal and row["step"] < self.total:
+            fields.append(_field("ETA", _clock(self._eta())))
+        return [field for field in fields if field.plain]
+
+    def _phases(self, phases: Mapping[str, float], *, legend: bool = False) -> Text:
+        """Shares of the step's time as a bar, or its legend; seconds in words where there is no terminal."""
+        shown = {name: s for name, s in phases.items() if s > 0 and s >= 0.01 * sum(phases.values())}
+        if not self.console.is_terminal:
+            return Text(" ".join(f"{name} {s:.2f}s" for name, s in shown.items()))
+        text, total = Text(), sum(shown.values())
+        for i, (name, seconds) in enumerate(shown.items()):
+            glyph, style = GLYPHS[i % len(GLYPHS)], PHASE_STYLE.get(name, "bright_black")
+            text.append(glyph if legend else glyph * round(BAR_CELLS * seconds / total), style)
+            text.append(f" {name} {seconds / total:.0%}  " if legend else "")
+        return text
+
+    def _region(self) -> RenderableType:
+        """The live region: tasks under way, then the bar of the run."""
+        rows: list[RenderableType] = []
+        for started, said in self._running.values():
+            rows.append(Spinner("dots", Text.assemble(said, (f" {self.clock() - started:.0f} s", "dim"))))
+        if self._row is not None:
+            grid = Table.grid(padding=(0, 1), expand=False)
+            bar = ProgressBar(total=self.total, completed=self._row["step"], width=max(8, self.console.width // 3))
+            latest = "" if self.kind == "rl" else f" loss {_number(self._row['loss']):.4f}"
+            grid.add_row(bar, Text(f"{self._row['step']}/{self.total}{latest} ETA {_clock(self._eta())}", no_wrap=True))
+            rows.append(grid)
+            rows.append(self._phases(self._row["phases"], legend=True))
+        return Group(*rows)
+
+    def _eta(self) -> float | None:
+        """Seconds left, at the pace of the last steps: responses grow, so old steps say little."""
+        (first, a), (last, b) = self._ends[0], self._ends[-1]
+        pace = (last - first) / (b - a) if b > a else _number(self._row["seconds"]) if self._row and b else None
+        return None if pace is None else max(0.0, (self.total - b) * pace - (self.clock() - last))
+
+
+def _field(name: str, value: str, style: str = "none") -> Text:
+    return Text.assemble((f"{name} ", "dim"), (value, style))
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:.1f}k" if value >= 1000 else f"{value:.0f}"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "-:--"
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}" if minutes >= 60 else f"{minutes}:{left:02}"
