@@ -1,0 +1,80 @@
+"""How a version of the policy's weights travels from the trainer to the engines of a node.
+
+A writer makes a `WeightManifest`; a reader verifies it and reads it. Names are Hugging Face names throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+import xxhash
+
+from yatt.errors import BackendError
+from yatt.types import WeightManifest
+from yatt.weights import flat, folder
+
+__all__ = ["SHARED_MEMORY", "WeightWriter", "check_names", "read", "verify", "writer_for"]
+
+SHARED_MEMORY = "/dev/shm"
+WRITERS = {"shm": flat.FlatWriter, "disk": folder.FolderWriter}
+READERS = {"flat": flat.read, "folder": folder.read}
+
+
+class WeightWriter(Protocol):
+    """Writes versions of one model's weights, each whole."""
+
+    def write(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightManifest: ...
+
+    def close(self) -> None: ...
+
+
+def writer_for(kind: Literal["shm", "disk"], directory: str | Path | None, token: str) -> WeightWriter:
+    """The writer of a transport. `directory` is by default /dev/shm for "shm", and needed for "disk".
+
+    `token` tells apart the runs and nodes that share the directory.
+    """
+    if kind == "disk" and directory is None:
+        raise BackendError("weights.transport=disk needs a directory: set weights.dir")
+    return WRITERS[kind](directory or SHARED_MEMORY, token)
+
+
+def verify(manifest: WeightManifest) -> None:
+    """Read every byte; raise BackendError where the checksum over them is not the manifest's."""
+    checksum = xxhash.xxh3_64()
+    for _, tensor in READERS[manifest.kind](manifest):
+        checksum.update(flat.tensor_bytes(tensor))
+    if checksum.hexdigest() != manifest.checksum:
+        raise BackendError(
+            f"weights: version {manifest.version} in {manifest.path} has checksum {checksum.hexdigest()}, "
+            f"its manifest says {manifest.checksum}: it was changed or half-written"
+        )
+
+
+def read(manifest: WeightManifest, *, verified: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of a whole version, in the manifest's order; verified first unless the caller already did.
+
+    Raises BackendError before the first tensor on a wrong checksum, a missing tensor or a truncated file.
+    """
+    if not verified:
+        verify(manifest)
+    return READERS[manifest.kind](manifest)
+
+
+def check_names(manifest: WeightManifest, expected: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+    """Raise BackendError unless the manifest has exactly the tensors of a model folder, in name and shape.
+
+    `lm_head.weight` may be absent or present where it is `tied` to the embedding.
+    """
+    optional = {"lm_head.weight"} if tied else set()
+    given = {entry.name: entry.shape for entry in manifest.entries}
+    where = f"weights: version {manifest.version} in {manifest.path}"
+    for name in expected.keys() - given.keys() - optional:
+        raise BackendError(f"{where} lacks the tensor {name}")
+    for name in given.keys() - expected.keys() - optional:
+        raise BackendError(f"{where} has a tensor {name} that the model does not have")
+    for name in given.keys() & expected.keys():
+        if given[name] != expected[name]:
+            raise BackendError(f"{where}: {name} has shape {given[name]}, the model's is {expected[name]}")

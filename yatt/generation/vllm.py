@@ -1,0 +1,358 @@
+"""A `Generator` on one in-process vLLM engine, stepped by a thread of ours.
+
+Since nobody else steps the engine, "after pause no token is sampled" holds by construction, weights are loaded between
+two steps, and the tokens so far of an aborted request are known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from yatt.config.schema import RolloutConfig
+from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.types import Completion, Finish, Request, SampleKey, Span, WeightManifest
+
+if TYPE_CHECKING:
+    from yatt.generation.vllm_engine import Device, Engine
+
+R = TypeVar("R")
+
+# Seconds a command may wait for the engine's thread: far beyond the longest step or load.
+PATIENCE = 1800.0
+
+
+class Stream:
+    """Completions on their way from the engine's thread to one caller of `generate`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pending: int) -> None:
+        self.pending = pending
+        self._loop = loop
+        self._ended: deque[Completion] = deque()
+        self._failure: Exception | None = None
+        self._news = asyncio.Event()
+
+    def put(self, ended: list[Completion], failure: Exception | None = None) -> None:
+        """From the thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._arrive, ended, failure)
+
+    def _arrive(self, ended: list[Completion], failure: Exception | None) -> None:
+        self._ended.extend(ended)
+        self._failure = self._failure or failure
+        self._news.set()
+
+    async def get(self) -> list[Completion]:
+        """Everything that has ended since the last call; waits for at least one."""
+        await self._news.wait()
+        self._news.clear()
+        if self._failure is not None:
+            raise self._failure
+        ended = list(self._ended)
+        self._ended.clear()
+        self.pending -= len(ended)
+        return ended
+
+
+@dataclass(slots=True)
+class Running:
+    """A request in the engine: its tokens so far, and where each policy version began."""
+
+    request: Request
+    stream: Stream
+    versions: list[tuple[int, int]]
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stops: StopStrings | None = None
+
+    def completion(self, finish: Finish) -> Completion:
+        ends = [start for start, _ in self.versions[1:]] + [len(self.tokens)]
+        spans = [Span(start=s, stop=e, version=v) for (s, v), e in zip(self.versions, ends, strict=True) if e > s]
+        return Completion(
+            key=self.request.key,
+            tokens=np.array(self.tokens, dtype=np.int32),
+            rollout_logprobs=np.array(self.logprobs, dtype=np.float32),
+            spans=tuple(spans),
+            finish=finish,
+        )
+
+
+class StopStrings:
+    """Looks for stop strings in a growing response, special tokens included."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(ids=list(prompt), skip_special_tokens=False)
+        self._stop = stop
+        self._keep = max(map(len, stop)) - 1
+        self._text = ""
+
+    def found(self, token: int) -> bool:
+        """Whether the response, with this token, now contains a stop string."""
+        text = self._text + (self._stream.step(self._tokenizer, token) or "")
+        self._text = text[-self._keep :] if self._keep else ""
+        return any(stop in text for stop in self._stop)
+
+
+class VllmGenerator:
+    """Implements `yatt.protocols.Generator`.
+
+    Logprobs are those of the distribution a token was drawn from: temperature, top-k and top-p applied. A greedy token
+    (temperature 0) comes from a distribution that is all on it; its logprob is instead the model's own, at
+    temperature 1. A response ends with one of `stop_token_ids` (by default the end tokens the model's folder names), as
+    its request asks, or at the context length. The same seed gives the same tokens up to round-off, which depends on
+    what else is running.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        config: RolloutConfig,
+        context_length: int,
+        dtype: str,
+        device: Device,
+        seed: int,
+        stop_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        self._model = model
+        self._context_length = context_length
+        self._arguments = dict(
+            model=model, config=config, context_length=context_length, dtype=dtype, device=device, seed=seed
+        )
+        self._stop_token_ids = stop_token_ids or end_tokens(model)
+        self._tokenizer: Tokenizer | None = None
+        self._engine: Engine | None = None
+        self._thread: threading.Thread | None = None
+        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], concurrent.futures.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._running: dict[str, Running] = {}
+        self._next_id = 0
+        self._version = 0
+        self._paused = False
+        self._asleep = False
+        self._failure: Exception | None = None
+        self.tokens_sampled = 0
+
+    async def start(self) -> None:
+        """Import vLLM and load the model. The process must have been started with `environment(device)`."""
+        self._thread = threading.Thread(target=self._work, name="vllm", daemon=True)
+        self._thread.start()
+        await self._call(self._build)
+
+    # The asyncio side.
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        for request in requests:
+            if len(request.tokens) >= self._context_length:
+                raise BackendError(
+                    f"request {request.key}: its prompt of {len(request.tokens)} tokens leaves no room "
+                    f"in model.context_length={self._context_length}"
+                )
+        stream = Stream(asyncio.get_running_loop(), len(requests))
+        await self._call(self._admit, requests, stream)
+        try:
+            while stream.pending:
+                yield await stream.get()
+        finally:
+            if stream.pending:
+                self._post(self._forsake, stream)
+
+    async def abort(self, keys: Sequence[SampleKey]) -> None:
+        await self._call(self._abort, frozenset(keys))
+
+    async def pause(self) -> None:
+        await self._call(self._set_paused, True)
+
+    async def resume(self) -> None:
+        await self._call(self._set_paused, False)
+
+    async def load(self, manifest: WeightManifest) -> int:
+        return await self._call(self._load, manifest)
+
+    async def sleep(self) -> int:
+        return await self._call(self._sleep)
+
+    async def wake(self) -> None:
+        await self._call(self._wake)
+
+    async def version(self) -> int:
+        return self._version
+
+    async def close(self) -> None:
+        if self._thread is None:
+            return
+        if self._failure is None:
+            await self._call(self._close)
+        self._commands.put(None)
+        await asyncio.to_thread(self._thread.join, PATIENCE)
+        self._thread = None
+
+    async def _call(self, action: Callable[..., R], *arguments: Any) -> R:
+        """Run `action` on the engine's thread, between two steps."""
+        future = self._post(action, *arguments)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
+        except TimeoutError:
+            raise WaitTimeout(
+                f"vLLM's thread ({self._model}) did not come to {action.__name__.strip('_')} in {PATIENCE:.0f} s"
+            ) from None
+
+    def _post(self, action: Callable[..., R], *arguments: Any) -> concurrent.futures.Future[R]:
+        if self._thread is None:
+            raise BackendError(f"the vLLM generator of {self._model} is not running: it was not started, or closed")
+        future: concurrent.futures.Future[R] = concurrent.futures.Future()
+        self._commands.put((lambda: action(*arguments), future))
+        return future
+
+    # The engine's thread. Everything below runs on it, one thing at a time.
+
+    def _work(self) -> None:
+        while True:
+            busy = bool(self._running) and not self._paused and self._failure is None
+            if not busy or not self._commands.empty():
+                command = self._commands.get()
+                if command is None:
+                    return
+                self._obey(*command)
+            else:
+                try:
+                    self._step()
+                except Exception as error:
+                    self._fail(error)
+
+    def _obey(self, action: Callable[[], Any], future: concurrent.futures.Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            if self._failure is not None:
+                raise BackendError(f"vLLM has failed before: {self._failure}")
+            future.set_result(action())
+        except Exception as error:
+            future.set_exception(error)
+
+    def _build(self) -> None:
+        from yatt.generation.vllm_engine import Engine  # noqa: PLC0415  (a heavy library, wanted by nobody else)
+
+        self._engine = Engine(**self._arguments)
+
+    def _admit(self, requests: Sequence[Request], stream: Stream) -> None:
+        for request in requests:
+            id, self._next_id = str(self._next_id), self._next_id + 1
+            running = Running(request, stream, versions=[(0, self._version)])
+            if request.params.stop:
+                running.stops = StopStrings(self._load_tokenizer(), request.tokens.tolist(), request.params.stop)
+            self._engine.add(
+                id,
+                request.tokens.tolist(),
+                request.params,
+                request.seed,
+                (*self._stop_token_ids, *request.params.stop_token_ids),
+            )
+            self._running[id] = running
+
+    def _step(self) -> None:
+        ended: list[tuple[str, Finish]] = []
+        stopped: list[str] = []
+        for id, tokens, logprobs, finish in self._engine.step():
+            running = self._running[id]
+            running.tokens += tokens
+            running.logprobs += logprobs
+            self.tokens_sampled += len(tokens)
+            if running.stops is not None and tokens and running.stops.found(tokens[-1]):
+                if finish is None:
+                    stopped.append(id)
+                finish = "stop"
+            if finish is not None:
+                ended.append((id, finish))
+        if stopped:
+            self._engine.abort(stopped)
+        if ended:
+            self._answer(ended)
+
+    def _answer(self, ended: Sequence[tuple[str, Finish]]) -> None:
+        batches: dict[Stream, list[Completion]] = {}
+        for id, finish in ended:
+            running = self._running.pop(id)
+            batches.setdefault(running.stream, []).append(running.completion(finish))
+        for stream, batch in batches.items():
+            stream.put(batch)
+
+    def _end(self, ids: Sequence[str]) -> None:
+        self._engine.abort(ids)
+        self._answer([(id, "aborted") for id in ids])
+
+    def _abort(self, keys: frozenset[SampleKey]) -> None:
+        self._end([id for id, running in self._running.items() if running.request.key in keys])
+
+    def _forsake(self, stream: Stream) -> None:
+        self._end([id for id, running in self._running.items() if running.stream is stream])
+
+    def _set_paused(self, paused: bool) -> None:
+        if self._asleep and not paused:
+            raise BackendError("a sleeping generator cannot resume; wake it first")
+        self._paused = paused
+
+    def _load(self, manifest: WeightManifest) -> int:
+        if not self._paused:
+            raise BackendError("weights can only be loaded into a paused generator; pause it first")
+        self._engine.load(manifest)
+        self._version = manifest.version
+        for running in self._running.values():
+            running.versions.append((len(running.tokens), self._version))
+        return self._version
+
+    def _sleep(self) -> int:
+        self._paused = True
+        if self._asleep:
+            return 0
+        self._asleep = True
+        return self._engine.sleep()
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._engine.wake()
+            self._asleep = False
+
+    def _close(self) -> None:
+        self._end(list(self._running))
+        self._engine.close()
+        self._engine = None
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = BackendError(f"vLLM failed while sampling: {type(error).__name__}: {error}")
+        self._failure.__cause__ = error
+        for stream in {running.stream for running in self._running.values()}:
+            stream.put([], self._failure)
+        self._running.clear()
+
+    def _load_tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            path = Path(self._model) / "tokenizer.json"
+            if not path.is_file():
+                raise ConfigError(f"rollout.stop needs a fast tokenizer, but {path} does not exist; use stop token ids")
+            self._tokenizer = Tokenizer.from_file(str(path))
+        return self._tokenizer
+
+
+def end_tokens(model: str) -> tuple[int, ...]:
+    """The end-of-sequence tokens a Hugging Face folder names: generation_config.json first, config.json otherwise."""
+    for name in ("generation_config.json", "config.json"):
+        path = Path(model) / name
+        tokens = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if tokens is not None:
+            return tuple(tokens) if isinstance(tokens, list) else (tokens,)
+    return ()

@@ -1,0 +1,185 @@
+"""vLLM behind plain synchronous calls. Every detail of vLLM is here; only `VllmGenerator`'s thread calls it.
+
+The engine core runs in this process and is stepped by its caller, below vLLM's own output layer: tokens and logprobs
+are taken as they leave the scheduler, which spares the Python objects and strings that layer makes for every token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams as VllmParams
+from vllm.v1.engine import EngineCoreRequest, FinishReason
+from vllm.v1.engine.core_client import InprocClient
+from vllm.v1.executor import Executor
+
+from yatt.config.schema import RolloutConfig
+from yatt.errors import BackendError, ConfigError
+from yatt.types import Finish, SamplingParams, WeightManifest
+from yatt.weights import check_names, verify
+from yatt.weights.folder import shapes
+
+Device = Literal["cpu", "cuda"]
+
+FINISHES: dict[FinishReason, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+
+DEFAULTS: dict[Device, dict[str, Any]] = {
+    "cpu": dict(
+        enforce_eager=True,
+        kv_cache_memory_bytes=256 << 20,
+        block_size=32,  # vLLM's 128 is longer than many prompts: they would never be shared
+        max_num_seqs=256,
+        distributed_executor_backend="uni",
+    ),
+    "cuda": dict(gpu_memory_utilization=0.5),
+}
+# What the adapter rests on, and what other settings already say.
+RESERVED = {
+    "model": "model.path",
+    "tokenizer": "model.path",
+    "dtype": "model.dtype",
+    "max_model_len": "model.context_length",
+    "seed": "run.seed",
+    "enable_sleep_mode": "rollout.sleep",
+    "async_scheduling": None,
+    "pipeline_parallel_size": None,
+    "data_parallel_size": None,
+    "logprobs_mode": None,
+    "skip_tokenizer_init": None,
+    "worker_extension_cls": None,
+}
+
+
+class Sampled(NamedTuple):
+    """What one step gave one request; `finish` is None while it goes on."""
+
+    id: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Finish | None
+
+
+class Engine:
+    """One vLLM engine core. Blocking, not thread-safe, to be used from one thread."""
+
+    def __init__(
+        self, *, model: str, config: RolloutConfig, context_length: int, dtype: str, device: Device, seed: int
+    ) -> None:
+        arguments = engine_arguments(config, device) | dict(
+            model=model,
+            tokenizer=model,
+            dtype=dtype,
+            max_model_len=context_length,
+            seed=seed,
+            enable_sleep_mode=config.sleep and device == "cuda",
+            async_scheduling=False,
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=True,
+            worker_extension_cls="yatt.generation.vllm_worker.WorkerExtension",
+            disable_log_stats=True,
+        )
+        vllm_config: VllmConfig = EngineArgs(**arguments).create_engine_config()
+        self._core = InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False)
+        self._executor = self._core.engine_core.model_executor
+        self._on_cpu = device == "cpu"
+        self._sleeps = config.sleep
+        self._shapes = shapes(model)
+        self._tied = bool(json.loads((Path(model) / "config.json").read_text()).get("tie_word_embeddings", False))
+
+    def add(
+        self, id: str, tokens: Sequence[int], params: SamplingParams, seed: int, stop_token_ids: Sequence[int]
+    ) -> None:
+        """Queue a request. Stop strings are not the engine's business here."""
+        request = EngineCoreRequest(
+            request_id=id,
+            prompt_token_ids=list(tokens),
+            mm_features=None,
+            sampling_params=VllmParams(
+                max_tokens=params.max_tokens,
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=max(0, params.top_k),
+                seed=seed % (1 << 63),
+                stop_token_ids=list(stop_token_ids),
+                logprobs=0,
+                detokenize=False,
+            ),
+            pooling_params=None,
+            arrival_time=time.time(),
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        self._core.add_request(request)
+
+    def step(self) -> list[Sampled]:
+        """Sample one token for every request that is running; what is new, per request."""
+        sampled = []
+        for output in self._core.get_output().outputs:
+            reason = output.finish_reason
+            if reason is not None and reason not in FINISHES:
+                raise BackendError(f"vLLM ended a request with {reason}")
+            logprobs = output.new_logprobs.logprobs[:, 0].tolist() if output.new_logprobs else []
+            sampled.append(
+                Sampled(
+                    output.request_id, output.new_token_ids, logprobs, FINISHES[reason] if reason is not None else None
+                )
+            )
+        return sampled
+
+    def abort(self, ids: Sequence[str]) -> None:
+        self._core.abort_requests(list(ids))
+
+    def forget_prefixes(self) -> None:
+        """Drop every cached key and value; running requests are queued again and recompute theirs."""
+        self._core.reset_prefix_cache(reset_running_requests=True)
+
+    def load(self, manifest: WeightManifest) -> None:
+        """Verify, then write the weights into the model. Writes nothing where a name, shape or byte is wrong."""
+        check_names(manifest, self._shapes, self._tied)
+        verify(manifest)
+        if "weights" in self._executor.sleeping_tags:
+            self._executor.wake_up(["weights"])
+        self._executor.collective_rpc("yatt_load", args=(manifest,))
+        self.forget_prefixes()
+
+    def sleep(self) -> int:
+        """Free the KV cache (on CUDA the weights too, kept in host memory); returns the bytes freed."""
+        if not self._sleeps:
+            return 0
+        self.forget_prefixes()
+        if self._on_cpu:
+            return sum(self._executor.collective_rpc("yatt_free_kv_cache"))
+        before = sum(self._executor.collective_rpc("yatt_device_bytes"))
+        self._executor.sleep(level=1)
+        return max(0, before - sum(self._executor.collective_rpc("yatt_device_bytes")))
+
+    def wake(self) -> None:
+        """Take everything back. On a CPU there is nothing to do: pages come back as they are touched."""
+        if self._executor.is_sleeping:
+            self._executor.wake_up()
+
+    def close(self) -> None:
+        self._core.shutdown()
+
+
+def engine_arguments(config: RolloutConfig, device: Device) -> dict[str, Any]:
+    """The device's defaults under the user's `engine_args`. Raises ConfigError on a name vLLM does not have."""
+    known = {field.name for field in dataclasses.fields(EngineArgs)}
+    for name in config.engine_args:
+        if name in RESERVED:
+            remedy = f"set {RESERVED[name]} instead" if RESERVED[name] else "remove it: the adapter depends on it"
+            raise ConfigError(f"rollout.engine_args.{name} cannot be chosen; {remedy}")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ConfigError(f"rollout.engine_args.{name} is not an option of vLLM{hint}")
+    return DEFAULTS[device] | config.engine_args
