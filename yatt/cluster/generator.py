@@ -99,7 +99,9 @@ class GeneratorActor:
 class RemoteGenerator:
     """`Generator` over the wire, for one controller. Calls made in one turn of the event loop travel together."""
 
-    def __init__(self, actor: Any, *, name: str, client: str, slots: tuple[int, ...], node: str, timeout: float) -> None:
+    def __init__(
+        self, actor: Any, *, name: str, client: str, slots: tuple[int, ...], node: str, timeout: float
+    ) -> None:
         self.name = name
         self.slots = slots
         self.node = node

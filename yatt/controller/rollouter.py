@@ -68,7 +68,7 @@ class Rollouter:
     def __init__(self, *, source: Source[Prompt], responder: Responder, config: RolloutConfig) -> None:
         self._source = source
         self._responder = responder
-        self._keep = FILTERS[config.filter]
+        self._drop = FILTERS[config.filter]
         self._max_refills = config.max_refills
         self._params = [
             SamplingParams(
@@ -92,7 +92,7 @@ class Rollouter:
                 return
             group = as_group(prompt, await self._responder.respond(prompt, self._params))
             finished.append(group)
-            if usable(group) and self._keep(group.rewards):
+            if usable(group) and not self._drop(group.rewards):
                 kept.append(group)
             elif refills:
                 refills -= 1

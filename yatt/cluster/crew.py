@@ -1,0 +1,194 @@
+"""Brings a cluster up and lets the driver command it: actors started on slots, wired, and in the end removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from yatt.cluster.calls import wait_all, wait_one
+from yatt.cluster.controller import ControllerActor, GeneratorHandle, Wiring
+from yatt.cluster.generator import GeneratorActor
+from yatt.cluster.payload import payload_bytes
+from yatt.cluster.process import SlotProcess
+from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
+from yatt.cluster.session import Slot, find_slots, place, slot_environment
+from yatt.config.schema import Config
+from yatt.errors import ConfigError
+from yatt.generation.environment import environment
+from yatt.types import EvaluationReport, StepReport
+
+OnPhase = Callable[[str, str], None]
+"""Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
+
+
+class ClusterCrew:
+    """The controllers, generators and ranks of one run, on Ray. Everything that comes back to the driver passes through
+    `_receive`, which counts the bytes of payload in it: `payload` stays 0."""
+
+    def __init__(self, config: Config, run_path: Path, on_phase: OnPhase) -> None:
+        self._config = config
+        self._run_path = run_path.absolute()
+        self._on_phase = on_phase
+        self._controllers: dict[str, Any] = {}
+        self._actors: list[Any] = []
+        self._trainer: RemoteTrainer | None = None
+        self.slots: list[Slot] = []
+        self.payload = 0
+
+    async def start(self, *, model: str, train: bool, generate: bool) -> None:
+        """Start everything at once and wait until all of it is ready. `model` is what the generators load; without
+        `train` there are no ranks, without `generate` no engines."""
+        self.slots = find_slots(self._config.cluster)
+        groups = self._generator_groups() if generate else []
+        engines = {f"generator {i}": self._place_generator(i, slots, model) for i, slots in enumerate(groups)}
+        ranks = [self._place_rank(slot) for slot in self.slots] if train else []
+        nodes = list(dict.fromkeys(slot.node for slot in self.slots))
+        count = self._config.cluster.controllers or len(nodes)
+        self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
+        timeout = self._config.cluster.start_timeout
+        started = await asyncio.gather(
+            self._start("engines", {name: actor.start.remote() for name, actor in engines.items()}, timeout),
+            self._start_ranks(ranks, count, timeout),
+        )
+        handles: tuple[RankHandle, ...] = started[1]
+        dp_size = len({h.dp_rank for h in handles})
+        wiring = Wiring(
+            hub=next(iter(self._controllers.values())),
+            generators=tuple(
+                GeneratorHandle(actor=actor, name=name, slots=tuple(s.index for s in slots), node=slots[0].node)
+                for (name, actor), slots in zip(engines.items(), groups, strict=True)
+            ),
+            ranks=handles,
+            dp_size=dp_size,
+            sleep=self._config.rollout.sleep and train,
+        )
+        self._trainer = RemoteTrainer(
+            handles, weights_kind=self._config.weights.transport, timeout=self._config.cluster.step_timeout
+        )
+        await self._start(
+            "controllers", {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}, timeout
+        )
+
+    async def _start(self, what: str, calls: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Wait for actors to come up, telling of each as it does."""
+
+        async def tell(name: str, call: Any) -> Any:
+            self._on_phase(name, "starting")
+            answer = await wait_one(f"starting {what}", name, call, timeout)
+            self._on_phase(name, "ready")
+            return answer
+
+        answers = await asyncio.gather(*(tell(name, call) for name, call in calls.items()))
+        return dict(zip(calls, answers, strict=True))
+
+    async def _start_ranks(self, ranks: Sequence[Any], controllers: int, timeout: float) -> tuple[RankHandle, ...]:
+        if not ranks:
+            return ()
+        host, port = await wait_one("starting ranks", "rank 0", ranks[0].endpoint.remote(), timeout)
+        writers = {slot.node: index for index, slot in reversed(list(enumerate(self.slots)))}
+        run_token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        folder = self._config.weights.dir or str(self._run_path / "weights")
+        calls = {
+            f"rank {i}": actor.start.remote(
+                host, port, token=f"{run_token}-{i}" if self._writes(i, writers) else None, weights_dir=folder
+            )
+            for i, actor in enumerate(ranks)
+        }
+        places = await self._start("ranks", calls, timeout)
+        return tuple(
+            RankHandle(actor=actor, name=name, node=slot.node, dp_rank=places[name][0])
+            for actor, name, slot in zip(ranks, calls, self.slots, strict=True)
+        )
+
+    def _writes(self, rank: int, writers: dict[str, int]) -> bool:
+        """Through shared memory one rank per node writes; on disk rank 0 does."""
+        if self._config.algorithm.name == "sft":
+            return False
+        return rank == 0 if self._config.weights.transport == "disk" else rank in writers.values()
+
+    def _generator_groups(self) -> list[list[Slot]]:
+        """Slots of each generator: as many as its tensor-parallel size, on one node."""
+        size = int(self._config.rollout.engine_args.get("tensor_parallel_size", 1))
+        nodes = list(dict.fromkeys(slot.node for slot in self.slots))
+        on_node = {node: [slot for slot in self.slots if slot.node == node] for node in nodes}
+        for node, slots in on_node.items():
+            if len(slots) % size:
+                raise ConfigError(
+                    f"rollout.engine_args.tensor_parallel_size={size} does not divide the {len(slots)} slots of node {node}"
+                )
+        return [slots[i : i + size] for slots in on_node.values() for i in range(0, len(slots), size)]
+
+    def _process(self, name: str, device: Any) -> SlotProcess:
+        log = self._run_path / "log" / f"{name.replace(' ', '-')}.log"
+        return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log))
+
+    def _place_generator(self, index: int, slots: Sequence[Slot], model: str) -> Any:
+        env = slot_environment(slots[0]) | environment(slots[0].device)
+        if slots[0].device == "cuda":
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.device_index) for slot in slots)
+        process = self._process(f"generator {index}", slots[0].device)
+        return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model))
+
+    def _place_rank(self, slot: Slot) -> Any:
+        process = self._process(f"rank {slot.index}", slot.device)
+        controllers = self._config.cluster.controllers or len({s.node for s in self.slots})
+        keywords = {"rank": slot.index, "world_size": len(self.slots), "controllers": controllers}
+        return self._keep(place(RankActor, slot.node, slot_environment(slot), process, self._config, **keywords))
+
+    def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
+        process = self._process(f"controller {index}", "cpu")
+        env = slot_environment(replace(self.slots[0], device="cpu", threads=1)) | {"CUDA_VISIBLE_DEVICES": ""}
+        keywords = {"index": index, "count": count, "run_path": str(self._run_path)}
+        node = nodes[index % len(nodes)]
+        return self._keep(place(ControllerActor, node, env, process, self._config, **keywords))
+
+    def _keep(self, actor: Any) -> Any:
+        self._actors.append(actor)
+        return actor
+
+    async def _on_controllers(self, method: str, *arguments: Any) -> list[Any]:
+        calls = {name: getattr(actor, method).remote(*arguments) for name, actor in self._controllers.items()}
+        timeout = self._config.cluster.step_timeout
+        answers = await wait_all(f"{method} {arguments[0] if arguments else ''}".strip(), calls, timeout)
+        self.payload += payload_bytes(answers)
+        return list(answers.values())
+
+    async def step(self, step: int) -> StepReport:
+        reports: list[StepReport] = await self._on_controllers("step", step)
+        return replace(reports[0], spans=tuple(span for report in reports for span in report.spans))
+
+    async def evaluate(self, step: int) -> EvaluationReport:
+        return (await self._on_controllers("evaluate", step))[0]
+
+    async def state(self) -> dict[str, Any]:
+        """The controllers' state, in global terms."""
+        return (await self._on_controllers("state"))[0]
+
+    async def restore(self, folder: str, state: dict[str, Any]) -> None:
+        """Load a checkpoint into the ranks, its state into the controllers, and its weights into the engines."""
+        await self.trainer.on_all("load", folder)
+        await self._on_controllers("restore", state)
+
+    @property
+    def trainer(self) -> RemoteTrainer:
+        if self._trainer is None:
+            raise RuntimeError("the cluster has no ranks yet")
+        return self._trainer
+
+    async def close(self) -> None:
+        """End every actor; what an actor started ends with it. Waits ten seconds for those that can say goodbye."""
+        farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(self._actors)}
+        try:
+            await wait_all("closing", farewells, 10.0)
+        except Exception:  # one that is gone or stuck is killed like the rest
+            pass
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors.clear()

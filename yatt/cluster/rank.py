@@ -1,0 +1,164 @@
+"""A trainer rank in a process of its own, and how controllers reach all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import ray
+
+from yatt.cluster.calls import wait_all
+from yatt.cluster.process import SlotProcess, free_port, settle
+from yatt.config.schema import Config
+from yatt.errors import WaitTimeout
+from yatt.protocols import EVERY_NODE
+from yatt.training.megatron.rank import MegatronRank
+from yatt.types import Share, UpdateReport, WeightManifest
+from yatt.weights import WeightWriter, writer_for
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Delivery:
+    shares: dict[int, Share]
+    report: asyncio.Future[UpdateReport]
+
+
+class RankActor:
+    """Hosts one rank. Everything that touches the model runs on one thread; an update begins once every controller's
+    share has come."""
+
+    def __init__(self, process: SlotProcess, config: Config, *, rank: int, world_size: int, controllers: int) -> None:
+        settle(process)
+        self._config = config
+        self._place = (rank, world_size)
+        self._controllers = controllers
+        self._deliveries: dict[int, _Delivery] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
+        self._rank: MegatronRank | None = None
+        self._writer: WeightWriter | None = None
+
+    async def endpoint(self) -> tuple[str, int]:
+        """Where rank 0 lets the others meet."""
+        host = ray.util.get_node_ip_address()
+        return host, free_port(host)
+
+    async def start(self, address: str, port: int, *, token: str | None, weights_dir: str) -> tuple[int, int]:
+        """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes this
+        rank the one that writes its node's weights."""
+        rank, world_size = self._place
+        self._rank = MegatronRank(self._config, rank=rank, world_size=world_size, address=address, port=port)
+        await self._run(self._rank.start)
+        if token is not None:
+            kind = self._config.weights.transport
+            self._writer = writer_for(kind, weights_dir if kind == "disk" else None, token)
+        return self._rank.dp_rank, self._rank.dp_size
+
+    async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+
+    async def update(self, share: Share) -> UpdateReport | None:
+        """Collective over controllers and ranks. Only rank 0 answers with the report. Raises WaitTimeout naming the
+        controllers whose shares did not come."""
+        loop = asyncio.get_running_loop()
+        delivery = self._deliveries.setdefault(share.step, _Delivery({}, loop.create_future()))
+        delivery.shares[share.controller] = share
+        if len(delivery.shares) == self._controllers:
+            loop.create_task(self._update(share.step, delivery))
+        try:
+            report = await asyncio.wait_for(asyncio.shield(delivery.report), self._config.cluster.step_timeout)
+        except TimeoutError:
+            missing = sorted(set(range(self._controllers)) - delivery.shares.keys())
+            whom = f"the shares of controllers {missing}" if missing else "its own update"
+            raise WaitTimeout(f"rank {self._place[0]} waited in step {share.step} for {whom}") from None
+        return report if self._place[0] == 0 else None
+
+    async def _update(self, step: int, delivery: _Delivery) -> None:
+        shares = [delivery.shares[i] for i in sorted(delivery.shares)]
+        try:
+            delivery.report.set_result(await self._run(self._rank.update, shares))
+        except Exception as error:
+            delivery.report.set_exception(error)
+        finally:
+            del self._deliveries[step]
+
+    async def export(self, version: int) -> WeightManifest | None:
+        """Collective over ranks. The manifest, from the ranks that write; None from the others."""
+        return await self._run(self._export, version)
+
+    def _export(self, version: int) -> WeightManifest | None:
+        if self._writer is not None:
+            return self._writer.write(self._rank.export(), version)
+        for _ in self._rank.export():
+            pass
+        return None
+
+    async def save(self, path: str) -> None:
+        await self._run(self._rank.save, path)
+
+    async def load(self, path: str) -> None:
+        await self._run(self._rank.load, path)
+
+    async def save_folder(self, path: str) -> None:
+        await self._run(self._rank.save_folder, path)
+
+    async def offload(self) -> None:
+        await self._run(self._rank.offload)
+
+    async def onload(self) -> None:
+        await self._run(self._rank.onload)
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        if self._rank is not None:
+            await self._run(self._rank.close)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankHandle:
+    """A started rank: its actor, what it is called, and where it stands."""
+
+    actor: Any
+    name: str
+    node: str
+    dp_rank: int
+
+
+Collective = Literal["export", "save", "load", "save_folder", "offload", "onload", "close"]
+
+
+class RemoteTrainer:
+    """`Trainer` over the wire: every controller talks to every rank directly."""
+
+    def __init__(self, ranks: Sequence[RankHandle], *, weights_kind: Literal["shm", "disk"], timeout: float) -> None:
+        self._ranks = ranks
+        self._weights_kind = weights_kind
+        self._timeout = timeout
+
+    async def update(self, shares: Sequence[Share]) -> UpdateReport:
+        """Each share is stored once and goes by reference to the ranks of its data-parallel group."""
+        references = [ray.put(share) for share in shares]
+        calls = {rank.name: rank.actor.update.remote(references[rank.dp_rank]) for rank in self._ranks}
+        reports = await wait_all(f"update of step {shares[0].step}", calls, self._timeout)
+        return next(report for report in reports.values() if report is not None)
+
+    async def export(self, version: int) -> Mapping[str, WeightManifest]:
+        answers = await self.on_all("export", version)
+        manifests = {r.node: answers[r.name] for r in self._ranks if answers[r.name] is not None}
+        return manifests if self._weights_kind == "shm" else dict.fromkeys([EVERY_NODE], next(iter(manifests.values())))
+
+    async def offload(self) -> None:
+        await self.on_all("offload")
+
+    async def onload(self) -> None:
+        await self.on_all("onload")
+
+    async def on_all(self, method: Collective, *arguments: Any) -> dict[str, Any]:
+        """Call every rank and wait for all, by rank name."""
+        calls = {rank.name: getattr(rank.actor, method).remote(*arguments) for rank in self._ranks}
+        return await wait_all(method, calls, self._timeout)

@@ -1,0 +1,101 @@
+"""Ray for the length of a run: joined or started, its slots found, its actors placed and in the end removed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from yatt.config.schema import ClusterConfig
+from yatt.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One device: a GPU of a node, or a share of a node's cores."""
+
+    index: int
+    node: str
+    device: Literal["cpu", "cuda"]
+    device_index: int
+    threads: int
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[None]:
+    """Join the cluster at `config.address`, or start one on this machine and stop it at the end."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    local = {"num_cpus": 0, "include_dashboard": False} if config.address is None else {}
+    try:
+        ray.init(
+            address=config.address or "local", log_to_driver=False, configure_logging=False, namespace="yatt", **local
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = config.address or "this machine"
+        raise ConfigError(
+            f"cluster.address={where}: Ray does not start there ({str(error).splitlines()[0]}); run `yatt doctor`"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def find_slots(config: ClusterConfig) -> list[Slot]:
+    """The slots of the run, node by node. Raises ConfigError when the cluster has fewer devices than asked for."""
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    gpus = {n["NodeID"]: int(n["Resources"].get("GPU", 0)) for n in nodes}
+    device: Literal["cpu", "cuda"] = "cpu" if config.device == "cpu" or not any(gpus.values()) else "cuda"
+    if config.device == "cuda" and device == "cpu":
+        raise ConfigError("cluster.device=cuda: no node of the Ray cluster has a GPU; use cpu or auto")
+    if device == "cuda":
+        places = [(n["NodeID"], i) for n in nodes for i in range(gpus[n["NodeID"]])]
+        wanted = config.slots or len(places)
+        if wanted > len(places):
+            raise ConfigError(f"cluster.slots={wanted}: the cluster has {len(places)} GPUs; use at most {len(places)}")
+        places = places[:wanted]
+    else:
+        wanted = config.slots or len(nodes)
+        places = sorted((nodes[i % len(nodes)]["NodeID"], i // len(nodes)) for i in range(wanted))
+    on_node = {node: sum(1 for n, _ in places if n == node) for node, _ in places}
+    cores = os.cpu_count() or 1
+    return [
+        Slot(
+            index=index,
+            node=node,
+            device=device,
+            device_index=device_index,
+            threads=config.threads or max(1, cores // on_node[node]),
+        )
+        for index, (node, device_index) in enumerate(places)
+    ]
+
+
+def place(actor: type, node: str, environment: Mapping[str, str], *arguments: Any, **keywords: Any) -> Any:
+    """Start an actor on a node, in a fresh process with this environment."""
+    return (
+        ray.remote(actor)
+        .options(
+            num_cpus=0,
+            max_concurrency=100_000,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            runtime_env={"env_vars": dict(environment)},
+        )
+        .remote(*arguments, **keywords)
+    )
+
+
+def slot_environment(slot: Slot) -> dict[str, str]:
+    """Threads and devices of a process on a slot; what torch and OpenMP read when they start."""
+    environment = {"OMP_NUM_THREADS": str(slot.threads), "MKL_NUM_THREADS": str(slot.threads)}
+    if slot.device == "cuda":
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot.device_index)
+        environment["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
+    return environment
