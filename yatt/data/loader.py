@@ -1,0 +1,161 @@
+"""The global order of rows, and each controller's share of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+
+from yatt.data.rows import BadRow, BadRows, Row, RowSource
+from yatt.errors import CheckpointError, DataError
+
+T = TypeVar("T")
+Encode = Callable[[Row, int, int], T]
+"""(row, uid, row number) -> what a controller wants of it; raises BadRow."""
+
+CHECKED = 1000
+
+
+class Loader(Generic[T]):
+    """Rows in a global order without end: position p is place p mod N of epoch p div N, shuffled anew each epoch.
+
+    The cursor is the first position never offered (`next`) and the earlier ones that nobody drew (`holes`). A step's
+    pending order is the holes, then next, next + 1, ...; controller c of C draws elements c, c + C, c + 2C, ... of it.
+    Closing the step with everyone's number of draws gives everyone the same new cursor, so every position is drawn
+    exactly once however many controllers there are from step to step.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        encode: Encode[T],
+        *,
+        seed: int,
+        shuffle: bool,
+        index: int,
+        count: int,
+        bad_rows: Literal["fail", "skip"],
+    ) -> None:
+        if not 0 <= index < count:
+            raise ValueError(f"index={index} is not one of {count} controllers")
+        self._source, self._encode, self._rows = source, encode, len(source)
+        self._seed, self._shuffle, self._bad_rows = seed, shuffle, bad_rows
+        self._index, self._count = index, count
+        self._next, self._holes = 0, []  # type: int, list[int]
+        self._drawn = 0
+        self._order = lru_cache(maxsize=2)(self._permutation)
+        self.bad = BadRows()
+
+    def begin_step(self) -> None:
+        """Draw from the cursor on. What was drawn since the last `end_step` is offered again."""
+        self._drawn = 0
+
+    def draw(self) -> T | None:
+        """The next row of this controller's share; None only where there are no rows.
+
+        A row that cannot be used raises DataError, or with `bad_rows` "skip" is counted, passed over and held for
+        drawn; N of them one after another raise too.
+        """
+        for _ in range(self._rows):
+            position = self._pending(self._index + self._drawn * self._count)
+            self._drawn += 1
+            row = self._row(position)
+            try:
+                return self._encode(self._source.row(row), position, row)
+            except BadRow as error:
+                self.bad.add(self._source.origin(row), error)
+                if self._bad_rows == "fail":
+                    raise self.bad.failure() from None
+        if self._rows:
+            raise self.bad.failure()
+        return None
+
+    def drawn(self) -> int:
+        """Positions this controller has drawn in this step, bad rows included."""
+        return self._drawn
+
+    def end_step(self, drawn: Sequence[int]) -> None:
+        """Move the cursor past what all controllers drew; `drawn[c]` is controller c's count."""
+        if len(drawn) != self._count or drawn[self._index] != self._drawn:
+            raise ValueError(
+                f"drawn={list(drawn)} does not fit controller {self._index} of {self._count}: {self._drawn}"
+            )
+        taken = {c + k * self._count for c, draws in enumerate(drawn) for k in range(draws)}
+        offered = max(taken, default=-1) + 1
+        fresh = max(0, offered - len(self._holes))
+        left = [self._pending(e) for e in range(len(self._holes) + fresh) if e not in taken]
+        self._next, self._holes, self._drawn = self._next + fresh, left, 0
+
+    def state(self) -> dict[str, Any]:
+        """The cursor as of the last `end_step`, in global terms: any number of controllers can go on from it."""
+        return {
+            "next": self._next,
+            "holes": list(self._holes),
+            "rows": self._rows,
+            "seed": self._seed,
+            "shuffle": self._shuffle,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a cursor. Raises CheckpointError where it speaks of another order of rows."""
+        for key, now in (("rows", self._rows), ("seed", self._seed), ("shuffle", self._shuffle)):
+            if state[key] != now:
+                setting = {"rows": "the dataset's rows", "seed": "run.seed", "shuffle": "data.shuffle"}[key]
+                raise CheckpointError(
+                    f"{setting}={now} but the checkpoint was made with {state[key]}: the order of prompts would "
+                    f"change; go on with {state[key]}, or start a new run"
+                )
+        self._next, self._holes, self._drawn = int(state["next"]), [int(p) for p in state["holes"]], 0
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data so far, as of the last `end_step`."""
+        return (self._next - len(self._holes)) / self._rows if self._rows else 0.0
+
+    def _pending(self, element: int) -> int:
+        holes = len(self._holes)
+        return self._holes[element] if element < holes else self._next + element - holes
+
+    def _row(self, position: int) -> int:
+        epoch, place = divmod(position, self._rows)
+        return int(self._order(epoch)[place]) if self._shuffle else place
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+
+
+def check_rows(
+    source: RowSource, encode: Encode[Any], bad_rows: Literal["fail", "skip"], limit: int = CHECKED
+) -> BadRows:
+    """Try the first `limit` rows before anything starts; returns the bad ones, which the caller shows.
+
+    Raises DataError naming the first few and their number where `bad_rows` is "fail", or where no row is good.
+    """
+    bad, seen = BadRows(), min(limit, len(source))
+    for index in range(seen):
+        try:
+            encode(source.row(index), index, index)
+        except BadRow as error:
+            bad.add(source.origin(index), error)
+    if bad.count and bad_rows == "fail":
+        raise bad.failure(seen)
+    if bad.count == seen:
+        raise DataError(f"no usable row among the first {seen}: {'; '.join(bad.reasons)}")
+    return bad
+
+
+def all_rows(
+    source: RowSource, encode: Encode[T], *, index: int, count: int, bad_rows: Literal["fail", "skip"]
+) -> tuple[list[T], BadRows]:
+    """Controller `index`'s share of every row, once and in order (row i goes to controller i mod count; uid i)."""
+    good, bad = [], BadRows()
+    for row in range(index, len(source), count):
+        try:
+            good.append(encode(source.row(row), row, row))
+        except BadRow as error:
+            bad.add(source.origin(row), error)
+    if bad.count and bad_rows == "fail":
+        raise bad.failure()
+    return good, bad

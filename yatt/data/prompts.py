@@ -1,0 +1,165 @@
+"""From a row to what is trained on: a prompt to respond to, or a demonstration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import TemplateError
+
+from yatt.config.schema import DataConfig
+from yatt.data.rows import BadRow, Row
+from yatt.errors import ConfigError
+from yatt.types import Prompt, Sample, SampleKey
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Messages = list[dict[str, Any]]
+
+
+class PromptEncoder:
+    """Encodes rows as prompts.
+
+    Chat messages, and text where the tokenizer has a chat template and `data.chat_template` allows it, go through the
+    template with its generation prompt; other text is tokenised as it stands, with the tokenizer's own special tokens.
+    `data.system_prompt` opens every chat that brings no system message of its own.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int, max_tokens: int
+    ) -> None:
+        self._tokenizer, self._data = tokenizer, data
+        self._template = data.chat_template == "auto" and tokenizer.chat_template is not None
+        room = context_length - max_tokens
+        self._limit = room if data.max_prompt_tokens is None else min(room, data.max_prompt_tokens)
+        self._rule = (
+            "data.max_prompt_tokens"
+            if self._limit != room
+            else f"model.context_length={context_length} less {max_tokens} for the response"
+        )
+        if data.system_prompt is not None and not self._template:
+            why = "the tokenizer has no chat template" if data.chat_template == "auto" else "data.chat_template=never"
+            raise ConfigError(f"data.system_prompt={data.system_prompt!r} would go unused, for {why}; unset it")
+
+    def __call__(self, row: Row, uid: int, index: int) -> Prompt:
+        """Raises BadRow where a column is missing or of the wrong type, or the prompt is empty or too long."""
+        if self._data.prompt_key not in row:
+            raise BadRow(f"no column {self._data.prompt_key!r} (it has {_names(row)}); see data.prompt_key")
+        text, tokens = self.encode(row[self._data.prompt_key])
+        return Prompt(
+            uid=uid, row=index, text=text, tokens=tokens, answer=self._answer(row), metadata=self._metadata(row)
+        )
+
+    def encode(self, prompt: Any) -> tuple[str, np.ndarray]:
+        """The prompt as the policy reads it: text, and token ids [P] int32."""
+        if prompt == "":
+            raise BadRow("the prompt is empty")
+        if isinstance(prompt, str) and not self._template:
+            text, special = prompt, True
+        else:
+            text, special = self._render(_messages(prompt)), False
+        tokens = tokenize(self._tokenizer, text, special=special)
+        if not len(tokens):
+            raise BadRow("the prompt has no tokens")
+        if len(tokens) > self._limit:
+            raise BadRow(f"the prompt has {len(tokens)} tokens; the most is {self._limit} ({self._rule})")
+        return text, tokens
+
+    def _render(self, messages: Messages) -> str:
+        if not self._template:
+            raise BadRow("the prompt is chat messages, but no chat template is in use; give text")
+        if messages[-1]["role"] == "assistant":
+            raise BadRow("the last message is the assistant's; a prompt ends with what it responds to")
+        system = self._data.system_prompt
+        if system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except (TemplateError, TypeError) as error:
+            raise BadRow(f"the chat template refuses the messages: {error}") from None
+
+    def _answer(self, row: Row) -> str | None:
+        answer = row.get(self._data.answer_key)
+        if answer is None or isinstance(answer, str):
+            return answer
+        if isinstance(answer, (int, float)):
+            return str(answer)
+        raise BadRow(f"column {self._data.answer_key!r} holds a {type(answer).__name__}; it must be text or a number")
+
+    def _metadata(self, row: Row) -> dict[str, Any]:
+        data = self._data
+        if data.metadata_keys is None:
+            return {key: value for key, value in row.items() if key not in (data.prompt_key, data.answer_key)}
+        for key in data.metadata_keys:
+            if key not in row:
+                raise BadRow(f"no column {key!r} (it has {_names(row)}); see data.metadata_keys")
+        return {key: row[key] for key in data.metadata_keys}
+
+
+class DemonstrationEncoder:
+    """Encodes rows as samples to imitate: a prompt and a response column, or chat messages whose last is the
+    assistant's, under `data.prompt_key` or `messages`.
+
+    Tokens are those of the prompt as `PromptEncoder` makes it, then those of the response and the end-of-text token;
+    the loss is on the response and its end only, so that what is imitated is what a rollout would have to sample.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int) -> None:
+        self._tokenizer, self._data, self._length = tokenizer, data, context_length
+        self._prompts = PromptEncoder(tokenizer, data, context_length, 1)
+
+    def __call__(self, row: Row, uid: int, index: int) -> Sample:
+        """Raises BadRow as `PromptEncoder` does, and where there is no response or both do not fit the context."""
+        prompt, response = self._split(row)
+        _, head = self._prompts.encode(prompt)
+        tail, end = tokenize(self._tokenizer, response, special=False), self._tokenizer.eos_token_id
+        if not len(tail):
+            raise BadRow("the response is empty")
+        if tail[-1] != end:
+            tail = np.append(tail, np.int32(end))
+        tokens = np.concatenate([head, tail])
+        if len(tokens) > self._length:
+            raise BadRow(
+                f"prompt and response have {len(tokens)} tokens; the most is model.context_length={self._length}"
+            )
+        return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=np.arange(len(tokens)) >= len(head))
+
+    def _split(self, row: Row) -> tuple[Any, str]:
+        data = self._data
+        if data.prompt_key in row and data.response_key in row:
+            response = row[data.response_key]
+            if not isinstance(response, str):
+                raise BadRow(f"column {data.response_key!r} holds a {type(response).__name__}; it must be text")
+            return row[data.prompt_key], response
+        talk = row.get(data.prompt_key, row.get("messages"))
+        if not isinstance(talk, list):
+            raise BadRow(
+                f"no column {data.prompt_key!r} with {data.response_key!r}, and no messages (it has {_names(row)}); "
+                "see data.prompt_key and data.response_key"
+            )
+        messages = _messages(talk)
+        if messages[-1]["role"] != "assistant" or len(messages) < 2:
+            raise BadRow("the messages do not end with the assistant's turn; there is nothing to imitate")
+        return messages[:-1], messages[-1]["content"]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool) -> np.ndarray:
+    """Token ids [T] int32 of a text; `special` adds the tokenizer's own (such as a beginning of text)."""
+    return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
+
+
+def _messages(prompt: Any) -> Messages:
+    """The prompt as chat messages: text is one message of the user's."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise BadRow(f"the prompt is {type(prompt).__name__} {prompt!r:.40}; it must be text or chat messages")
+    for number, message in enumerate(prompt, start=1):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise BadRow(f"message {number} has no text under 'role' and 'content'")
+    return prompt
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(repr, row)) or "none"

@@ -1,0 +1,163 @@
+"""Rows of a dataset by number, each with the place it came from."""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import json
+import os
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from yatt.errors import DataError
+
+Row = dict[str, Any]
+
+
+class RowSource(Protocol):
+    """Rows by number. Reading the same row twice gives the same."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row:
+        """Raises BadRow where the row cannot be read."""
+        ...
+
+    def origin(self, index: int) -> str:
+        """Where the row stands, such as `train.jsonl:12`."""
+        ...
+
+
+class BadRow(DataError):
+    """One row cannot be used; the text is the reason, without the place."""
+
+
+class BadRows:
+    """Counts the rows that cannot be used, and keeps the first few reasons with their places."""
+
+    KEPT = 5
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reasons: list[str] = []
+
+    def add(self, origin: str, error: BadRow) -> None:
+        self.count += 1
+        if len(self.reasons) < self.KEPT:
+            self.reasons.append(f"{origin}: {error}")
+
+    def failure(self, seen: int | None = None) -> DataError:
+        """The error that says so, of `seen` rows looked at."""
+        among = f" of {seen} looked at" if seen is not None else ""
+        more = f"; and {self.count - len(self.reasons)} more" if self.count > len(self.reasons) else ""
+        listed = "; ".join(self.reasons) + more
+        return DataError(f"{self.count} bad row(s){among}: {listed}. Mend them or set data.bad_rows=skip")
+
+
+class JsonlRows:
+    """A file of one JSON object per line, blank lines aside. Holds where lines start, not what they say."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._starts, self._lines = array("q"), array("q")
+        position = 0
+        self._file = open(path, "rb")  # noqa: SIM115 - held as long as the source lives
+        for number, line in enumerate(self._file, start=1):
+            if line.strip():
+                self._starts.append(position)
+                self._lines.append(number)
+            position += len(line)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def row(self, index: int) -> Row:
+        self._file.seek(self._starts[index])
+        line = self._file.readline()
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise BadRow("not UTF-8 text") from None
+        except ValueError as error:
+            raise BadRow(f"not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise BadRow(f"holds a {type(row).__name__}; each line must be a JSON object")
+        return row
+
+    def origin(self, index: int) -> str:
+        return f"{self._path}:{self._lines[index]}"
+
+
+class JoinedRows:
+    """Sources end to end."""
+
+    def __init__(self, parts: Sequence[RowSource]) -> None:
+        self._parts = parts
+        self._ends: list[int] = []
+        for part in parts:
+            self._ends.append((self._ends[-1] if self._ends else 0) + len(part))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[RowSource, int]:
+        part = bisect.bisect_right(self._ends, index)
+        return self._parts[part], index - (self._ends[part - 1] if part else 0)
+
+    def row(self, index: int) -> Row:
+        part, inner = self._find(index)
+        return part.row(inner)
+
+    def origin(self, index: int) -> str:
+        part, inner = self._find(index)
+        return part.origin(inner)
+
+
+class FirstRows:
+    """The first `size` rows of a source, or all where it has fewer."""
+
+    def __init__(self, source: RowSource, size: int) -> None:
+        self._source, self._size = source, min(size, len(source))
+        self.row, self.origin = source.row, source.origin
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def open_files(path: str | Sequence[str], setting: str) -> RowSource:
+    """The rows of JSONL and Parquet files and `datasets` folders, in the order named; a pattern's files sorted by name.
+
+    Raises DataError naming `setting` where a file is missing, of another format, or nothing is in them.
+    """
+    parts = [
+        _open_file(file, setting) for name in ([path] if isinstance(path, str) else path) for file in _expand(name)
+    ]
+    source = parts[0] if len(parts) == 1 else JoinedRows(parts) if parts else None
+    if source is None or not len(source):
+        raise DataError(f"{setting}={path!r} holds no rows; it needs at least one")
+    return source
+
+
+def _expand(name: str) -> list[str]:
+    if os.path.exists(name):
+        return [name]
+    return sorted(glob.glob(name, recursive=True)) or [name]
+
+
+def _open_file(path: str, setting: str) -> RowSource:
+    suffix = Path(path).suffix.lower()
+    if not os.path.exists(path):
+        raise DataError(f"{setting}={path!r}: no such file or folder")
+    try:
+        if os.path.isdir(path) or suffix == ".parquet":
+            # pyarrow and datasets take a second to import; a run on JSONL or tasks never needs them.
+            from yatt.data.tables import open_dataset, open_parquet  # noqa: PLC0415
+
+            return open_parquet(path) if suffix == ".parquet" else open_dataset(path)
+        if suffix in (".jsonl", ".json"):
+            return JsonlRows(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{setting}={path!r} cannot be read: {str(error).splitlines()[0]}") from None
+    raise DataError(f"{setting}={path!r} has no known format; use .jsonl, .parquet or a `datasets` folder")
