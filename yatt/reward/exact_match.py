@@ -1,0 +1,48 @@
+"""Built-in reward: the response says exactly what the answer says."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from decimal import Decimal
+from typing import Literal
+
+ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+
+
+def exact_match(
+    response: str, answer: str | None, extract: Literal["none", "tag", "number"] = "none", ignore_case: bool = True
+) -> float:
+    """1 if the response equals the answer after Unicode and white space are normalised, else 0.
+
+    `extract` looks only at the last <answer>...</answer> ("tag"), or compares the last number of both by value
+    ("number"); a response without one is wrong. Raises ValueError where the row has no answer (or no number in it).
+    """
+    if answer is None:
+        raise ValueError("the row has no answer; set data.answer_key to the column that holds it")
+    if extract == "number":
+        wanted = last_number(answer)
+        if wanted is None:
+            raise ValueError(f"answer {answer!r} holds no number; use another extract")
+        return float(last_number(response) == wanted)
+    if extract not in ("none", "tag"):
+        raise ValueError(f"extract={extract!r}; use none, tag or number")
+    said = last_tag(response) if extract == "tag" else response
+    return float(said is not None and _normal(said, ignore_case) == _normal(answer, ignore_case))
+
+
+def last_tag(text: str) -> str | None:
+    """What stands in the last <answer>...</answer>."""
+    found = ANSWER_TAG.findall(text)
+    return found[-1].strip() if found else None
+
+
+def last_number(text: str) -> Decimal | None:
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def _normal(text: str, ignore_case: bool) -> str:
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    return text.casefold() if ignore_case else text

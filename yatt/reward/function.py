@@ -1,0 +1,164 @@
+"""A user's reward function: found by name, checked, and called with what it accepts. Workers import it: light."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from yatt.errors import ConfigError
+
+BUILTINS = {
+    "exact_match": "yatt.reward.exact_match:exact_match",
+    "math_verify": "yatt.reward.math_verify:math_verify",
+    "reasoning_gym": "yatt.reward.reasoning_gym:reasoning_gym",
+}
+
+
+class Item(NamedTuple):
+    """What a reward function is told of a trajectory: the names are its keyword arguments."""
+
+    prompt: str
+    response: str
+    answer: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionSpec:
+    """One configured function: `key` names it in scores, `setting` is where its reference was written."""
+
+    key: str
+    setting: str
+    reference: str
+    weight: float = 1.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.setting}={self.reference}"
+
+
+class RewardFunction:
+    """A loaded function. Calling it with an item gives named finite numbers, among them "reward"; it raises what the
+    function raises, and ValueError for a result that is no number. An async function is run to its end."""
+
+    def __init__(self, spec: FunctionSpec, loop: asyncio.AbstractEventLoop) -> None:
+        self.spec = spec
+        self._loop = loop
+        self._function = _find(spec)
+        self._keywords = _keywords(spec, self._function)
+
+    def __call__(self, item: Item) -> dict[str, float]:
+        told = {name: getattr(item, name) for name in self._keywords}
+        result = self._function(**told, **self.spec.arguments)
+        if inspect.isawaitable(result):
+            result = self._loop.run_until_complete(_finish(result))
+        return _numbers(result)
+
+
+def absolute(reference: str) -> str:
+    """The same reference with a file's full path, so that it holds wherever it is read."""
+    location, _, name = reference.rpartition(":")
+    return f"{Path(location).expanduser().resolve()}:{name}" if location.endswith(".py") else reference
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its type, its message, and the line it was raised at."""
+    text = traceback.format_exception_only(error)[-1].strip()
+    if isinstance(error, SyntaxError):
+        return f"{text} ({error.filename}, line {error.lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
+
+
+def _find(spec: FunctionSpec) -> Callable[..., Any]:
+    location, _, name = BUILTINS.get(spec.reference, spec.reference).rpartition(":")
+    if not location:
+        known = ", ".join(BUILTINS)
+        raise ConfigError(f"{spec} is no built-in reward{_nearest(name, BUILTINS)}; use FILE.py:NAME or one of {known}")
+    if location.endswith(".py") and not Path(location).is_file():
+        raise ConfigError(f"{spec}: there is no file {location}")
+    try:
+        module = _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+    except BaseException as error:
+        raise ConfigError(f"{spec} does not import: {describe(error)}") from error
+    function = getattr(module, name, None)
+    if function is None:
+        raise ConfigError(f"{spec}: {location} has no {name!r}{_nearest(name, vars(module))}")
+    if not callable(function):
+        raise ConfigError(f"{spec} is a {type(function).__name__}, not a function; name a function")
+    return function
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"reward_file_{path.stem}_{abs(hash(path))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    loader = importlib.util.spec_from_file_location(name, path)
+    if loader is None or loader.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    sys.path.append(str(path.parent))  # its neighbours can be imported
+    loader.loader.exec_module(module)
+    return module
+
+
+def _keywords(spec: FunctionSpec, function: Callable[..., Any]) -> list[str]:
+    """Which of an item's fields the function takes. Raises ConfigError where the call would fail whatever the item."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{spec} has no readable signature; wrap it in a Python function") from error
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    anything = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    given = [name for name in Item._fields if (anything or name in named) and name not in spec.arguments]
+    offered = f"rewards are called with {', '.join(Item._fields)} by keyword, and the configured arguments"
+    if not given:
+        raise ConfigError(f"{spec} takes none of {', '.join(Item._fields)}; name a parameter after what it needs")
+    for name in spec.arguments:
+        if not anything and name not in named:
+            raise ConfigError(f"{spec} takes no argument {name!r}{_nearest(name, named)}; {offered}")
+    for p in parameters:
+        required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if required and (p.kind == p.POSITIONAL_ONLY or p.name not in {*given, *spec.arguments}):
+            raise ConfigError(f"{spec} requires {p.name!r}{_nearest(p.name, Item._fields)}; {offered}")
+    return given
+
+
+def _numbers(result: Any) -> dict[str, float]:
+    if not isinstance(result, Mapping):
+        return {"reward": _number(result, "returned")}
+    if "reward" not in result:
+        raise ValueError(f"returned a dict without 'reward' (it has {', '.join(map(str, result)) or 'nothing'})")
+    return {str(name): _number(value, f"returned {name}=") for name, value in result.items()}
+
+
+def _number(value: Any, where: str) -> float:
+    if hasattr(value, "item"):  # numpy and torch scalars
+        value = value.item()
+    if not isinstance(value, numbers.Real):
+        raise ValueError(f"{where} {value!r:.80}, not a number; return a number or a dict of numbers with 'reward'")
+    if not math.isfinite(value):
+        raise ValueError(f"{where} {value}; a reward must be finite")
+    return float(value)
+
+
+async def _finish(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

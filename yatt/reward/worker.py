@@ -1,0 +1,78 @@
+"""A reward worker: `python -m yatt.reward.worker FD`. Judges one item after another until its socket closes.
+
+Reads function specs, answers ("ready", "") or ("broken", why), then answers every pickled item, in order, with
+(status, value, parts, detail).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import io
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+
+from yatt.errors import ConfigError
+from yatt.reward import wire
+from yatt.reward.function import Item, RewardFunction, describe
+
+PR_SET_PDEATHSIG = 1
+
+Reply = tuple[str, float | None, dict[str, float], str]
+
+
+def main() -> None:
+    _die_with_parent()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    fd = int(sys.argv[1])
+    os.set_inheritable(fd, False)  # what a reward function starts must not hold our socket open
+    # Never closed before the process ends: whoever reads the other end then knows that exit handlers have run.
+    with open(fd, "rb", closefd=False) as requests, open(fd, "wb", closefd=False) as replies:
+        specs = wire.read(requests)
+        if specs is None:
+            return
+        loop = asyncio.new_event_loop()
+        try:
+            functions = [RewardFunction(spec, loop) for spec in pickle.loads(specs)]
+        except ConfigError as error:
+            replies.write(wire.encode(("broken", str(error))))
+            return
+        replies.write(wire.encode(("ready", "")))
+        replies.flush()
+        while (frame := wire.read(requests)) is not None:
+            replies.write(wire.encode(judge(functions, frame)))
+            replies.flush()
+
+
+def judge(functions: Sequence[RewardFunction], frame: bytes) -> Reply:
+    """The weighted sum of all functions on one pickled item; failed as soon as one of them fails."""
+    key, total = "item", 0.0
+    parts: dict[str, float] = {}
+    try:
+        item = Item(*pickle.loads(frame))
+        for function in functions:
+            key = function.spec.key
+            found = function(item)
+            value = found.pop("reward")
+            total += function.spec.weight * value
+            parts |= {f"{key}.{name}" if len(functions) > 1 else name: number for name, number in found.items()}
+            parts[key] = value
+    except BaseException as error:  # SystemExit too: a judgement that fails must not end the worker
+        return "failed", None, {}, f"{key}: {describe(error)}"
+    return "ok", total, parts, ""
+
+
+def _die_with_parent() -> None:
+    """Linux: be killed when the thread that started us ends, even in the middle of an item."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
