@@ -8,8 +8,11 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
+from yatt.config.schema import Config
 from yatt.data.rows import BadRow, BadRows, Row, RowSource
+from yatt.data.source import open_evaluation
 from yatt.errors import CheckpointError, DataError
+from yatt.types import Prompt
 
 T = TypeVar("T")
 Encode = Callable[[Row, int, int], T]
@@ -159,3 +162,11 @@ def all_rows(
     if bad.count and bad_rows == "fail":
         raise bad.failure()
     return good, bad
+
+
+def evaluation_prompts(config: Config, encode: Encode[Prompt], *, index: int, count: int) -> list[Prompt]:
+    """Controller `index`'s share of the held-out prompts; empty where there are none."""
+    source = open_evaluation(config)
+    if source is None:
+        return []
+    return all_rows(source, encode, index=index, count=count, bad_rows=config.data.bad_rows)[0]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
 from yatt.data.rows import BadRow, Row
 from yatt.errors import ConfigError
 from yatt.types import Prompt, Sample, SampleKey
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 Messages = list[dict[str, Any]]
 
@@ -142,6 +140,20 @@ class DemonstrationEncoder:
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise BadRow("the messages do not end with the assistant's turn; there is nothing to imitate")
         return messages[:-1], messages[-1]["content"]
+
+
+def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a Hugging Face folder. Raises ConfigError where it is missing or has no eos_token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # transformers raises whatever its parts raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{setting}={path!r}: its tokenizer cannot be loaded: {reason}") from None
+    if not tokenizer.is_fast:
+        raise ConfigError(f"{setting}={path!r} has no fast tokenizer; add its tokenizer.json")
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"{setting}={path!r}: the tokenizer has no eos_token; name one in tokenizer_config.json")
+    return tokenizer
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool) -> np.ndarray:

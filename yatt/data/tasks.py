@@ -17,8 +17,8 @@ from yatt.errors import ConfigError
 class TaskRows:
     """`size` rows, each of a task drawn by weight. The same tasks, size and seed give the same rows.
 
-    The metadata are `task` (its name) and `entry` (reasoning-gym's own entry): the verifier is
-    `reasoning_gym.get_score_answer_fn(task)(answer, entry)`.
+    The column `reasoning_gym` holds what the task's own verifier needs: `task`, its name, and `entry`, the row as
+    reasoning-gym made it.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig], data: DataConfig, size: int, seed: Sequence[int]) -> None:
@@ -40,8 +40,7 @@ class TaskRows:
         return {
             self._prompt_key: entry["question"],
             self._answer_key: entry["answer"],
-            "task": self._names[task],
-            "entry": entry,
+            "reasoning_gym": {"task": self._names[task], "entry": entry},
         }
 
     def origin(self, index: int) -> str:
