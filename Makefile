@@ -1,0 +1,73 @@
+# `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench lock clean
+.DELETE_ON_ERROR:
+
+SEED ?= 0
+CONTROLLERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH_VERSION := 2.13.0
+ifndef TORCH
+TORCH := $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+endif
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+LOCK := $(if $(filter cuda,$(TORCH)),requirements-cuda.lock,requirements.lock)
+STAMP := $(VENV)/.installed-$(TORCH)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -qq --no-warn-script-location
+# Linked to CUDA; beside a CPU torch they stop vLLM: "operator torchvision::nms does not exist".
+HARMFUL := torchvision torchaudio torchcodec
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## Make or refresh .venv from the lock (TORCH=cpu|cuda, PYTHON=python3.11)
+
+# The stamp is written last, so an interrupted installation goes on where it stopped.
+$(STAMP): $(LOCK) pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 with venv found; install one (Debian: apt-get install python3-venv) or give PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v cc >/dev/null || { echo "make: no C compiler (cc) found, and pycosat is compiled; Debian: apt-get install gcc python3-dev" >&2; exit 1; }
+	@ls $(VENV)/.installed-* 2>/dev/null | grep -qv -- '-$(TORCH)$$' && { echo "==> $(VENV) was made for another device: making it anew"; rm -rf $(VENV); } || true
+	@test -x $(BIN)/python || { echo "==> Making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "==> Installing torch $(TORCH_VERSION) for $(TORCH)"
+	@$(call install_torch_$(TORCH))
+	@echo "==> Installing $$(grep -c == $(LOCK)) packages of $(LOCK) (a few minutes on a first run)"
+	@$(INSTALL) --no-deps -r $(LOCK)
+	@$(if $(filter cpu,$(TORCH)),$(PIP) uninstall -qq -y $(HARMFUL))
+	@echo "==> Installing yatt itself"
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+	@echo "==> Ready: $(BIN)/yatt"
+
+# A CPU wheel where one is offered, the ordinary one (with the libraries it asks for) otherwise.
+install_torch_cpu = $(PIP) show -qq torch 2>/dev/null && $(BIN)/python -c "import torch, sys; sys.exit(torch.__version__.split('+')[0] != '$(TORCH_VERSION)')" \
+	|| $(INSTALL) --no-deps 'torch==$(TORCH_VERSION)+cpu' 2>/dev/null \
+	|| { echo "    no CPU wheel offered: the ordinary torch, with its CUDA libraries (several GB)"; $(INSTALL) 'torch===$(TORCH_VERSION)' -c $(LOCK); }
+install_torch_cuda = $(INSTALL) 'torch===$(TORCH_VERSION)' -c $(LOCK)
+
+quickstart: $(STAMP) ## Train a toy policy from nothing, in minutes, without a GPU (SEED=0 CONTROLLERS=2)
+	@$(BIN)/python examples/quickstart/run.py --seed $(SEED) --controllers $(CONTROLLERS)
+
+lint: $(STAMP) ## Style, format, types of layers 0-2
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+test: lint ## Lint, then every test
+	@$(BIN)/python -m pytest -q --durations=15
+
+bench: $(STAMP) ## Run the benchmarks
+	@$(BIN)/python -m benchmarks
+
+lock: ## Resolve pyproject.toml anew and rewrite the locks
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install -qq --upgrade pip
+	@build/lock/bin/python .ci/lock.py requirements.lock cpu dev
+	@build/lock/bin/python .ci/lock.py requirements-cuda.lock cuda dev
+
+clean: ## Remove .venv, caches and build output; runs/ is kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/quickstart/work
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
