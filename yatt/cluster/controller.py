@@ -27,9 +27,10 @@ from yatt.controller.rollouter import Responder, Rollouter
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, SftController
-from yatt.data.loader import Loader, evaluation_prompts
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
-from yatt.data.source import open_source
+from yatt.data.loader import Loader, all_rows
+from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
+from yatt.data.source import open_evaluation, open_source
+from yatt.data.tokenizer import load_tokenizer
 from yatt.placement.plan import colocated, resident
 from yatt.reward.pool import FunctionScorer
 from yatt.types import EvaluationReport, Group, StepReport, Trajectory
@@ -126,9 +127,11 @@ class ControllerActor:
         def responder(purpose: str) -> Responder:
             return Responder(router, self._scorer, decode, config.run.seed, purpose)
 
-        if config.evaluate.path is not None or config.evaluate.size is not None:
+        held_out = open_evaluation(config)
+        if held_out is not None:
+            prompts, _ = all_rows(held_out, encode, index=self._index, count=self._count, bad_rows=config.data.bad_rows)
             self._evaluator = Evaluator(
-                prompts=evaluation_prompts(config, encode, index=self._index, count=self._count),
+                prompts=prompts,
                 responder=responder("evaluate"),
                 rollout=config.rollout,
                 config=config.evaluate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -29,8 +30,8 @@ OnPhase = Callable[[str, str], None]
 
 
 class ClusterCrew:
-    """The controllers, generators and ranks of one run, on Ray. Everything that comes back to the driver passes through
-    `_receive`, which counts the bytes of payload in it: `payload` stays 0."""
+    """The controllers, generators and ranks of one run, on Ray. What steps and evaluations send to the driver passes
+    through `_receive`, which counts the bytes of data in it: `payload` stays 0."""
 
     def __init__(self, config: Config, run_path: Path, on_phase: OnPhase) -> None:
         self._config = config
@@ -121,7 +122,8 @@ class ClusterCrew:
         for node, slots in on_node.items():
             if len(slots) % size:
                 raise ConfigError(
-                    f"rollout.engine_args.tensor_parallel_size={size} does not divide the {len(slots)} slots of node {node}"
+                    f"rollout.engine_args.tensor_parallel_size={size} does not divide "
+                    f"the {len(slots)} slots of node {node}; use a divisor"
                 )
         return [slots[i : i + size] for slots in on_node.values() for i in range(0, len(slots), size)]
 
@@ -156,16 +158,18 @@ class ClusterCrew:
     async def _on_controllers(self, method: str, *arguments: Any) -> list[Any]:
         calls = {name: getattr(actor, method).remote(*arguments) for name, actor in self._controllers.items()}
         timeout = self._config.cluster.step_timeout
-        answers = await wait_all(f"{method} {arguments[0] if arguments else ''}".strip(), calls, timeout)
+        return list((await wait_all(f"{method} on the controllers", calls, timeout)).values())
+
+    def _receive(self, answers: Sequence[Any]) -> Any:
         self.payload += payload_bytes(answers)
-        return list(answers.values())
+        return answers[0]
 
     async def step(self, step: int) -> StepReport:
         reports: list[StepReport] = await self._on_controllers("step", step)
-        return replace(reports[0], spans=tuple(span for report in reports for span in report.spans))
+        return replace(self._receive(reports), spans=tuple(span for report in reports for span in report.spans))
 
     async def evaluate(self, step: int) -> EvaluationReport:
-        return (await self._on_controllers("evaluate", step))[0]
+        return self._receive(await self._on_controllers("evaluate", step))
 
     async def state(self) -> dict[str, Any]:
         """The controllers' state, in global terms."""
@@ -177,6 +181,11 @@ class ClusterCrew:
         await self._on_controllers("restore", state)
 
     @property
+    def controllers(self) -> int:
+        """How many controllers there are."""
+        return len(self._controllers)
+
+    @property
     def trainer(self) -> RemoteTrainer:
         if self._trainer is None:
             raise RuntimeError("the cluster has no ranks yet")
@@ -185,10 +194,8 @@ class ClusterCrew:
     async def close(self) -> None:
         """End every actor; what an actor started ends with it. Waits ten seconds for those that can say goodbye."""
         farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(self._actors)}
-        try:
+        with contextlib.suppress(Exception):  # one that is gone or stuck is killed like the rest
             await wait_all("closing", farewells, 10.0)
-        except Exception:  # one that is gone or stuck is killed like the rest
-            pass
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()

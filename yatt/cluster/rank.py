@@ -41,6 +41,7 @@ class RankActor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
         self._rank: MegatronRank | None = None
         self._writer: WeightWriter | None = None
+        self._updating: asyncio.Task[None] | None = None
 
     async def endpoint(self) -> tuple[str, int]:
         """Where rank 0 lets the others meet."""
@@ -48,8 +49,8 @@ class RankActor:
         return host, free_port(host)
 
     async def start(self, address: str, port: int, *, token: str | None, weights_dir: str) -> tuple[int, int]:
-        """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes this
-        rank the one that writes its node's weights."""
+        """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes
+        this rank the one that writes its node's weights."""
         rank, world_size = self._place
         self._rank = MegatronRank(self._config, rank=rank, world_size=world_size, address=address, port=port)
         await self._run(self._rank.start)
@@ -68,7 +69,7 @@ class RankActor:
         delivery = self._deliveries.setdefault(share.step, _Delivery({}, loop.create_future()))
         delivery.shares[share.controller] = share
         if len(delivery.shares) == self._controllers:
-            loop.create_task(self._update(share.step, delivery))
+            self._updating = loop.create_task(self._update(share.step, delivery))
         try:
             report = await asyncio.wait_for(asyncio.shield(delivery.report), self._config.cluster.step_timeout)
         except TimeoutError:

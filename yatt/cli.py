@@ -1,0 +1,103 @@
+"""The command line. What a command needs is imported once its settings are known to be good."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from yatt import __version__
+from yatt.config.load import load_config
+from yatt.config.rules import check
+from yatt.config.schema import Config
+from yatt.errors import YattError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's.")]
+
+
+def _command(module: str, name: str) -> Callable[..., Any]:
+    """The function behind a command; its heavy libraries are imported now and not before."""
+    return getattr(importlib.import_module(f"yatt.faces.{module}"), name)
+
+
+def _checked(config: Config) -> Config:
+    for warning in check(config):
+        typer.secho(f"warning: {warning}", fg="yellow", err=True)
+    return config
+
+
+@app.command()
+def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")], overrides: Overrides = None) -> None:
+    """Train: SFT, GRPO ...; the config's `algorithm` says which."""
+    settings = _checked(load_config(config, overrides or []))
+    raise typer.Exit(_command("train", "train")(settings))
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(help="Sampled responses per prompt; pass@k goes up to it.")] = 4,
+    checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint folder; the run's latest when unset.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure pass@k on a dataset (data.path=...) with the run's reward."""
+    raise typer.Exit(_command("evaluate", "evaluate")(run, overrides or [], samples, checkpoint, as_json=json))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
+) -> None:
+    """Write a checkpoint as a Hugging Face folder."""
+    raise typer.Exit(_command("export", "export")(source, out))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html of a run anew."""
+    typer.echo(_command("report", "write_report")(run))
+
+
+@app.command()
+def doctor(
+    deep: Annotated[bool, typer.Option(help="Also start Ray.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is installed, which engines work here, and what mends what is missing."""
+    raise typer.Exit(_command("doctor", "run")(deep=deep, as_json=json))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    model: Annotated[str, typer.Option(help="Hugging Face folder of the policy.")],
+) -> None:
+    """Make a folder with a config, a reward and data to start from."""
+    _command("init", "init")(folder, model=model)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"yatt {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: an error the user can mend is printed in a line or two, with its exit status."""
+    try:
+        app()
+    except YattError as error:
+        for line in str(error).splitlines():
+            print(f"yatt: {line}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)

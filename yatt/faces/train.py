@@ -1,0 +1,216 @@
+"""`yatt train`: a run from its configuration to its report."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from yatt.cluster.controller import WallClock
+from yatt.cluster.crew import ClusterCrew
+from yatt.cluster.process import free_port
+from yatt.cluster.session import ray_session
+from yatt.config.load import save_config
+from yatt.config.schema import Config
+from yatt.data.loader import check_rows
+from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
+from yatt.data.source import open_evaluation, open_source
+from yatt.data.tokenizer import load_tokenizer
+from yatt.errors import ConfigError
+from yatt.faces.checkpoints import Checkpoints, Resume
+from yatt.faces.metrics import first_row, metrics_row
+from yatt.faces.progress import Progress
+from yatt.faces.report import write_report
+from yatt.faces.rundir import RunDirectory
+from yatt.faces.trackers import Trackers
+from yatt.reward.function import check_reference
+from yatt.supervisor import Supervisor
+from yatt.types import EvaluationReport, PhaseSpan, StepReport
+
+
+def train(config: Config) -> int:
+    """Run `config`; returns the exit status. Raises YattError for whatever the user should read."""
+    check_rewards(config)
+    warnings = check_data(config)
+    free_port()
+    run = RunDirectory(Path(config.run.dir) / config.run.name)
+    with run.lock():
+        checkpoints = Checkpoints(run, config)
+        resume = checkpoints.resume()
+        if resume is None and run.holds_run():
+            raise ConfigError(
+                f"run.name={config.run.name}: {run.path} holds a run already; "
+                "resume=auto goes on with it, another run.name starts a new one"
+            )
+        run.create()
+        run.rewind(resume.step if resume else -1)
+        save_config(config, run.config)
+        kind = "sft" if config.algorithm.name == "sft" else "rl"
+        with Progress(config.train.steps, kind) as progress:
+            for warning in warnings:
+                progress.warn(warning)
+            return asyncio.run(_train(config, run, checkpoints, resume, progress))
+
+
+async def _train(
+    config: Config, run: RunDirectory, checkpoints: Checkpoints, resume: Resume | None, progress: Progress
+) -> int:
+    first = resume.step + 1 if resume else 1
+    if first > config.train.steps:
+        progress.note(f"{run.path}: step {first - 1} is done already, train.steps={config.train.steps}; nothing to do")
+        return 0
+    journal = RunJournal(config, run, progress)
+    with ray_session(config.cluster):
+        crew = CheckpointingCrew(config, run.path, lambda name, state: progress.phase(name, state), checkpoints)
+        supervisor = Supervisor(config, crew, journal, WallClock())
+        journal.crew = crew
+        try:
+            with interruptible(supervisor.stop, progress.note):
+                await crew.start(model=config.model.path, train=True, generate=config.algorithm.name != "sft")
+                if resume:
+                    await crew.restore(resume.trainer, resume.state)
+                    progress.note(f"resumed after step {resume.step}")
+                last = await supervisor.run(first)
+                if last == config.train.steps and config.checkpoint.export:
+                    await export_model(crew, run)
+        finally:
+            await crew.close()
+            journal.close()
+    report = write_report(run.path)
+    progress.finish(summary(config, run, last, report))
+    return 0 if last == config.train.steps else 130
+
+
+def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[str]:
+    """Where things are, and what to do next."""
+    lines = [f"report       {report}"]
+    checkpoint = run.latest_checkpoint()
+    if checkpoint:
+        lines.append(f"checkpoint   {checkpoint}")
+    if config.checkpoint.export and last == config.train.steps:
+        lines.append(f"model        {run.path / 'model'}")
+    if last < config.train.steps:
+        lines.append(f"go on with   yatt train {run.config} resume=auto")
+    elif checkpoint:
+        lines.append(f"next         yatt export {checkpoint} OUT")
+    return lines
+
+
+async def export_model(crew: ClusterCrew, run: RunDirectory) -> None:
+    """Write the policy as RUN/model, aside first."""
+    aside = run.path / ".model.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    await crew.trainer.on_all("save_folder", str(aside.absolute()))
+    shutil.rmtree(run.path / "model", ignore_errors=True)
+    aside.rename(run.path / "model")
+
+
+class CheckpointingCrew(ClusterCrew):
+    """The cluster's crew, with the run's checkpoints."""
+
+    def __init__(
+        self, config: Config, run_path: Path, on_phase: Callable[[str, str], None], checkpoints: Checkpoints
+    ) -> None:
+        super().__init__(config, run_path, on_phase)
+        self._checkpoints = checkpoints
+
+    async def save(self, step: int) -> None:
+        async def write(path: str) -> None:
+            await self.trainer.on_all("save", path)
+
+        await self._checkpoints.save(step, await self.state(), write)
+
+
+class RunJournal:
+    """Numbers of the run, to the run folder, the trackers and the terminal."""
+
+    def __init__(self, config: Config, run: RunDirectory, progress: Progress) -> None:
+        self._config = config
+        self._run = run
+        self._progress = progress
+        self._trackers = Trackers(config.log.trackers, run.path, config.model_dump(mode="json"), warn=progress.warn)
+        self.crew: ClusterCrew | None = None
+
+    def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
+        controllers = self.crew.controllers if self.crew else 0
+        phases = {span.name: span.stop - span.start for span in spans}
+        self._append(first_row(evaluation, controllers=controllers, phases=phases), spans)
+
+    def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
+        payload = self.crew.payload if self.crew else 0
+        row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload)
+        self._append(row, report.spans + spans)
+
+    def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
+        self._run.append_metrics(row)
+        self._run.append_spans(spans)
+        self._trackers.log(row)
+        self._progress.step(row)
+
+    def saved(self, step: int) -> None:
+        if self._config.algorithm.name != "sft" or step == self._config.train.steps:
+            self._progress.note(f"saved step {step}")
+
+    def save_failed(self, step: int, error: Exception) -> None:
+        last = self._run.latest_checkpoint()
+        kept = f"the last complete one is {last}" if last else "there is no complete one yet"
+        self._progress.warn(f"step {step} could not be saved ({error}); the run goes on, {kept}")
+
+    def close(self) -> None:
+        self._trackers.close()
+
+
+def check_rewards(config: Config) -> None:
+    """Import every reward function in a process of its own. Raises ConfigError before anything else has started."""
+    if config.algorithm.name == "sft":
+        return
+    references = [config.reward.function, *(f.function for f in config.reward.functions.values())]
+    for reference in references:
+        if reference is not None:
+            check_reference(reference)
+
+
+def check_data(config: Config) -> list[str]:
+    """Read the first rows as the controllers will; returns warnings. Raises DataError naming file and line."""
+    tokenizer = load_tokenizer(config.model.path)
+    if config.algorithm.name == "sft":
+        encode: Any = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
+    else:
+        encode = PromptEncoder(tokenizer, config.data, config.model.context_length, config.rollout.max_tokens)
+    sources = {"data": open_source(config.data, config.run.seed), "evaluate": open_evaluation(config)}
+    warnings = []
+    for name, source in sources.items():
+        if source is not None:
+            bad = check_rows(source, encode, config.data.bad_rows)
+            if bad.count:
+                warnings.append(f"{name}: {bad.count} unusable rows will be skipped: {'; '.join(bad.reasons)}")
+    return warnings
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) once: `stop`, at the end of the step under way. Twice: cancel the task at once."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    asked: list[float] = []
+
+    def on_signal() -> None:
+        asked.append(time.monotonic())
+        if len(asked) > 1 and task is not None:
+            task.cancel()
+            return
+        say("stopping: finishing the step under way, then saving; once more to stop at once")
+        stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
