@@ -8,9 +8,10 @@ import importlib.util
 import inspect
 import math
 import numbers
+import pickle
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from yatt.errors import ConfigError
+from yatt.reward import wire
+
+IMPORT_SECONDS = 60.0
 
 BUILTINS = {
     "exact_match": "yatt.reward.exact_match:exact_match",
@@ -65,6 +69,32 @@ class RewardFunction:
         if inspect.isawaitable(result):
             result = self._loop.run_until_complete(_finish(result))
         return _numbers(result)
+
+
+def check(specs: Sequence[FunctionSpec], timeout: float = IMPORT_SECONDS) -> None:
+    """Import these functions in a process of its own. Raises ConfigError saying what is wrong, or after `timeout` s."""
+    process, connection = wire.spawn(specs)
+    names = ", ".join(map(str, specs))
+    try:
+        connection.settimeout(timeout)
+        answer = wire.read(connection.makefile("rb"))
+    except TimeoutError as error:
+        raise ConfigError(f"{names} does not import within {timeout:g} s") from error
+    finally:
+        connection.close()
+        ended = wire.end(process)
+    if answer is None:
+        raise ConfigError(f"{names} ended its process while it was imported ({ended})")
+    status, detail = pickle.loads(answer)
+    if status == "broken":
+        raise ConfigError(detail)
+
+
+def check_reference(
+    reference: str, arguments: Mapping[str, Any] | None = None, setting: str = "reward.function"
+) -> None:
+    """`check` one reference, to be called with these arguments and found under this setting."""
+    check([FunctionSpec(key="reward", setting=setting, reference=absolute(reference), arguments=arguments or {})])
 
 
 def absolute(reference: str) -> str:

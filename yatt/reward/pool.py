@@ -12,10 +12,9 @@ from subprocess import Popen
 from typing import Any
 
 from yatt.config.schema import RewardConfig
-from yatt.errors import BackendError
+from yatt.errors import BackendError, ConfigError
 from yatt.reward import wire
-from yatt.reward.check import IMPORT_SECONDS, function_specs
-from yatt.reward.function import FunctionSpec, Item
+from yatt.reward.function import IMPORT_SECONDS, FunctionSpec, Item, absolute, check
 from yatt.types import Score, Trajectory
 
 START_ATTEMPTS = 3
@@ -23,6 +22,31 @@ MAX_CHUNK = 64
 # Our own loop may have been busy while the reply came in: look once more before killing.
 GRACE_SECONDS = 0.05
 CLOSE_SECONDS = 1.0
+
+
+def function_specs(config: RewardConfig) -> tuple[FunctionSpec, ...]:
+    """The configured functions; the only one of `reward.function` has the key "reward"."""
+    if config.function is not None and config.functions:
+        raise ConfigError("reward.function and reward.functions are both set; keep one of them")
+    if config.function is not None:
+        return (FunctionSpec(key="reward", setting="reward.function", reference=absolute(config.function)),)
+    if not config.functions:
+        raise ConfigError("reward.function is not set; name FILE.py:NAME, package.module:NAME or a built-in reward")
+    return tuple(
+        FunctionSpec(
+            key=key,
+            setting=f"reward.functions.{key}.function",
+            reference=absolute(one.function),
+            weight=one.weight,
+            arguments=one.arguments,
+        )
+        for key, one in config.functions.items()
+    )
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Import every configured function, with its arguments, in one process. Raises ConfigError; waits up to 60 s."""
+    check(function_specs(config))
 
 
 @dataclass(frozen=True, slots=True)
