@@ -106,7 +106,7 @@ class RunDirectory:
         """Drop the rows and samples of steps after `step`, so that a resumed run has each step once."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         if self.metrics.exists():
-            _replace(self.metrics, "".join(map(_line, rows)))
+            replace_text(self.metrics, "".join(map(_line, rows)))
         for file in self.samples.glob("*.jsonl"):
             match = _STEP_FILE.match(file.name)
             if match and int(match[1]) > step:
@@ -172,7 +172,7 @@ class Timeline:
         process = {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "yatt"}}
         threads = [_thread_name(actor, tid) for actor, tid in self.threads.items()]
         events = [process, *threads, *self.events]
-        _replace(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n")
+        replace_text(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n")
         self._on_disk = len(events)
 
 
@@ -203,7 +203,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     aside = path.with_name(path.name + ".new")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

@@ -1,0 +1,104 @@
+"""Run folders that look like real ones, made from a formula: for tests of what is read from them."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import yaml
+
+from yatt.faces.metrics import first_row, metrics_row
+from yatt.faces.rundir import RunDirectory
+from yatt.types import EvaluationReport, RolloutCounts, StepReport, UpdateReport
+
+HTML = "<script>document.title='broken'</script> & \"quotes\" </pre>"
+
+
+def fake_run(path: Path, *, steps: int, sft: bool = False, every: int = 0, failures: bool = False) -> RunDirectory:
+    """A run of `steps` steps that learns, evaluated before the first, every `every` and after the last."""
+    run, rng = RunDirectory(path).create(), random.Random(steps)
+    config = {
+        "run": {"name": path.name, "seed": 0}, "model": {"path": "models/adder"}, "rollout": {"engine": "vllm"},
+        "algorithm": {"name": "sft" if sft else "grpo"}, "train": {"steps": steps}, "cluster": {"slots": 2},
+    }  # fmt: skip
+    run.config.write_text(yaml.safe_dump(config))
+    if not sft:
+        run.append_metrics(first_row(_evaluation(0.0), controllers=2, phases={"evaluate": 2.0}))
+        _samples(run, "eval-0", 0.0, rng)
+    lines = []
+    for step in range(1, steps + 1):
+        done = 1 / (1 + math.exp(-10 * (step / steps - 0.45)))
+        evaluated = not sft and (step == steps or (every and step % every == 0))
+        report = _sft_report(step, steps, rng) if sft else _rl_report(step, steps, done, rng, failures)
+        lines.append(json.dumps(metrics_row(report, evaluation=_evaluation(done) if evaluated else None)))
+        if not sft and step in (1, steps):
+            _samples(run, f"step-{step}", done, rng)
+            _samples(run, f"eval-{step}", done, rng)
+    with open(run.metrics, "a") as out:
+        out.write("\n".join(lines) + "\n")
+    return run
+
+
+def _rl_report(step, steps, done, rng, failures):
+    responses = 384
+    right = (0.33 + 0.6 * done) * responses
+    lengths = 17 + 16 * done + rng.random()
+    rollout, train = 0.6 + 0.5 * done + 0.1 * rng.random(), 0.5 + 0.2 * done + 0.05 * rng.random()
+    counts = RolloutCounts(
+        groups=48, groups_dropped=int(20 * done * rng.random()), refills=int(12 * done * rng.random()),
+        reward_failures=int(failures and step % 7 == 0) * 3, responses=responses, scored=responses,
+        truncated=int(4 * rng.random()), response_tokens=int(lengths * responses), prompt_tokens=3000,
+        reward_sum=right, reward_square_sum=right, longest_response=int(lengths + 12 + 8 * rng.random()),
+        part_sums={"correct": right, "worked": (0.39 + 0.6 * done) * responses},
+    )  # fmt: skip
+    update = UpdateReport(
+        loss=0.02 * rng.gauss(0, 1), grad_norm=0.6 + 0.3 * rng.random(), learning_rate=3e-4 * min(1, step / 3),
+        entropy=0.5 - 0.35 * done, kl=3e-7 * rng.random(), clip_fraction=0.01 * rng.random(),
+        rollout_gap_max=10 ** rng.uniform(-5.6, -4.6), trained_tokens=int(lengths * responses),
+        skipped_updates=int(failures and step == 5),
+    )  # fmt: skip
+    phases = {"rollout": rollout, "balance": 0.01, "train": train, "sync": 0.05, "report": 0.004}
+    return StepReport(
+        step=step, epoch=step / steps, policy_version=step, controllers=2, counts=counts, update=update,
+        phases=phases, spans=(), seconds=sum(phases.values()),
+    )  # fmt: skip
+
+
+def _sft_report(step, steps, rng):
+    update = UpdateReport(
+        loss=0.35 + 2.5 * math.exp(-6 * step / steps) + 0.03 * rng.random(), grad_norm=0.5 + rng.random(),
+        learning_rate=3e-3 * (1 + math.cos(math.pi * step / steps)) / 2, trained_tokens=1500,
+    )  # fmt: skip
+    phases = {"data": 0.01, "balance": 0.005, "train": 0.12 + 0.02 * rng.random()}
+    return StepReport(
+        step=step, epoch=0.2 * step / steps, policy_version=step, controllers=2, counts=None, update=update,
+        phases=phases, spans=(), seconds=sum(phases.values()),
+    )  # fmt: skip
+
+
+def _evaluation(done):
+    return EvaluationReport(
+        prompts=200, accuracy_greedy=0.02 + 0.98 * done, accuracy_sampled=0.34 + 0.56 * done,
+        pass_at_k={1: 0.34 + 0.56 * done, 4: 0.6 + 0.39 * done}, parts_greedy={"worked": 0.1 + 0.9 * done},
+        parts_sampled={"worked": 0.39 + 0.6 * done}, response_tokens_mean=17 + 16 * done,
+    )  # fmt: skip
+
+
+def _samples(run, stem, done, rng):
+    step = int(stem.split("-")[1])
+    for controller in range(2):
+        with open(run.samples / f"{stem}.c{controller}.jsonl", "w") as out:
+            for i in range(4):
+                uid = 2 * i + controller + (0 if stem.startswith("eval") else 48 * step)
+                a, b = 300 + 37 * uid % 600, 200 + 53 * uid % 700
+                worked = f"<think>{a % 10}+{b % 10}+0={a % 10 + b % 10},...</think>" if done > 0.5 else ""
+                right = done > 0.5 or i == 3
+                line = {
+                    "step": step, "uid": uid, "sibling": 0, "prompt": f"{a}+{b}=", "answer": str(a + b),
+                    "response": f"{worked}<answer>{a + b if right else a + b - 10}</answer>{HTML if i == 1 else ''}",
+                    "reward": float(right), "parts": {"worked": float(bool(worked))}, "status": "ok",
+                    "finish": "stop", "response_tokens": 40 if worked else 6, "mode": "greedy",
+                }  # fmt: skip
+                if i == 2 and not stem.startswith("eval"):
+                    line |= {"reward": None, "status": "timed_out", "parts": {}, "finish": "length"}
+                out.write(json.dumps(line) + "\n")

@@ -1,0 +1,202 @@
+"""Small SVG charts as text: lines with bands, and stacked bars. Colours are CSS variables of the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import Literal
+
+Point = tuple[float, float]
+WIDTH, HEIGHT = 400, 214
+LEFT, RIGHT, TOP, BOTTOM = 46, 388, 20, 178
+MOST_POINTS = 240
+MOST_BARS = 100
+COLOURS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Points (step, value) of one line; `spread` is the half-width of a band around each; `keep` is how a bucket of
+    steps becomes one point where there are more than fit."""
+
+    name: str
+    points: Sequence[Point]
+    spread: Sequence[float] | None = None
+    keep: Literal["mean", "max"] = "mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axes:
+    """From data to pixels; `log` is of the vertical axis."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    log: bool = False
+
+    def px(self, x: float) -> float:
+        return round(LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (RIGHT - LEFT), 1)
+
+    def py(self, y: float) -> float:
+        low, high, y = (math.log10(v) for v in (*self.y, y)) if self.log else (*self.y, y)
+        return round(BOTTOM - (y - low) / (high - low) * (BOTTOM - TOP), 1)
+
+
+def line_chart(
+    title: str, unit: str, series: Sequence[Series], *, log: bool = False, share: bool = False, zero: bool = False
+) -> str:
+    """A card with one chart, or nothing where no series has a point. `share` is 0 to 100 %, `zero` starts at 0."""
+    series = [s for s in map(_positive, series) if s.points] if log else [s for s in series if s.points]
+    if not series:
+        return ""
+    drawn = [_thin(s) for s in series]
+    bounds = [y for points in drawn for _, _, low, high in points for y in (low, high)]
+    y_range = _log_range(bounds) if log else (0.0, 1.0) if share else _range(bounds, zero=zero)
+    axes = Axes(x=_x_range([x for points in drawn for x, *_ in points]), y=y_range, log=log)
+    marks = []
+    for i, points in enumerate(drawn):
+        colour = f"var(--c{i % COLOURS})"
+        if any(low < high for _, _, low, high in points):
+            there = [f"{axes.px(x)},{axes.py(_clamp(high, axes.y))}" for x, _, _, high in points]
+            back = [f"{axes.px(x)},{axes.py(_clamp(low, axes.y))}" for x, _, low, _ in reversed(points)]
+            marks.append(f'<path class="band" fill="{colour}" d="M{"L".join(there + back)}Z"/>')
+        at = [f"{axes.px(x)},{axes.py(y)}" for x, y, *_ in points]
+        marks.append(f'<path class="line" stroke="{colour}" d="M{"L".join(at)}"/>')
+        if len(points) <= 12:
+            marks += [f'<circle r="3" fill="{colour}" cx="{p.split(",")[0]}" cy="{p.split(",")[1]}"/>' for p in at]
+    show = percent if share else number
+    values = {s.name: {x: y for x, y, *_ in points} for s, points in zip(series, drawn, strict=True)}
+    return _card(title, unit, axes, "".join(marks), values, show)
+
+
+def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) -> str:
+    """A card with bars of stacked layers, all over the same steps; where they are many, neighbours share a bar."""
+    thinned = {
+        name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), MOST_BARS)}
+        for name, points in layers.items()
+    }
+    if not thinned or not (xs := sorted(next(iter(thinned.values())))):
+        return ""
+    step = min((b - a for a, b in pairwise(xs)), default=1.0)
+    tops = [sum(layer[x] for layer in thinned.values()) for x in xs]
+    axes = Axes(x=(xs[0] - step / 2, xs[-1] + step / 2), y=_range(tops, zero=True))
+    base, marks = dict.fromkeys(xs, 0.0), []
+    for i, layer in enumerate(thinned.values()):
+        bars = []
+        for x in xs:
+            left, right = axes.px(x - 0.46 * step), axes.px(x + 0.46 * step)
+            bottom, top = axes.py(base[x]), axes.py(base[x] + layer[x])
+            base[x] += layer[x]
+            bars.append(f"M{left},{bottom}V{top}H{right}V{bottom}Z")
+        marks.append(f'<path fill="var(--c{i % COLOURS})" d="{"".join(bars)}"/>')
+    return _card(title, unit, axes, "".join(marks), thinned, number)
+
+
+def number(value: float) -> str:
+    """Three digits that matter, without needless exponents."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _card(
+    title: str,
+    unit: str,
+    axes: Axes,
+    marks: str,
+    values: Mapping[str, Mapping[float, float]],
+    show: Callable[[float], str],
+) -> str:
+    xs = sorted({x for line in values.values() for x in line})
+    table = {name: [show(line[x]) if x in line else "" for x in xs] for name, line in values.items()}
+    hover = {"x": [round(x) for x in xs], "px": [axes.px(x) for x in xs], "values": table}
+    ends = ", ".join(f"{name} {line[0]} to {line[-1]}" for name, line in table.items())
+    swatches = [f'<li><i style="background:var(--c{i % COLOURS})"></i>{escape(n)}</li>' for i, n in enumerate(table)]
+    legend = f"<ul>{''.join(swatches)}</ul>" if len(table) > 1 else ""
+    label = f"{title}, {unit}, steps {hover['x'][0]} to {hover['x'][-1]}: {ends}"
+    return (
+        f'<figure class="card"><figcaption><h3>{escape(title)}</h3>{legend}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
+        f'data-hover="{escape(json.dumps(hover, separators=(",", ":")))}">{_frame(axes, unit, show)}{marks}'
+        f'<line class="cursor" y1="{TOP}" y2="{BOTTOM}"/></svg><output></output></figure>'
+    )
+
+
+def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
+    """Grid lines, tick labels, and what the two axes are."""
+    parts = []
+    ticks = _decades(axes.y) if axes.log else _ticks(*axes.y)
+    for y in ticks:
+        at = axes.py(y)
+        text = f"1e{round(math.log10(y))}" if axes.log else f"{y:.0%}" if show is percent else number(y)
+        parts.append(f'<path class="grid" d="M{LEFT},{at}H{RIGHT}"/><text x="{LEFT - 6}" y="{at + 4}">{text}</text>')
+    for x in _ticks(*axes.x, whole=True):
+        parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
+    middle = (LEFT + RIGHT) / 2
+    parts.append(f'<path class="axis" d="M{LEFT},{BOTTOM}H{RIGHT}"/>')
+    parts.append(f'<text class="x" x="{middle}" y="{BOTTOM + 32}">step</text>')
+    parts.append(f'<text class="unit" x="2" y="11">{escape(unit)}</text>')
+    return "".join(parts)
+
+
+def _thin(series: Series, most: int = MOST_POINTS) -> list[tuple[float, float, float, float]]:
+    """(step, value, low, high) for at most `most` buckets of equal numbers of points. Low and high are the band's
+    where the series has one, and the bucket's extremes otherwise."""
+    points, spread = series.points, series.spread
+    size = math.ceil(len(points) / most)
+    thin = []
+    for start in range(0, len(points), size):
+        xs, ys = zip(*points[start : start + size], strict=True)
+        value = max(ys) if series.keep == "max" else sum(ys) / len(ys)
+        half = sum(spread[start : start + size]) / len(ys) if spread else 0.0
+        low, high = (value - half, value + half) if spread else (min(ys), max(ys))
+        thin.append((sum(xs) / len(xs), value, low, high))
+    return thin
+
+
+def _positive(series: Series) -> Series:
+    points = [(x, y) for x, y in series.points if y > 0]
+    return Series(name=series.name, points=points, keep=series.keep)
+
+
+def _clamp(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])
+
+
+def _x_range(xs: Sequence[float]) -> tuple[float, float]:
+    return (min(xs), max(xs)) if min(xs) < max(xs) else (xs[0] - 0.5, xs[0] + 0.5)
+
+
+def _range(ys: Sequence[float], *, zero: bool) -> tuple[float, float]:
+    low, high = min(ys), max(ys)
+    if zero:
+        return min(0.0, low), high * 1.05 or 1.0
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+    return low - pad, high + pad
+
+
+def _log_range(ys: Sequence[float]) -> tuple[float, float]:
+    low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
+    return 10.0**low, 10.0 ** max(high, low + 1)
+
+
+def _decades(bounds: tuple[float, float]) -> list[float]:
+    low, high = (round(math.log10(v)) for v in bounds)
+    return [10.0**k for k in range(low, high + 1, math.ceil((high - low) / 5))]
+
+
+def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """About four round numbers within [low, high]."""
+    rough = (high - low) / 4
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough * 0.999)
+    step = max(1.0, math.ceil(step)) if whole else step
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,221 @@
+"""report.html: a run, finished or not, as one page that needs no network; made from the run's folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yatt.errors import ConfigError
+from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
+from yatt.faces.page import PAGE, SCRIPT, STYLE
+from yatt.faces.rundir import RunDirectory, replace_text
+from yatt.faces.trajectories import held_out_pairs, rollout_pairs
+
+Row = Mapping[str, Any]
+MOST_EVALUATIONS = 60
+FROM_ZERO = {"zero": True}
+LARGEST = ("largest difference of logprobs",)
+CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
+    ("Response length", "tokens", {"mean": "response_length_mean", "longest": "longest_response"}, FROM_ZERO),
+    ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
+    ("Loss", "loss", {"loss": "loss"}, {}),
+    ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
+    ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
+    ("KL divergence", "nats / token", {"to rollout policy": "kl", "to reference": "kl_ref"}, {}),
+    ("Train / rollout gap", LARGEST[0], {"largest": "rollout_gap_max"}, {"log": True}),
+    ("Learning rate", "per update", {"rate": "learning_rate"}, FROM_ZERO),
+    ("Clipped tokens", "share", {"share": "clip_fraction"}, FROM_ZERO),
+    ("Responses cut off", "share", {"share": "truncated"}, FROM_ZERO),
+    (
+        "Drops, refills, failures",
+        "count",
+        {"dropped groups": "groups_dropped", "refills": "refills", "failed rewards": "reward_failures"},
+        FROM_ZERO,
+    ),
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write RUN/report.html anew and return its path. Raises ConfigError where `run_dir` holds no run."""
+    run = RunDirectory(run_dir)
+    if not run.config.exists() and not run.metrics.exists():
+        raise ConfigError(
+            f"{run_dir} is not a run folder: it has neither config.yaml nor metrics.jsonl; give runs/NAME"
+        )
+    text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
+    config = yaml.safe_load(text) or {}
+    rows = sorted(run.read_metrics(), key=lambda row: row["step"])
+    name = _get(config, "run", "name") or run.path.resolve().name
+    sections = [
+        _header(name, config, rows),
+        _tiles(config, rows),
+        _warnings(config, rows),
+        _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
+        _section("Evaluations", _evaluations([row for row in rows if "evaluation" in row])),
+        _section("Held-out responses, before and after", held_out_pairs(run.samples)),
+        _section("Rollouts, first and last", rollout_pairs(run.samples)),
+        _section(
+            "Settings", f'<details class="card"><summary>config.yaml</summary><pre>{escape(text)}</pre></details>'
+        ),
+    ]
+    page = PAGE.format(title=escape(f"{name} · YATT"), style=STYLE, script=SCRIPT, body="".join(sections))
+    replace_text(run.report, page)
+    return run.report
+
+
+def _header(name: str, config: Row, rows: Sequence[Row]) -> str:
+    last = rows[-1] if rows else {}
+    sft = _is_sft(config)
+    updates = [row for row in rows if row["step"] > 0]
+    tokens = sum(row.get("trained_tokens" if sft else "response_tokens") or 0 for row in updates)
+    facts = {
+        "Model": _get(config, "model", "path"),
+        "Algorithm": _get(config, "algorithm", "name"),
+        "Engine": None if sft else _get(config, "rollout", "engine"),
+        "Slots": _get(config, "cluster", "slots") or "auto",
+        "Controllers": last.get("controllers"),
+        "Steps": f"{last.get('step', 0):,} of {_get(config, 'train', 'steps') or '?'}",
+        "Time in steps": _duration(sum(row.get("seconds") or 0 for row in rows)),
+        "Tokens trained" if sft else "Tokens generated": f"{tokens:,}",
+        "Seed": _get(config, "run", "seed"),
+    }
+    items = [f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v is not None]
+    return f"<header><h1>{escape(name)}</h1><dl>{''.join(items)}</dl></header>"
+
+
+def _tiles(config: Row, rows: Sequence[Row]) -> str:
+    """The numbers a run is judged by, first and last."""
+    evaluations = [row["evaluation"] for row in rows if "evaluation" in row]
+    parts = list(evaluations[-1]["parts_sampled"] or evaluations[-1]["parts_greedy"])[:3] if evaluations else []
+    updates = [row for row in rows if row["step"] > 0]
+    shown = {
+        "accuracy, greedy": (_points(rows, "accuracy_greedy"), percent),
+        "accuracy, sampled": (_points(rows, "accuracy_sampled"), percent),
+    }
+    for part in parts:
+        mode = "parts_sampled" if evaluations[-1]["parts_sampled"] else "parts_greedy"
+        shown[f"{part}, held-out"] = (
+            [(0, e[mode][part]) for e in evaluations if e[mode].get(part) is not None],
+            number,
+        )
+    if _is_sft(config):
+        shown["loss"] = (_points(updates, "loss"), number)
+    else:
+        shown["reward"] = (_points(updates, "reward_mean"), number)
+        shown["response tokens"] = (_points(updates, "response_length_mean"), number)
+    tiles = []
+    for label, (points, show) in shown.items():
+        if points:
+            first, last = show(points[0][1]), show(points[-1][1])
+            values = f"<s>{first} →</s> {last}" if len(points) > 1 else last
+            tiles.append(f'<div class="card tile"><b>{values}</b><span>{escape(label)}</span></div>')
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _warnings(config: Row, rows: Sequence[Row]) -> str:
+    def total(name: str) -> int:
+        return sum(row.get(name) or 0 for row in rows)
+
+    updates = [row for row in rows if row["step"] > 0]
+    last, planned = rows[-1]["step"] if rows else 0, _get(config, "train", "steps")
+    idle = 0 if _is_sft(config) else sum(row["groups"] == 0 for row in updates)
+    found = {
+        f"The run stands at step {last} of {planned}.": bool(planned) and last < planned,
+        f"{total('reward_failures')} rewards failed, {total('reward_timeouts')} of them by running out of time; "
+        "their responses were left out.": total("reward_failures"),
+        f"{total('skipped_updates')} updates were skipped because their gradient was not finite.": total(
+            "skipped_updates"
+        ),
+        f"{sum(row.get('loss') is None for row in updates)} steps have a loss that is not finite.": any(
+            row.get("loss") is None for row in updates
+        ),
+        f"{idle} steps had no group left to learn from.": idle,
+        f"{percent(updates[-1]['truncated']) if updates else ''} of the last step's responses were cut off at "
+        "rollout.max_tokens.": bool(updates) and updates[-1]["truncated"] > 0.25,
+        "Payload bytes passed through the driver; there should be none.": total("driver_payload_bytes"),
+    }
+    items = [f"<li>{text}</li>" for text, true in found.items() if true]
+    return f'<ul class="warn">{"".join(items)}</ul>' if items else ""
+
+
+def _charts(config: Row, rows: Sequence[Row]) -> str:
+    """Charts of what there is: a quantity that was never measured, or is 0 throughout, has none."""
+    updates = [row for row in rows if row["step"] > 0]
+    phases = list(dict.fromkeys(name for row in updates for name in row["phases"]))[:6]
+    layers = {name: [(row["step"], row["phases"].get(name) or 0.0) for row in updates] for name in phases}
+    accuracies = [Series(name=n, points=_points(rows, f"accuracy_{n}")) for n in ("greedy", "sampled")]
+    charts = [
+        line_chart("Accuracy on held-out prompts", "share of responses", accuracies, share=True),
+        "" if _is_sft(config) else _reward_chart(updates),
+        _parts_chart(updates),
+        stacked_chart("Time per step", "seconds", layers),
+    ]
+    for title, unit, lines, options in CURVES:
+        points = {name: _points(updates, key) for name, key in lines.items()}
+        keep = "max" if unit in LARGEST else "mean"
+        series = [Series(name=n, points=p, keep=keep) for n, p in points.items() if any(y for _, y in p)]
+        charts.append(line_chart(title, unit, series, **options))
+    return "".join(charts)
+
+
+def _reward_chart(rows: Sequence[Row]) -> str:
+    rows = [row for row in rows if row.get("reward_mean") is not None and row.get("reward_std") is not None]
+    spread = [row["reward_std"] for row in rows]
+    series = Series(name="mean", points=_points(rows, "reward_mean"), spread=spread)
+    return line_chart("Reward, and one standard deviation", "reward", [series])
+
+
+def _parts_chart(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row.get("parts") or {}))[:6]
+    points = {n: [(r["step"], r["parts"][n]) for r in rows if r["parts"].get(n) is not None] for n in names}
+    series = [Series(name=name, points=line) for name, line in points.items()]
+    return line_chart("Parts of the reward", "mean over responses", series, zero=True)
+
+
+def _evaluations(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    every = -(-len(rows) // MOST_EVALUATIONS)
+    shown = [row for i, row in enumerate(rows) if i % every == 0 or i == len(rows) - 1]
+    tables = []
+    for row in shown:
+        e = row["evaluation"]
+        cells = {"step": str(row["step"]), "prompts": str(e["prompts"])}
+        for mode in ("greedy", "sampled"):
+            cells[mode] = "-" if row.get(f"accuracy_{mode}") is None else percent(row[f"accuracy_{mode}"])
+        cells |= {f"pass@{k}": percent(v) for k, v in e["pass_at_k"].items() if k != "1"}
+        cells |= {f"{name} (sampled)": number(v) for name, v in e["parts_sampled"].items() if v is not None}
+        tables.append(cells | {"mean tokens": number(e["response_tokens_mean"]), "failures": str(e["failures"])})
+    names = list(dict.fromkeys(name for cells in tables for name in cells))
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = ("".join(f"<td>{cells.get(name, '-')}</td>" for name in names) for cells in tables)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="card scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+
+
+def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def _get(config: Row, *names: str) -> Any:
+    for name in names:
+        config = (config.get(name) if isinstance(config, Mapping) else None) or {}
+    return config if config != {} else None
+
+
+def _is_sft(config: Row) -> bool:
+    return _get(config, "algorithm", "name") == "sft"
+
+
+def _duration(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {left:02} s" if minutes else f"{seconds:.1f} s"
