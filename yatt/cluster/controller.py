@@ -28,9 +28,8 @@ from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, SftController
 from yatt.data.loader import Loader, all_rows
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
+from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
 from yatt.data.source import open_evaluation, open_source
-from yatt.data.tokenizer import load_tokenizer
 from yatt.placement.plan import colocated, resident
 from yatt.reward.pool import FunctionScorer
 from yatt.types import EvaluationReport, Group, StepReport, Trajectory

@@ -8,11 +8,11 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from yatt.cluster.backends import GENERATORS, load
 from yatt.cluster.calls import wait_one
 from yatt.cluster.process import SlotProcess, settle
 from yatt.config.schema import Config
 from yatt.errors import BackendError
-from yatt.generation.vllm import VllmGenerator
 from yatt.types import Completion, Request, SampleKey, WeightManifest
 
 LINGER = 0.02
@@ -26,7 +26,7 @@ class GeneratorActor:
 
     def __init__(self, process: SlotProcess, config: Config, model: str) -> None:
         settle(process)
-        self._generator = VllmGenerator(
+        self._generator: Any = load(GENERATORS[config.rollout.engine])(
             model=model,
             config=config.rollout,
             context_length=config.model.context_length,

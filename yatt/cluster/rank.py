@@ -10,12 +10,12 @@ from typing import Any, Literal, TypeVar
 
 import ray
 
+from yatt.cluster.backends import TRAINERS, load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.process import SlotProcess, free_port, settle
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
-from yatt.training.megatron.rank import MegatronRank
 from yatt.types import Share, UpdateReport, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
@@ -39,7 +39,7 @@ class RankActor:
         self._controllers = controllers
         self._deliveries: dict[int, _Delivery] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
-        self._rank: MegatronRank | None = None
+        self._rank: Any = None
         self._writer: WeightWriter | None = None
         self._updating: asyncio.Task[None] | None = None
 
@@ -52,7 +52,8 @@ class RankActor:
         """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes
         this rank the one that writes its node's weights."""
         rank, world_size = self._place
-        self._rank = MegatronRank(self._config, rank=rank, world_size=world_size, address=address, port=port)
+        backend = load(TRAINERS["megatron"])
+        self._rank = backend(self._config, rank=rank, world_size=world_size, address=address, port=port)
         await self._run(self._rank.start)
         if token is not None:
             kind = self._config.weights.transport

@@ -17,12 +17,13 @@ from yatt.cluster.session import ray_session
 from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.config.schema import Config
+from yatt.data.check import check_data
 from yatt.errors import ConfigError
 from yatt.faces.checkpoints import read_checkpoint
 from yatt.faces.export import export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
-from yatt.faces.train import check_data, check_rewards
+from yatt.faces.train import check_rewards
 from yatt.types import EvaluationReport
 
 
@@ -50,7 +51,7 @@ def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config
     config = load_config(str(checkpoint / "config.yaml"), overrides)
     if config.algorithm.name == "sft":
         raise ConfigError(
-            f"algorithm.name=sft: the run in {checkpoint} has no reward to evaluate with; evaluate a run of grpo or rloo"
+            f"algorithm.name=sft: the run of {checkpoint} has no reward to evaluate with; name a grpo or rloo run"
         )
     held_out = {"samples": samples}
     if any(word.startswith(("data.path=", "data.tasks=")) for word in overrides):

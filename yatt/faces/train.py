@@ -17,10 +17,7 @@ from yatt.cluster.process import free_port
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
-from yatt.data.loader import check_rows
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
-from yatt.data.source import open_evaluation, open_source
-from yatt.data.tokenizer import load_tokenizer
+from yatt.data.check import check_data
 from yatt.errors import ConfigError
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.metrics import first_row, metrics_row
@@ -173,23 +170,6 @@ def check_rewards(config: Config) -> None:
     for reference in references:
         if reference is not None:
             check_reference(reference)
-
-
-def check_data(config: Config) -> list[str]:
-    """Read the first rows as the controllers will; returns warnings. Raises DataError naming file and line."""
-    tokenizer = load_tokenizer(config.model.path)
-    if config.algorithm.name == "sft":
-        encode: Any = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
-    else:
-        encode = PromptEncoder(tokenizer, config.data, config.model.context_length, config.rollout.max_tokens)
-    sources = {"data": open_source(config.data, config.run.seed), "evaluate": open_evaluation(config)}
-    warnings = []
-    for name, source in sources.items():
-        if source is not None:
-            bad = check_rows(source, encode, config.data.bad_rows)
-            if bad.count:
-                warnings.append(f"{name}: {bad.count} unusable rows will be skipped: {'; '.join(bad.reasons)}")
-    return warnings
 
 
 @contextmanager
