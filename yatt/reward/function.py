@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from yatt.errors import ConfigError
 from yatt.reward import wire
@@ -39,6 +40,10 @@ class Item(NamedTuple):
     metadata: dict[str, Any]
 
 
+class BadResult(ValueError):
+    """A reward function returned something that is no reward."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionSpec:
     """One configured function: `key` names it in scores, `setting` is where its reference was written."""
@@ -55,7 +60,7 @@ class FunctionSpec:
 
 class RewardFunction:
     """A loaded function. Calling it with an item gives named finite numbers, among them "reward"; it raises what the
-    function raises, and ValueError for a result that is no number. An async function is run to its end."""
+    function raises, and BadResult for what is no number. An async function is run to its end."""
 
     def __init__(self, spec: FunctionSpec, loop: asyncio.AbstractEventLoop) -> None:
         self.spec = spec
@@ -71,30 +76,54 @@ class RewardFunction:
         return _numbers(result)
 
 
-def check(specs: Sequence[FunctionSpec], timeout: float = IMPORT_SECONDS) -> None:
-    """Import these functions in a process of its own. Raises ConfigError saying what is wrong, or after `timeout` s."""
-    process, connection = wire.spawn(specs)
+# What rewards are tried on before a run, where the caller has no row at hand.
+EMPTY = Item(prompt="", response="", answer="", metadata={})
+
+
+def check(specs: Sequence[FunctionSpec], probe: Item = EMPTY, *, limit: float = 10.0) -> None:
+    """Import these functions in a process of its own and call each once. Raises ConfigError naming what is wrong.
+
+    That is an import that fails or takes over a minute, a signature that cannot be called, or a result that is no
+    reward. An error or a hang (`limit` seconds) on the probe passes: real responses may well fare better.
+    """
     names = ", ".join(map(str, specs))
+    process, connection = wire.spawn((specs, probe))
+    stream = connection.makefile("rb")
+    complaint: str | None
     try:
-        connection.settimeout(timeout)
-        answer = wire.read(connection.makefile("rb"))
-    except TimeoutError as error:
-        raise ConfigError(f"{names} does not import within {timeout:g} s") from error
+        connection.settimeout(IMPORT_SECONDS)
+        complaint = _message(stream)
+        if complaint == "":
+            connection.settimeout(limit)
+            with contextlib.suppress(TimeoutError):
+                complaint = _message(stream) or ""
+    except TimeoutError:
+        complaint = f"{names} does not import within {IMPORT_SECONDS:g} s"
     finally:
         connection.close()
         ended = wire.end(process)
-    if answer is None:
-        raise ConfigError(f"{names} ended its process while it was imported ({ended})")
-    status, detail = pickle.loads(answer)
-    if status == "broken":
-        raise ConfigError(detail)
+    if complaint is None:
+        complaint = f"{names} ended its process while it was imported ({ended})"
+    if complaint:
+        raise ConfigError(complaint)
 
 
 def check_reference(
-    reference: str, arguments: Mapping[str, Any] | None = None, setting: str = "reward.function"
+    reference: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    setting: str = "reward.function",
+    probe: Item = EMPTY,
 ) -> None:
     """`check` one reference, to be called with these arguments and found under this setting."""
-    check([FunctionSpec(key="reward", setting=setting, reference=absolute(reference), arguments=arguments or {})])
+    check(
+        [FunctionSpec(key="reward", setting=setting, reference=absolute(reference), arguments=arguments or {})], probe
+    )
+
+
+def _message(stream: BinaryIO) -> str | None:
+    body = wire.read(stream)
+    return None if body is None else pickle.loads(body)
 
 
 def absolute(reference: str) -> str:
@@ -108,7 +137,7 @@ def describe(error: BaseException) -> str:
     text = traceback.format_exception_only(error)[-1].strip()
     if isinstance(error, SyntaxError):
         return f"{text} ({error.filename}, line {error.lineno})"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
 
 
@@ -171,7 +200,7 @@ def _numbers(result: Any) -> dict[str, float]:
     if not isinstance(result, Mapping):
         return {"reward": _number(result, "returned")}
     if "reward" not in result:
-        raise ValueError(f"returned a dict without 'reward' (it has {', '.join(map(str, result)) or 'nothing'})")
+        raise BadResult(f"returned a dict without 'reward' (it has {', '.join(map(str, result)) or 'nothing'})")
     return {str(name): _number(value, f"returned {name}=") for name, value in result.items()}
 
 
@@ -179,9 +208,9 @@ def _number(value: Any, where: str) -> float:
     if hasattr(value, "item"):  # numpy and torch scalars
         value = value.item()
     if not isinstance(value, numbers.Real):
-        raise ValueError(f"{where} {value!r:.80}, not a number; return a number or a dict of numbers with 'reward'")
+        raise BadResult(f"{where} {value!r:.80}, not a number; return a number or a dict of numbers with 'reward'")
     if not math.isfinite(value):
-        raise ValueError(f"{where} {value}; a reward must be finite")
+        raise BadResult(f"{where} {value}; a reward must be finite")
     return float(value)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.reward import wire
-from yatt.reward.function import IMPORT_SECONDS, FunctionSpec, Item, absolute, check
+from yatt.reward.function import EMPTY, IMPORT_SECONDS, FunctionSpec, Item, absolute, check
 from yatt.types import Score, Trajectory
 
 START_ATTEMPTS = 3
@@ -44,9 +44,9 @@ def function_specs(config: RewardConfig) -> tuple[FunctionSpec, ...]:
     )
 
 
-def check_reward(config: RewardConfig) -> None:
-    """Import every configured function, with its arguments, in one process. Raises ConfigError; waits up to 60 s."""
-    check(function_specs(config))
+def check_reward(config: RewardConfig, probe: Item = EMPTY) -> None:
+    """`check` all configured functions, with their arguments, in one process; `probe` is best a row of the data."""
+    check(function_specs(config), probe, limit=config.timeout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +149,19 @@ class _Worker:
         """A process that has imported the functions. Raises BackendError where it cannot, or dies again and again."""
         detail = ""
         for _ in range(START_ATTEMPTS):
-            self._process, connection = wire.spawn(self._specs)
+            self._process, connection = wire.spawn((self._specs, None))
             self._reader, self._writer = await asyncio.open_unix_connection(sock=connection)
             try:
-                status, detail = await self._reply(IMPORT_SECONDS)
+                detail = await self._reply(IMPORT_SECONDS)
             except TimeoutError:
                 await self._kill()
                 detail = f"not ready after {IMPORT_SECONDS:g} s"
             except EOFError:
                 detail = f"died while starting ({await self._kill()})"
             else:
-                if status == "ready":
-                    return
-                raise BackendError(detail)
+                if detail:
+                    raise BackendError(detail)
+                return
         raise BackendError(f"reward worker of {', '.join(map(str, self._specs))}: {detail}, {START_ATTEMPTS} times")
 
     async def judge(self, jobs: deque[_Job]) -> bool:

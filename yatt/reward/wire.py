@@ -28,8 +28,8 @@ def read(stream: BinaryIO) -> bytes | None:
     return body if len(body) == size else None
 
 
-def spawn(specs: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a worker for these function specs; returns it and our end of its socket.
+def spawn(first: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a worker and send it its first message; returns it and our end of its socket.
 
     The worker sees modules where this process does. It leads a process group of its own: an interrupt at the terminal
     does not reach it, and `end` reaches whatever it started. Call it from a thread that lives as long as the worker:
@@ -48,7 +48,7 @@ def spawn(specs: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
         )
     # A worker that died at once is noticed by whoever reads the socket.
     with contextlib.suppress(BrokenPipeError):
-        ours.sendall(encode(specs))
+        ours.sendall(encode(first))
     return process, ours
 
 
