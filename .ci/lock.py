@@ -22,7 +22,7 @@ CUDA_PREFIXES = ("nvidia-", "cuda-")
 
 
 def resolve(requirements: list[str]) -> dict[str, str]:
-    """Name -> version of everything pip would install into an empty environment. Downloads metadata, installs nothing."""
+    """Name -> version of everything pip would put into an empty environment. Installs nothing."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed"]
@@ -47,8 +47,8 @@ def main() -> None:
         if name not in left_out and not ("cpu" in extras and name.startswith(CUDA_PREFIXES))
     ]
     python = ".".join(map(str, sys.version_info[:2]))
-    head = f"# {', '.join(extras)}: {len(lines)} packages for Python {python} on linux, without torch. Made by `make lock`.\n"
-    Path(path).write_text(head + "\n".join(lines) + "\n")
+    head = f"# {', '.join(extras)}: {len(lines)} packages for Python {python} on linux, without torch. By `make lock`."
+    Path(path).write_text("\n".join([head, *lines]) + "\n")
     print(f"{path}: {len(lines)} packages")
 
 
