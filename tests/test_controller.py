@@ -1,0 +1,275 @@
+"""The heart on doubles: the whole loop, its invariants, and what it does when things do not come."""
+
+import asyncio
+from collections import Counter
+
+import numpy as np
+import pytest
+from doubles import RecordingTrainer, ScriptedGenerator, ScriptedScorer, World, merge
+
+from yatt.config.schema import EvaluateConfig, RolloutConfig
+from yatt.controller.evaluator import Evaluator, pass_at_k
+from yatt.controller.exchange import Exchange
+from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.rollouter import Responder, request_seed
+from yatt.controller.router import Router
+from yatt.controller.stage import Publisher, Stage
+from yatt.errors import BackendError, WaitTimeout
+from yatt.placement.plan import Change, colocated, difference, resident
+from yatt.protocols import EVERY_NODE
+from yatt.types import Prompt, Request, Sample, SampleKey, SamplingParams, WeightManifest
+
+
+def by_seed(trajectory):
+    return float(trajectory.tokens[-2] % 3)
+
+
+async def test_the_result_does_not_depend_on_which_controller_drew_which_prompt():
+    worlds = [World(c, by_seed) for c in (1, 2, 3)]
+    for world in worlds:
+        for step in (1, 2, 3):
+            await world.step(step)
+    for step in (1, 2, 3):
+        one, two, three = (world.trained(step) for world in worlds)
+        assert len(one) == 6 * 4
+        assert one == two == three
+    assert [sorted(w.groups[2]) for w in worlds] == [list(range(6, 12))] * 3
+
+
+async def test_a_step_publishes_one_version_and_every_engine_serves_it_before_the_next():
+    world = World(2, by_seed)
+    reports = [await world.step(step) for step in (1, 2)]
+    assert [r.policy_version for r in reports[1]] == [2, 2]
+    assert world.trainer.exported == [1, 2]
+    for generator in world.generators:
+        first, later = ["resume"], ["wake", "resume"]
+        train = ["sleep", "pause"]
+        assert generator.events == [*first, *train, "load 1", *later, *train, "load 2"]
+    versions = {s.tokens[-1] for rank in world.trainer.steps[2][0] for micro in rank for s in micro}
+    assert versions == {1}
+
+
+async def test_counts_add_up_over_controllers_and_reports_agree():
+    world = World(3, by_seed, batch=7)
+    reports = await world.step(1)
+    counts = reports[0].counts
+    assert all(r.counts == counts and r.update == reports[0].update for r in reports)
+    assert (counts.groups, counts.responses, counts.scored, counts.response_tokens) == (7, 28, 28, 56)
+    seeds = [request_seed(11, SampleKey(uid, sibling), "rollout") for uid in range(7) for sibling in range(4)]
+    assert counts.reward_sum == counts.part_sums["r"] == sum(seed % 7 % 3 for seed in seeds)
+    assert set(reports[0].phases) == {"rollout", "balance", "train", "sync", "report"}
+
+
+@pytest.mark.parametrize("order", [range, lambda n: range(n - 1, -1, -1)])
+async def test_dropped_groups_are_replaced_by_the_next_prompts_whatever_ends_first(order):
+    # Rows 1, 3, 5 ... teach nothing. One controller owes 4: it takes the shortest run of its order with 4 even rows.
+    world = World(
+        1, lambda t: float(t.sibling) if t.prompt.row % 2 == 0 else 1.0, batch=4, order=order,
+        rollout=RolloutConfig(n=2, filter="all_equal", max_refills=5),
+    )  # fmt: skip
+    source = world.controllers[0].desk.source
+    source.begin_step()
+    rows = [source.draw().row for _ in range(24)]
+    expected = next(d for d in range(4, 25) if sum(row % 2 == 0 for row in rows[:d]) == 4)
+    counts = (await world.step(1))[0].counts
+    assert (counts.groups, counts.groups_dropped, counts.refills) == (4, expected - 4, expected - 4)
+    assert source.state()["next"] == expected
+
+
+async def test_refills_are_bounded_and_the_step_goes_on_with_what_it_has():
+    judge = lambda t: float(t.sibling) if t.prompt.uid < 2 else 1.0  # noqa: E731
+    world = World(1, judge, batch=3, rollout=RolloutConfig(n=2, filter="all_equal", max_refills=2))
+    counts = (await world.step(1))[0].counts
+    assert (counts.groups, counts.groups_dropped, counts.refills) == (2, 7, 6)
+    assert len(world.trained(1)) == 4
+
+
+async def test_a_step_without_any_group_still_ends():
+    world = World(2, lambda t: 1.0, batch=2, rollout=RolloutConfig(n=2, filter="all_equal", max_refills=0))
+    reports = await world.step(1)
+    assert reports[0].counts.groups == 0
+    assert world.trained(1) == []
+
+
+async def test_failed_rewards_are_excluded_and_counted_never_zero():
+    judge = lambda t: None if t.sibling == 1 else float(t.sibling)  # noqa: E731
+    world = World(1, judge, batch=2)
+    counts = (await world.step(1))[0].counts
+    assert (counts.reward_failures, counts.scored, counts.reward_sum) == (2, 6, 2 * (0 + 2 + 3))
+    assert {key.sibling for _, _, _, key, _, _ in world.trained(1)} == {0, 2, 3}
+    # Rewards 0, 2, 3: mean 5/3, sample standard deviation sqrt(7/3); the failed sibling is not part of either.
+    advantages = sorted({a for *_, a in world.trained(1)})
+    std = (7 / 3) ** 0.5
+    assert advantages == pytest.approx([(0 - 5 / 3) / std, (2 - 5 / 3) / std, (3 - 5 / 3) / std], rel=1e-5)
+
+
+async def test_a_group_with_one_score_left_is_dropped():
+    world = World(1, lambda t: None if t.sibling else 1.0, batch=1, rollout=RolloutConfig(n=3, max_refills=1))
+    counts = (await world.step(1))[0].counts
+    assert (counts.groups, counts.groups_dropped, counts.refills) == (0, 2, 1)
+
+
+async def test_a_resumed_run_sees_the_prompts_that_an_uninterrupted_one_sees():
+    through = World(2, by_seed)
+    for step in (1, 2, 3, 4):
+        await through.step(step)
+    first = World(2, by_seed)
+    for step in (1, 2):
+        await first.step(step)
+    state = first.controllers[1].state()
+    assert state == first.controllers[0].state()
+    second = World(3, by_seed)
+    await asyncio.gather(*(c.restore(state) for c in second.controllers))
+    assert [g.served for g in second.generators] == [2, 2]
+    for step in (3, 4):
+        await second.step(step)
+        assert second.trained(step) == through.trained(step)
+
+
+def sample(uid, sibling, length):
+    mask = np.zeros(length, dtype=bool)
+    mask[length // 2 :] = True
+    return Sample(key=SampleKey(uid, sibling), tokens=np.full(length, uid, dtype=np.int32), loss_mask=mask)
+
+
+async def test_the_exchange_sends_each_sample_once_and_counts_globally():
+    everything = [sample(uid, sibling, 3 + (uid * 7 + sibling) % 9) for uid in range(20) for sibling in range(2)]
+    results = []
+    for count in (1, 3):
+        hub = Hub(count, timeout=5)
+        shares = await asyncio.gather(
+            *(
+                Exchange(HubPeers(i, count, hub.gather), ranks=4, updates=2, budget=24).balance(5, everything[i::count])
+                for i in range(count)
+            )
+        )
+        merged = merge(shares)
+        sent = Counter(s.key for update in merged for rank in update for micro in rank for s in micro)
+        assert sent == Counter(s.key for s in everything)
+        assert all(sum(len(s.tokens) for s in micro) <= 24 for u in merged for rank in u for micro in rank)
+        assert all(len({len(rank) for rank in update}) == 1 for update in merged)
+        denominators = shares[0][0].denominators
+        assert all(s.denominators == denominators for mine in shares for s in mine)
+        for update, denominator in zip(merged, denominators, strict=True):
+            held = [s for rank in update for micro in rank for s in micro]
+            assert denominator.tokens == sum(s.trained_tokens for s in held)
+            assert denominator.sequences == len(held)
+        results.append([[[[s.key for s in micro] for micro in rank] for rank in update] for update in merged])
+    assert results[0] == results[1]
+
+
+async def test_the_hub_names_who_did_not_come():
+    hub = Hub(3, timeout=0.05)
+    with pytest.raises(WaitTimeout, match=r"controller 0 waited 0.05 s at 'x' for controllers \[1\]"):
+        await asyncio.gather(hub.gather("x", 0, "a"), hub.gather("x", 2, "c"))
+    hub = Hub(2, timeout=5)
+    for _ in range(2):
+        assert await asyncio.gather(hub.gather("y", 1, "b"), hub.gather("y", 0, "a")) == [["a", "b"]] * 2
+
+
+async def test_work_goes_to_the_generator_with_least_of_it():
+    generators = [ScriptedGenerator(slot) for slot in range(2)]
+    for g in generators:
+        await g.resume()
+    router = Router(generators, first=1)
+    stream = router.generate(requests(0, 3))
+    await anext(stream)
+    assert router._outstanding == [2, 0]
+    await anext(other := router.generate(requests(1, 1)))
+    assert router._outstanding == [2, 0]
+    await stream.aclose()
+    await other.aclose()
+    assert router._outstanding == [0, 0]
+
+
+def requests(uid, n):
+    params = SamplingParams(max_tokens=2)
+    return [Request(key=SampleKey(uid, i), tokens=np.array([1]), params=params, seed=i) for i in range(n)]
+
+
+def test_seeds_depend_on_run_prompt_sibling_and_purpose_alone():
+    keys = [SampleKey(u, s) for u in range(50) for s in range(8)]
+    seeds = {request_seed(0, k, "rollout") for k in keys} | {request_seed(1, k, "rollout") for k in keys}
+    assert len(seeds) > 795 and all(0 <= s < 2**31 for s in seeds)
+    assert request_seed(0, keys[3], "rollout") == request_seed(0, keys[3], "rollout")
+    assert request_seed(0, keys[3], "rollout") != request_seed(0, keys[3], "evaluate")
+
+
+async def test_an_engine_left_behind_is_an_error():
+    class Stubborn(ScriptedGenerator):
+        async def load(self, manifest):
+            return 0
+
+    peers = HubPeers(0, 1, Hub(1, 1).gather)
+    with pytest.raises(BackendError, match=r"version 3 did not reach the generators on slots \[\(0,\)\]"):
+        await Publisher([Stubborn(0)], RecordingTrainer(1), peers).publish(3)
+
+
+async def test_a_node_without_a_manifest_is_named():
+    class Elsewhere(RecordingTrainer):
+        async def export(self, version):
+            return {"there": WeightManifest(version=version, kind="flat", path="", checksum="")}
+
+    assert EVERY_NODE != "there"
+    with pytest.raises(BackendError, match="node here has a generator but no rank"):
+        await Publisher([ScriptedGenerator(0)], Elsewhere(1), HubPeers(0, 1, Hub(1, 1).gather)).publish(1)
+
+
+def test_plans_differ_by_sleeps_then_wakes():
+    plan = colocated([0, 1])
+    assert difference(plan["rollout"], plan["train"]) == [
+        Change(0, "generator", False),
+        Change(1, "generator", False),
+        Change(0, "trainer", True),
+        Change(1, "trainer", True),
+    ]
+    assert difference(resident([0])["rollout"], resident([0])["train"]) == []
+
+
+@pytest.mark.parametrize(
+    ("n", "correct", "k", "value"),
+    [
+        (4, 1, 1, 1 / 4),
+        (4, 1, 2, 1 - 3 / 6),  # C(3,2)/C(4,2) = 3/6 of the pairs miss it
+        (4, 0, 2, 0.0),
+        (4, 3, 2, 1.0),
+        (5, 2, 3, 1 - 1 / 10),  # C(3,3)/C(5,3) = 1/10
+    ],
+)
+def test_pass_at_k_by_hand(n, correct, k, value):
+    assert pass_at_k(n, correct, k) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("controllers", [1, 2])
+async def test_evaluation_counts_what_was_right(controllers):
+    generator = ScriptedGenerator(0)
+    prompts = [Prompt(uid=i, row=i, text=str(i), tokens=np.array([1])) for i in range(4)]
+
+    def judge(t):  # greedy: prompts 0 and 1 right; sampled 1, 2: prompt 0 both, prompt 2 one, prompt 3 fails to score
+        table = {0: (1, 1, 1), 1: (1, 0, 0), 2: (0, 1, 0), 3: (0, None, 0)}
+        return table[t.prompt.uid][t.sibling]
+
+    hub = Hub(controllers, 5)
+    logged = []
+
+    def evaluator(i):
+        peers = HubPeers(i, controllers, hub.gather)
+        return Evaluator(
+            prompts=prompts[i::controllers],
+            responder=Responder(Router([generator]), ScriptedScorer(judge), str, 0, "evaluate"),
+            rollout=RolloutConfig(),
+            config=EvaluateConfig(samples=2),
+            peers=peers,
+            stage=Stage(resident([0]), [generator], RecordingTrainer(1), peers),
+            on_evaluated=lambda step, ts: logged.extend(ts),
+        )
+
+    reports = await asyncio.gather(*(evaluator(i).evaluate(0) for i in range(controllers)))
+    assert all(r == reports[0] for r in reports)
+    report = reports[0]
+    assert (report.prompts, report.failures, len(logged)) == (4, 1, 12)
+    assert report.accuracy_greedy == 2 / 4
+    assert report.accuracy_sampled == 3 / 7
+    # pass@1: (1 + 0 + 1/2 + 0) / 4; pass@2 needs two scored samples: prompts 0, 1, 2 -> (1 + 0 + 1) / 3
+    assert report.pass_at_k == {1: 1.5 / 4, 2: 2 / 3}
+    assert report.parts_sampled == {"r": 3 / 7}

@@ -1,0 +1,171 @@
+"""The driver's part: what it does from step to step, what it keeps, and that no data passes through it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from doubles import Ticks
+
+from yatt.cluster.payload import payload_bytes
+from yatt.config.load import load_config
+from yatt.errors import BackendError, CheckpointError
+from yatt.faces.checkpoints import Checkpoints, read_checkpoint
+from yatt.faces.rundir import RunDirectory
+from yatt.supervisor import Supervisor
+from yatt.types import EvaluationReport, Prompt, RolloutCounts, StepReport, UpdateReport
+
+EVALUATION = EvaluationReport(prompts=1, accuracy_greedy=1.0, accuracy_sampled=0.5)
+REPORT = StepReport(
+    step=0,
+    epoch=0.0,
+    policy_version=0,
+    controllers=1,
+    counts=RolloutCounts(part_sums={"r": 1.0}),
+    update=UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0),
+    phases={"train": 1.0},
+    spans=(),
+    seconds=1.0,
+)
+
+
+class Crew:
+    def __init__(self, events, stop_at=None, full_at=None):
+        self.events, self.stop_at, self.full_at = events, stop_at, full_at
+        self.supervisor = None
+
+    async def step(self, step):
+        self.events.append(f"step {step}")
+        if step == self.stop_at:
+            self.supervisor.stop()
+        return replace(REPORT, step=step)
+
+    async def evaluate(self, step):
+        self.events.append(f"evaluate {step}")
+        return EVALUATION
+
+    async def save(self, step):
+        if step == self.full_at:
+            raise OSError(28, "No space left on device")
+        self.events.append(f"save {step}")
+
+
+class Journal:
+    def __init__(self, events):
+        self.events = events
+
+    def start(self, evaluation, spans):
+        self.events.append("row 0")
+
+    def step(self, report, evaluation, spans):
+        assert [s.name for s in spans].count("evaluate") == (evaluation is not None)
+        self.events.append(f"row {report.step}{' evaluated' if evaluation else ''}")
+
+    def saved(self, step):
+        self.events.append(f"saved {step}")
+
+    def save_failed(self, step, error):
+        self.events.append(f"not saved {step}: {error}")
+
+
+def settings(*words):
+    return load_config(None, ["model.path=m", "train.batch_size=1", "evaluate.path=e", "data.path=d", *words])
+
+
+async def play(config, first=1, **crew):
+    events = []
+    crew = Crew(events, **crew)
+    crew.supervisor = Supervisor(config, crew, Journal(events), Ticks())
+    return await crew.supervisor.run(first), events
+
+
+async def test_evaluates_before_the_first_step_when_due_and_after_the_last():
+    last, events = await play(settings("train.steps=3", "evaluate.every=2", "checkpoint.every=2"))
+    assert last == 3
+    assert events == [
+        *("evaluate 0", "row 0"),
+        *("step 1", "row 1"),
+        *("step 2", "evaluate 2", "row 2 evaluated", "save 2", "saved 2"),
+        *("step 3", "evaluate 3", "row 3 evaluated", "save 3", "saved 3"),
+    ]
+
+
+async def test_a_resumed_run_does_not_begin_again():
+    assert (await play(settings("train.steps=3"), first=3))[1][0] == "step 3"
+    assert await play(settings("train.steps=3"), first=4) == (3, [])
+
+
+async def test_stop_ends_after_the_step_under_way_with_a_checkpoint():
+    last, events = await play(settings("train.steps=9"), stop_at=2)
+    assert last == 2
+    assert events[-3:] == ["row 2", "save 2", "saved 2"]
+
+
+async def test_a_full_disk_is_said_and_the_run_goes_on():
+    last, events = await play(settings("train.steps=2", "checkpoint.every=1"), full_at=1)
+    assert last == 2
+    assert "not saved 1: [Errno 28] No space left on device" in events
+    assert events[-1] == "saved 2"
+
+
+def test_sft_is_not_evaluated():
+    supervisor = Supervisor(settings("train.steps=1", "algorithm.name=sft"), None, None, Ticks())
+    assert not supervisor._evaluates
+
+
+def test_numbers_about_data_are_not_payload_and_data_is():
+    assert payload_bytes([REPORT, EVALUATION]) == 0
+    tokens = np.arange(10, dtype=np.int32)
+    assert payload_bytes(Prompt(uid=0, row=0, text="", tokens=tokens)) == 40
+    assert payload_bytes({"a": [tokens, b"12345"]}) == 45
+    assert payload_bytes(list(range(1000))) == 8000
+    assert payload_bytes("x" * 5000) == 5000
+
+
+async def write(path):
+    Path(path).mkdir()
+    (Path(path) / "shard").write_text("weights")
+
+
+async def test_checkpoints_are_complete_or_absent_and_the_last_k_stay(tmp_path):
+    run = RunDirectory(tmp_path / "a").create()
+    checkpoints = Checkpoints(run, settings("train.steps=9", "checkpoint.keep=2", "resume=auto"))
+    assert checkpoints.resume() is None
+    for step in (1, 2, 3):
+        await checkpoints.save(step, {"policy_version": step}, write)
+    assert [c.name for c in run.checkpoints()] == ["step-2", "step-3"]
+
+    async def full(path):
+        await write(path)
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        await checkpoints.save(4, {}, full)
+    assert sorted(p.name for p in run.checkpoints_folder.iterdir()) == ["step-2", "step-3"]
+    resume = checkpoints.resume()
+    assert (resume.step, resume.state) == (3, {"policy_version": 3})
+    assert (Path(resume.trainer) / "shard").read_text() == "weights"
+
+
+async def test_a_killed_save_leaves_nothing_that_resume_would_take(tmp_path):
+    run = RunDirectory(tmp_path / "a").create()
+    checkpoints = Checkpoints(run, settings("train.steps=9", "resume=auto"))
+    await checkpoints.save(1, {}, write)
+    (run.checkpoints_folder / ".step-2.part").mkdir()
+    (run.checkpoints_folder / "step-3").mkdir()
+    assert checkpoints.resume().step == 1
+    await checkpoints.save(2, {}, write)
+    assert checkpoints.resume().step == 2
+
+
+@pytest.mark.parametrize("damage", ["complete.json", "state.json"])
+async def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path, damage):
+    run = RunDirectory(tmp_path / "a").create()
+    folder = await Checkpoints(run, settings("train.steps=9")).save(1, {}, write)
+    (folder / damage).write_text(json.dumps({"st": 1})[:4])
+    with pytest.raises(CheckpointError, match=r"step-1: half-written checkpoint .* use resume=auto"):
+        read_checkpoint(folder)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        read_checkpoint(tmp_path / "none")
+    assert CheckpointError.exit_status == 2 and BackendError.exit_status == 1
