@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Literal
 
 Point = tuple[float, float]
-WIDTH, HEIGHT = 400, 214
-LEFT, RIGHT, TOP, BOTTOM = 46, 388, 20, 178
+WIDTH, HEIGHT = 400, 218
+LEFT, RIGHT, TOP, BOTTOM = 46, 386, 26, 182
 MOST_POINTS = 240
 MOST_BARS = 100
 COLOURS = 6
@@ -52,10 +52,10 @@ def line_chart(
     series = [s for s in map(_positive, series) if s.points] if log else [s for s in series if s.points]
     if not series:
         return ""
-    drawn = [_thin(s) for s in series]
+    drawn = [_thin(s, envelope=len(series) == 1) for s in series]
     bounds = [y for points in drawn for _, _, low, high in points for y in (low, high)]
     y_range = _log_range(bounds) if log else (0.0, 1.0) if share else _range(bounds, zero=zero)
-    axes = Axes(x=_x_range([x for points in drawn for x, *_ in points]), y=y_range, log=log)
+    axes = Axes(x=_x_range([x for s in series for x, _ in s.points]), y=y_range, log=log)
     marks = []
     for i, points in enumerate(drawn):
         colour = f"var(--c{i % COLOURS})"
@@ -75,7 +75,7 @@ def line_chart(
 def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) -> str:
     """A card with bars of stacked layers, all over the same steps; where they are many, neighbours share a bar."""
     thinned = {
-        name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), MOST_BARS)}
+        name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), most=MOST_BARS)}
         for name, points in layers.items()
     }
     if not thinned or not (xs := sorted(next(iter(thinned.values())))):
@@ -83,11 +83,12 @@ def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) 
     step = min((b - a for a, b in pairwise(xs)), default=1.0)
     tops = [sum(layer[x] for layer in thinned.values()) for x in xs]
     axes = Axes(x=(xs[0] - step / 2, xs[-1] + step / 2), y=_range(tops, zero=True))
+    half = step * (0.46 if len(xs) <= 60 else 0.51)  # many bars with gaps between them would flicker
     base, marks = dict.fromkeys(xs, 0.0), []
     for i, layer in enumerate(thinned.values()):
         bars = []
         for x in xs:
-            left, right = axes.px(x - 0.46 * step), axes.px(x + 0.46 * step)
+            left, right = axes.px(max(x - half, axes.x[0])), axes.px(min(x + half, axes.x[1]))
             bottom, top = axes.py(base[x]), axes.py(base[x] + layer[x])
             base[x] += layer[x]
             bars.append(f"M{left},{bottom}V{top}H{right}V{bottom}Z")
@@ -100,6 +101,10 @@ def number(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _tick_label(value: float) -> str:
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)
 
 
 def percent(value: float) -> str:
@@ -135,7 +140,7 @@ def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
     ticks = _decades(axes.y) if axes.log else _ticks(*axes.y)
     for y in ticks:
         at = axes.py(y)
-        text = f"1e{round(math.log10(y))}" if axes.log else f"{y:.0%}" if show is percent else number(y)
+        text = f"1e{round(math.log10(y))}" if axes.log else f"{y:.0%}" if show is percent else _tick_label(y)
         parts.append(f'<path class="grid" d="M{LEFT},{at}H{RIGHT}"/><text x="{LEFT - 6}" y="{at + 4}">{text}</text>')
     for x in _ticks(*axes.x, whole=True):
         parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
@@ -146,9 +151,11 @@ def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
     return "".join(parts)
 
 
-def _thin(series: Series, most: int = MOST_POINTS) -> list[tuple[float, float, float, float]]:
-    """(step, value, low, high) for at most `most` buckets of equal numbers of points. Low and high are the band's
-    where the series has one, and the bucket's extremes otherwise."""
+def _thin(
+    series: Series, *, most: int = MOST_POINTS, envelope: bool = False
+) -> list[tuple[float, float, float, float]]:
+    """(step, value, low, high) for at most `most` buckets of equal numbers of points. Low and high are the band's where
+    the series has one, the bucket's extremes where `envelope` is set, and the value itself otherwise."""
     points, spread = series.points, series.spread
     size = math.ceil(len(points) / most)
     thin = []
@@ -156,7 +163,7 @@ def _thin(series: Series, most: int = MOST_POINTS) -> list[tuple[float, float, f
         xs, ys = zip(*points[start : start + size], strict=True)
         value = max(ys) if series.keep == "max" else sum(ys) / len(ys)
         half = sum(spread[start : start + size]) / len(ys) if spread else 0.0
-        low, high = (value - half, value + half) if spread else (min(ys), max(ys))
+        low, high = (min(ys), max(ys)) if envelope and not spread else (value - half, value + half)
         thin.append((sum(xs) / len(xs), value, low, high))
     return thin
 
@@ -177,7 +184,8 @@ def _x_range(xs: Sequence[float]) -> tuple[float, float]:
 def _range(ys: Sequence[float], *, zero: bool) -> tuple[float, float]:
     low, high = min(ys), max(ys)
     if zero:
-        return min(0.0, low), high * 1.05 or 1.0
+        low, high = min(0.0, 1.05 * low), max(0.0, 1.05 * high)
+        return (low, high) if low < high else (0.0, 1.0)
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
     return low - pad, high + pad
 

@@ -15,16 +15,17 @@ p{margin:6px 0}.dim{color:var(--dim)}.card{background:var(--card);border:1px sol
 dl{display:flex;flex-wrap:wrap;gap:6px 28px;margin:12px 0 0}
 dt{color:var(--dim);font-size:12px}dd{margin:0;overflow-wrap:anywhere}
 .tiles,.charts,.pair{display:grid;gap:14px;margin:0}
-.tiles{grid-template-columns:repeat(auto-fit,minmax(min(100%,172px),1fr));margin-top:20px}
+.tiles{grid-template-columns:repeat(auto-fit,minmax(min(100%,150px),1fr));margin-top:20px}
 .charts{grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr))}
-.tile{padding:12px 16px}.tile b{display:block;font-size:21px;font-variant-numeric:tabular-nums;white-space:nowrap}
+.tile{padding:12px 16px;max-width:330px}
+.tile b{display:block;font-size:21px;font-variant-numeric:tabular-nums;white-space:nowrap}
 .tile s{text-decoration:none;font-weight:400;color:var(--dim)}.tile span{color:var(--dim);font-size:13px}
 .warn{background:var(--warnbg);color:var(--warn);border-radius:10px;padding:10px 16px 10px 34px;margin:18px 0 0}
 figure{margin:0;padding:12px 12px 8px;position:relative}
 figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline;min-height:24px}
 figcaption ul{display:flex;flex-wrap:wrap;gap:0 12px;list-style:none;margin:0;padding:0;font-size:12px;color:var(--dim)}
 figcaption i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
-svg{display:block;width:100%;height:auto;touch-action:pan-y}
+svg{display:block;overflow:visible;width:100%;height:auto;touch-action:pan-y}
 svg text{font-size:11px;fill:var(--dim);text-anchor:end;font-variant-numeric:tabular-nums}
 svg text.x{text-anchor:middle}svg text.unit{text-anchor:start}
 .grid{stroke:var(--line)}.axis{stroke:var(--dim)}.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
@@ -38,11 +39,12 @@ th{font-size:12px;color:var(--dim);font-weight:600}
 tr:last-child td{border-bottom:0}th:first-child,td:first-child{text-align:left}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr));gap:0 22px;padding:14px 16px;margin-bottom:14px}
 .pair>.prompt{grid-column:1/-1;border-bottom:1px solid var(--line);padding-bottom:10px;margin-bottom:10px}
-@media(max-width:640px){.pair{grid-template-columns:minmax(0,1fr);gap:14px}}
+@media(max-width:640px){.tile{padding:9px 12px}.tile b{font-size:17px}
+.pair{grid-template-columns:minmax(0,1fr);gap:14px}}
 pre{margin:6px 0 0;padding:9px 11px;background:var(--soft);border-radius:7px;white-space:pre-wrap;
 overflow-wrap:anywhere;font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;
 max-height:420px;overflow-y:auto}
-.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
+pre+.meta{margin-bottom:8px}.good{color:var(--good);font-weight:600}.bad{color:var(--bad);font-weight:600}
 .meta{font-size:13px;color:var(--dim)}summary{cursor:pointer;padding:12px 16px}details pre{margin:0 16px 16px}
 """
 

@@ -18,7 +18,7 @@ from yatt.faces.trajectories import held_out_pairs, rollout_pairs
 Row = Mapping[str, Any]
 MOST_EVALUATIONS = 60
 FROM_ZERO = {"zero": True}
-LARGEST = ("largest difference of logprobs",)
+LARGEST = ("longest_response", "rollout_gap_max")
 CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Response length", "tokens", {"mean": "response_length_mean", "longest": "longest_response"}, FROM_ZERO),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
@@ -26,7 +26,7 @@ CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
     ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
     ("KL divergence", "nats / token", {"to rollout policy": "kl", "to reference": "kl_ref"}, {}),
-    ("Train / rollout gap", LARGEST[0], {"largest": "rollout_gap_max"}, {"log": True}),
+    ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, {"log": True}),
     ("Learning rate", "per update", {"rate": "learning_rate"}, FROM_ZERO),
     ("Clipped tokens", "share", {"share": "clip_fraction"}, FROM_ZERO),
     ("Responses cut off", "share", {"share": "truncated"}, FROM_ZERO),
@@ -78,13 +78,14 @@ def _header(name: str, config: Row, rows: Sequence[Row]) -> str:
         "Engine": None if sft else _get(config, "rollout", "engine"),
         "Slots": _get(config, "cluster", "slots") or "auto",
         "Controllers": last.get("controllers"),
-        "Steps": f"{last.get('step', 0):,} of {_get(config, 'train', 'steps') or '?'}",
+        "Steps": f"{last.get('step', 0):,} of {_get(config, 'train', 'steps') or 0:,}",
         "Time in steps": _duration(sum(row.get("seconds") or 0 for row in rows)),
         "Tokens trained" if sft else "Tokens generated": f"{tokens:,}",
         "Seed": _get(config, "run", "seed"),
     }
     items = [f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v is not None]
-    return f"<header><h1>{escape(name)}</h1><dl>{''.join(items)}</dl></header>"
+    title = '<div class="meta">YATT run report</div>'
+    return f"<header>{title}<h1>{escape(name)}</h1><dl>{''.join(items)}</dl></header>"
 
 
 def _tiles(config: Row, rows: Sequence[Row]) -> str:
@@ -123,19 +124,16 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
     updates = [row for row in rows if row["step"] > 0]
     last, planned = rows[-1]["step"] if rows else 0, _get(config, "train", "steps")
     idle = 0 if _is_sft(config) else sum(row["groups"] == 0 for row in updates)
+    lost = sum(row.get("loss") is None for row in updates)
+    cut = updates[-1]["truncated"] if updates else 0.0
     found = {
         f"The run stands at step {last} of {planned}.": bool(planned) and last < planned,
-        f"{total('reward_failures')} rewards failed, {total('reward_timeouts')} of them by running out of time; "
-        "their responses were left out.": total("reward_failures"),
-        f"{total('skipped_updates')} updates were skipped because their gradient was not finite.": total(
-            "skipped_updates"
-        ),
-        f"{sum(row.get('loss') is None for row in updates)} steps have a loss that is not finite.": any(
-            row.get("loss") is None for row in updates
-        ),
-        f"{idle} steps had no group left to learn from.": idle,
-        f"{percent(updates[-1]['truncated']) if updates else ''} of the last step's responses were cut off at "
-        "rollout.max_tokens.": bool(updates) and updates[-1]["truncated"] > 0.25,
+        f"Rewards that failed, their responses left out: {total('reward_failures')} "
+        f"({total('reward_timeouts')} by running out of time).": total("reward_failures"),
+        f"Updates skipped, their gradient not finite: {total('skipped_updates')}.": total("skipped_updates"),
+        f"Steps whose loss is not finite: {lost}.": lost,
+        f"Steps with no group left to learn from: {idle}.": idle,
+        f"Share of the last step's responses cut off at rollout.max_tokens: {percent(cut)}.": cut > 0.25,
         "Payload bytes passed through the driver; there should be none.": total("driver_payload_bytes"),
     }
     items = [f"<li>{text}</li>" for text, true in found.items() if true]
@@ -155,9 +153,11 @@ def _charts(config: Row, rows: Sequence[Row]) -> str:
         stacked_chart("Time per step", "seconds", layers),
     ]
     for title, unit, lines, options in CURVES:
-        points = {name: _points(updates, key) for name, key in lines.items()}
-        keep = "max" if unit in LARGEST else "mean"
-        series = [Series(name=n, points=p, keep=keep) for n, p in points.items() if any(y for _, y in p)]
+        series = [
+            Series(name=name, points=_points(updates, key), keep="max" if key in LARGEST else "mean")
+            for name, key in lines.items()
+            if any(row.get(key) for row in updates)
+        ]
         charts.append(line_chart(title, unit, series, **options))
     return "".join(charts)
 
@@ -206,9 +206,10 @@ def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
 
 
 def _get(config: Row, *names: str) -> Any:
+    value: Any = config
     for name in names:
-        config = (config.get(name) if isinstance(config, Mapping) else None) or {}
-    return config if config != {} else None
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def _is_sft(config: Row) -> bool:

@@ -1,0 +1,201 @@
+"""The report: self-contained, safe, right for short, long and sft runs; drawn by a real browser where there is one."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.runs import HTML, fake_run
+from yatt.errors import ConfigError
+from yatt.faces.chart import LEFT, MOST_POINTS, RIGHT, Series, line_chart, number, stacked_chart
+from yatt.faces.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "br", "circle", "path", "line"}
+CURVES = {
+    "Accuracy on held-out prompts", "Reward, and one standard deviation", "Parts of the reward", "Time per step",
+    "Response length", "Throughput", "Loss", "Gradient norm", "Entropy", "KL divergence", "Train / rollout gap",
+    "Learning rate", "Clipped tokens", "Responses cut off", "Drops, refills, failures",
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in order; collects addresses, text and the charts' data."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.addresses, self.texts, self.charts, self.scripts = [], [], [], {}, 0
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.addresses += [v for k, v in attributes.items() if k in ("src", "href", "xlink:href", "action", "srcset")]
+        self.scripts += tag == "script"
+        if "data-hover" in attributes:
+            title = next(text for text in reversed(self.texts) if text in CURVES)
+            self.charts[title] = json.loads(attributes["data-hover"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes {self.open[-3:]}"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script") and data.strip():
+            self.texts.append(data)
+
+
+def page_of(run):
+    html = write_report(run.path).read_text()
+    page = Page(html)
+    assert page.addresses == [] and not re.search(r"https?:|//[a-z]|@import|url\(", html)
+    assert len(html) < 1_000_000
+    return html, page
+
+
+def test_forty_steps_show_every_curve_with_its_numbers(tmp_path):
+    run = fake_run(tmp_path / "forty", steps=40, every=10, failures=True)
+    _, page = page_of(run)
+    assert set(page.charts) == CURVES
+    rows = [row for row in run.read_metrics() if row["step"] > 0]
+    reward = page.charts["Reward, and one standard deviation"]
+    assert reward["x"] == list(range(1, 41))
+    assert reward["values"]["mean"] == [number(row["reward_mean"]) for row in rows]
+    assert reward["px"][0] == LEFT and reward["px"][-1] == RIGHT
+    accuracy = page.charts["Accuracy on held-out prompts"]
+    assert accuracy["x"] == [0, 10, 20, 30, 40] and accuracy["values"]["greedy"][0] == "2.0%"
+    for text in ("models/adder", "grpo", "40 of 40", "share of responses", "nats / token", "seconds", "step"):
+        assert text in page.texts
+    # 3 failures in each of steps 7, 14, 21, 28 and 35
+    assert any("left out: 15 " in text for text in page.texts)
+    assert "Updates skipped, their gradient not finite: 1." in page.texts
+
+
+def test_what_the_policy_wrote_is_shown_as_text(tmp_path):
+    html, page = page_of(fake_run(tmp_path / "a", steps=3))
+    assert HTML not in html and page.scripts == 1
+    assert any(HTML in text for text in page.texts)
+    first, last = (next(i for i, t in enumerate(page.texts) if t.startswith(f"step {s} ")) for s in (0, 3))
+    assert first < last  # before, then after, of the same prompt
+    assert "reward timed_out" in page.texts
+
+
+def test_names_from_the_user_are_escaped(tmp_path):
+    run = fake_run(tmp_path / "a", steps=2)
+    rows = run.read_metrics()
+    rows[-1]["parts"] = {"<b>bold</b>": 0.5}
+    rows[-1]["evaluation"]["parts_sampled"] = {"<i>it</i>": 0.5}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html, page = page_of(run)
+    assert "<b>bold" not in html and "<i>it" not in html and "<b>bold</b>" in page.texts
+
+
+def test_one_step(tmp_path):
+    _, page = page_of(fake_run(tmp_path / "one", steps=1))
+    assert page.charts["Loss"]["x"] == [1] and page.charts["Time per step"]["x"] == [1]
+    assert "1 of 1" in page.texts
+
+
+def test_ten_thousand_steps_stay_small_and_keep_the_peaks(tmp_path):
+    run = fake_run(tmp_path / "many", steps=10_000, every=50)
+    _, page = page_of(run)
+    assert all(len(chart["x"]) <= MOST_POINTS for chart in page.charts.values())
+    longest = max(row["longest_response"] for row in run.read_metrics())
+    assert number(longest) in page.charts["Response length"]["values"]["longest"]
+    assert "10,000 of 10,000" in page.texts
+
+
+def test_sft_has_loss_and_no_rewards(tmp_path):
+    _, page = page_of(fake_run(tmp_path / "sft", steps=30, sft=True))
+    assert set(page.charts) == {"Time per step", "Throughput", "Loss", "Gradient norm", "Learning rate"}
+
+
+@pytest.mark.parametrize("lines", ["", '{"step": 0, "pha'])
+def test_a_run_that_has_not_stepped_yet_has_a_page(tmp_path, lines):
+    run = fake_run(tmp_path / "a", steps=1)
+    run.metrics.write_text(lines)
+    _, page = page_of(run)
+    assert "No step has ended yet." in page.texts
+
+
+def test_a_crashed_run_with_holes_has_a_page_that_says_so(tmp_path):
+    run = fake_run(tmp_path / "a", steps=8)
+    rows = run.read_metrics()[:6]
+    rows[3] |= {"loss": None, "reward_mean": None, "groups": 0}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run.samples / "step-1.c0.jsonl").write_text('{"step": 1, "ui')
+    _, page = page_of(run)
+    assert "The run stands at step 5 of 8." in page.texts
+    assert "Steps whose loss is not finite: 1." in page.texts
+    assert "Steps with no group left to learn from: 1." in page.texts
+    assert page.charts["Loss"]["x"] == [1, 2, 4, 5]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        write_report(tmp_path)
+
+
+def test_line_heights_by_hand():
+    # linear: 0..2 with 5 % of head room; log: a decade is half the height of two decades
+    svg = line_chart("t", "u", [Series(name="a", points=[(0, 0.01), (1, 0.1), (2, 1.0)])], log=True)
+    assert 'd="M46.0,182.0L216.0,104.0L386.0,26.0"' in svg
+    svg = line_chart("t", "u", [Series(name="a", points=[(0, 0.25), (4, 0.5)])], share=True)
+    assert 'd="M46.0,143.0L386.0,104.0"' in svg
+    assert line_chart("t", "u", [Series(name="a", points=[(1, 0.0)])], log=True) == ""
+
+
+def test_stacked_layers_stand_on_each_other():
+    svg = stacked_chart("t", "s", {"a": [(1, 1.0), (2, 1.0)], "b": [(1, 1.0), (2, 1.0)]})
+    lower, upper = re.findall(r'fill="var\(--c\d\)" d="M[\d.]+,([\d.]+)V([\d.]+)', svg)
+    assert lower[0] == "182.0" and lower[1] == upper[0] and float(upper[1]) < float(upper[0])
+
+
+def test_constant_and_negative_values_have_axes():
+    for values in ([0.0, 0.0], [-1.0, -1.0], [-2e-9, 3e-9], [1e9, 1e9]):
+        for zero in (False, True):
+            points = list(enumerate(values))
+            assert "nan" not in line_chart("t", "u", [Series(name="a", points=points)], zero=zero)
+
+
+HARNESS = """<body><iframe id=f style="width:WIDTHpx;height:900px" src="PAGE"></iframe><script>
+f.onload = () => {
+  const w = f.contentWindow, d = w.document, svgs = [...d.querySelectorAll('svg')], svg = svgs[0];
+  const box = svg.getBoundingClientRect();
+  svg.dispatchEvent(new w.PointerEvent('pointermove', {clientX: box.right - 14, clientY: box.top + 50}));
+  const inside = svgs.every(s => { const r = s.getBoundingClientRect(); return r.width > 200 && r.height > 90; });
+  document.body.textContent = JSON.stringify({
+    title: d.title, charts: svgs.length, inside, overflow: d.documentElement.scrollWidth - w.innerWidth,
+    hover: svg.nextElementSibling.textContent, shown: svg.nextElementSibling.style.display,
+    smallest: Math.min(...svgs.map(s => 11 * s.getBoundingClientRect().width / 400)),
+    fetched: w.performance.getEntriesByType('resource').length,
+    background: w.getComputedStyle(d.body).backgroundColor});
+};
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium not found: the page was checked as text only")
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+def test_a_real_browser_draws_it(tmp_path, width, dark):
+    run = fake_run(tmp_path / "a", steps=40, every=10, failures=True)
+    harness = tmp_path / "harness.html"
+    harness.write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", write_report(run.path).as_uri()))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    options += ["--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += [f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    done = subprocess.run([CHROMIUM, *options, harness.as_uri()], capture_output=True, text=True, timeout=120)
+    found = json.loads(unescape(re.search(r"<body>(.*?)</body>", done.stdout, re.S)[1]))
+    assert found["title"] == "a · YATT" and found["fetched"] == 0
+    assert found["charts"] == len(CURVES) and found["inside"] and found["overflow"] <= 0
+    assert found["smallest"] >= 8.5  # pixels of an axis label
+    assert found["shown"] == "block" and found["hover"] == "step 40\ngreedy  99.6%\nsampled  89.8%"
+    assert found["background"] == ("rgb(18, 21, 26)" if dark else "rgb(246, 247, 249)")
