@@ -1,0 +1,165 @@
+"""Defaults < YAML < words; every mistake one line that names setting, value and remedy."""
+
+import subprocess
+import sys
+
+import pytest
+
+from yatt.config.load import REQUIRED, describe, load_config, save_config, setting_count
+from yatt.errors import ConfigError
+
+NEEDED = ["model.path=m", "train.steps=4", "train.batch_size=8"]
+
+
+def refused(*words, path=None, needed=NEEDED):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [*needed, *words])
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def written(tmp_path, text):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_words_win_over_yaml_and_yaml_over_defaults(tmp_path):
+    file = written(
+        tmp_path, "model: {path: m}\ntrain:\n  steps: 5\n  batch_size: 8\n  optimizer: {learning_rate: 1e-3}\ndata:\n"
+    )
+    config = load_config(file, ["train.steps=6", "rollout.engine_args.max_num_seqs=4", "model.reference=null"])
+    assert (config.train.steps, config.train.batch_size, config.train.tp) == (6, 8, 1)
+    assert config.train.optimizer.learning_rate == 0.001
+    assert config.rollout.engine_args == {"max_num_seqs": 4}
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("run.name=2024", "2024"),
+        ("run.name=1e3", "1e3"),
+        ("run.name='7'", "7"),
+        ("data.system_prompt=Answer: now", "Answer: now"),
+        ("data.path=[a, b]", ["a", "b"]),
+        ("data.path=null", None),
+        ("train.optimizer.eps=1e-4", 0.0001),
+        ("train.optimizer.eps=1E-04", 0.0001),
+        ("train.optimizer.betas=[0.5,.9]", (0.5, 0.9)),
+        ("rollout.stop=[</answer>]", ["</answer>"]),
+        ("rollout.engine_args={a: {b: 2e-3}}", {"a": {"b": 0.002}}),
+        ("rollout.sleep=false", False),
+    ],
+)
+def test_values_of_words(word, value):
+    config = load_config(None, [*NEEDED, word])
+    for part in word.partition("=")[0].split("."):
+        config = getattr(config, part)
+    assert config == value
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("rollout.temprature=1", "unknown setting rollout.temprature; did you mean rollout.temperature?"),
+        ("kl.coefficient=1", "unknown setting kl.coefficient; did you mean algorithm.kl.coefficient?"),
+        ("steps=1", "unknown setting steps; did you mean train.steps?"),
+        ("--train.tp=1", "unknown setting --train.tp; did you mean train.tp?"),
+        ("zzzzzz=1", "unknown setting zzzzzz; `yatt init` writes all there are"),
+        ("data.tasks=[{name: a, wight: 2}]", "unknown setting data.tasks[0].wight; did you mean data.tasks[].weight?"),
+        ("train.tp=two", "train.tp='two' is not a whole number >= 1"),
+        ("train.tp=0", "train.tp=0 is not a whole number >= 1"),
+        ("train.tp=1.5", "train.tp=1.5 is not a whole number >= 1"),
+        ("train.tp=true", "train.tp=true is not a whole number >= 1"),
+        ("train.tp=", "train.tp=null is not a whole number >= 1"),
+        ("rollout.top_p=2", "rollout.top_p=2 is not a number > 0 and <= 1"),
+        ("rollout.temperature=.nan", "rollout.temperature=nan is not a number >= 0"),
+        ("algorithm.name=gpro", "algorithm.name='gpro' is not one of grpo, rloo, sft"),
+        ("rollout.sleep=maybe", "rollout.sleep='maybe' is not true or false"),
+        ("data.path=[1, 2]", "data.path=[1, 2] is not text or a list of texts or null"),
+        ("rollout.stop=x", "rollout.stop='x' is not a list of texts"),
+        ("rollout.stop=[1]", "rollout.stop=[1] is not a list of texts"),
+        ("train.optimizer.betas=[.9]", "train.optimizer.betas=[0.9] is not a list of 2 numbers"),
+        ("data.tasks=chain_sum", "data.tasks='chain_sum' is not a list of sections"),
+        (
+            "data.tasks=[{weight: 1}]",
+            "data.tasks[0].name is not set and has no default; set data.tasks[0].name=VALUE (text)",
+        ),
+        ("run.name=a/b", "run.name='a/b' is not text matching ^[A-Za-z0-9._-]+$"),
+        ("train=3", "train=3 is not a section of settings"),
+        ("train.steps", "'train.steps' is not a setting; write key=value, such as train.steps=100"),
+        (
+            "data.tasks={a",
+            "data.tasks={a cannot be read as YAML: expected ',' or '}', but got '<stream end>'; quote the value",
+        ),
+    ],
+)
+def test_mistakes_in_words(word, said):
+    assert refused(word) == said
+
+
+def test_all_mistakes_come_at_once_one_to_a_line():
+    assert refused("train.tp=0", "rollout.n=x", needed=NEEDED[:1]).splitlines() == [
+        "rollout.n='x' is not a whole number >= 1",
+        "train.steps is not set and has no default; set train.steps=VALUE (a whole number >= 1)",
+        "train.batch_size is not set and has no default; set train.batch_size=VALUE (a whole number >= 1)",
+        "train.tp=0 is not a whole number >= 1",
+    ]
+    assert "model.path is not set" in refused(needed=[])
+
+
+def test_mistakes_of_the_file_name_the_file(tmp_path):
+    file = written(tmp_path, "model: {path: m}\ntrain: {steps: 4, batch_size: 8, stps: 3, tp: -1}\n")
+    assert refused("train.pp=0", path=file, needed=[]).splitlines() == [
+        f"{file}: train.tp=-1 is not a whole number >= 1",
+        "train.pp=0 is not a whole number >= 1",
+        f"{file}: unknown setting train.stps; did you mean train.steps?",
+    ]
+    assert (
+        refused("train.tp=1", path=file, needed=[]) == f"{file}: unknown setting train.stps; did you mean train.steps?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {tp: 1, tp: 2}", "{file}:1 is not valid YAML: 'tp' is given twice"),
+        ("a:\n  b: [1\nc: d", "{file}:3 is not valid YAML: expected ',' or ']', but got ':'"),
+        ("- a\n- b", "{file} holds ['a', 'b']; it must hold sections of settings, such as `train:`"),
+    ],
+)
+def test_files_that_hold_no_settings(tmp_path, text, said):
+    file = written(tmp_path, text)
+    assert refused(path=file) == said.format(file=file)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert (
+        refused(path=f"{tmp_path}/no.yaml") == f"cannot read the config {tmp_path}/no.yaml: No such file or directory"
+    )
+    assert "Is a directory" in refused(path=str(tmp_path))
+
+
+def test_a_saved_config_loads_to_an_equal_one(tmp_path):
+    words = ["data.tasks=[{name: a, config: {x: [1, 2]}}]", "reward.functions.r={function: f.py:g, weight: -1e-5}"]
+    words += ["data.system_prompt='two\n\nlines: é'", "train.optimizer.learning_rate=3e-7", "run.name=007"]
+    config = load_config(None, [*NEEDED, *words])
+    save_config(config, tmp_path / "c.yaml")
+    assert load_config(str(tmp_path / "c.yaml"), []) == config
+    assert config.data.tasks[0].config == {"x": [1, 2]} and config.reward.functions["r"].weight == -1e-5
+
+
+def test_every_setting_is_described():
+    settings = {setting.name: setting for setting in describe()}
+    assert len(settings) == setting_count() < 150
+    assert all(setting.description for setting in settings.values())
+    assert settings["train.steps"].default == REQUIRED
+    assert settings["train.optimizer.betas"].type == "[float, float]"
+    assert settings["algorithm.kl.kind"][1:3] == ("k1 | k2 | k3", "k3")
+    assert "reward.functions.NAME.function" in settings and "data.tasks[].name" in settings
+
+
+def test_configuration_needs_no_torch():
+    heavy = "{'torch', 'transformers', 'vllm', 'ray', 'megatron'}"
+    code = f"import sys, yatt.config.load, yatt.config.rules; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,160 @@
+"""What a Hugging Face folder and this machine say of themselves, read without torch or transformers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yatt.errors import ConfigError
+
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """Sizes of a model. `embedding_rows` and `parameters` are the weight files', the rest is config.json's."""
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    vocab_size: int
+    embedding_rows: int
+    tied: bool
+    max_positions: int
+    parameters: int
+
+
+def model_facts(path: str, setting: str = "model.path") -> ModelFacts:
+    """Reads config.json and the headers of the weight files.
+
+    Raises ConfigError naming `setting` where one is missing, torn, or of an architecture that is not supported.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"{setting}={path}: no such folder; name a Hugging Face model folder")
+    config = _read_json(folder / "config.json", setting)
+    architecture = (config.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        raise ConfigError(
+            f"{setting}={path}: architecture {architecture} is not supported; use one of {', '.join(ARCHITECTURES)}"
+        )
+    wrong = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if wrong:
+        raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    tied = bool(config.get("tie_word_embeddings", False))
+    shapes = _weights(folder, setting)
+    for name in (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
+        if name not in shapes:
+            raise ConfigError(f"{setting}={path}: its weight files have no {name}; save the model with save_pretrained")
+    return ModelFacts(
+        architecture=architecture,
+        hidden_size=hidden,
+        intermediate_size=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_size=config.get("head_dim") or hidden // heads,
+        vocab_size=config["vocab_size"],
+        embedding_rows=shapes[_EMBEDDING][0],
+        tied=tied,
+        max_positions=config["max_position_embeddings"],
+        parameters=sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == _HEAD)),
+    )
+
+
+def tokenizer_size(path: str, setting: str = "model.path") -> int:
+    """One more than the largest token id of the folder's tokenizer.json, added tokens included."""
+    file = Path(path) / "tokenizer.json"
+    tokenizer = _read_json(file, setting)
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    last = max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+    size = 1 + max([last, *(token["id"] for token in tokenizer.get("added_tokens") or [])])
+    if not size:
+        raise ConfigError(f"{setting}={path}: {file} has no tokens")
+    return int(size)
+
+
+def local_gpus() -> int:
+    """GPUs this process may use, by the driver's device files and CUDA_VISIBLE_DEVICES; nvidia-smi where there are
+    no such files."""
+    found = (
+        len([name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]) if os.path.isdir("/dev") else 0
+    )
+    if not found and shutil.which("nvidia-smi"):
+        try:
+            listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
+            found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+        except (OSError, subprocess.TimeoutExpired):
+            found = 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    return min(found, len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]))
+
+
+def _read_json(file: Path, setting: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{setting}={file.parent}: it has no readable {file.name}") from None
+    except ValueError as error:
+        raise ConfigError(f"{setting}={file.parent}: {file.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{setting}={file.parent}: {file.name} is not a JSON object")
+    return content
+
+
+def _weights(folder: Path, setting: str) -> dict[str, list[int]]:
+    """The shape of every tensor. Raises ConfigError where a file is missing or shorter or longer than it says."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        wanted = set(_read_json(index, setting).get("weight_map", {}).values())
+        missing = sorted(wanted - {file.name for file in files})
+        if missing:
+            raise ConfigError(f"{setting}={folder}: weight file(s) missing: {', '.join(missing)}")
+    if not files:
+        raise ConfigError(f"{setting}={folder}: no *.safetensors weights; save the model with save_pretrained")
+    shapes: dict[str, list[int]] = {}
+    for file in files:
+        shapes |= _header(file, setting)
+    return shapes
+
+
+def _header(file: Path, setting: str) -> dict[str, list[int]]:
+    """Layout: https://huggingface.co/docs/safetensors: a u64 length, a JSON header of that length, the data."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, size)))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        shapes = {name: entry["shape"] for name, entry in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"{setting}={file.parent}: {file.name} is not a safetensors file; copy it again") from None
+    if end != size:
+        raise ConfigError(f"{setting}={file.parent}: {file.name} has {size} bytes but says {end}; copy it again")
+    return shapes

@@ -1,0 +1,286 @@
+"""Rules between settings, and between settings and what they point at. Checked before anything starts; torch-free."""
+
+from __future__ import annotations
+
+import glob
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
+from yatt.config.schema import AlgorithmConfig, Config, RolloutConfig
+from yatt.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What a rule looks at. `model` is None where the folder cannot be read, which is a mistake of its own; `slots` is
+    None where only the cluster knows."""
+
+    config: Config
+    model: ModelFacts | None
+    gpus: int
+    slots: int | None
+    sft: bool
+
+
+Rule = Callable[[Case], Iterator[str]]
+
+
+def check(config: Config) -> list[str]:
+    """Check a run's settings; returns warnings to show. Raises ConfigError with one line per broken rule."""
+    rules = (_model, _layout, _lengths, _batch, _algorithm, _optimizer, _data, _reward, _devices)
+    case = _look(config, rules)
+    return list(_warnings(case))
+
+
+def check_evaluation(config: Config) -> None:
+    """Check what an evaluation alone needs of the settings. Raises ConfigError with one line per broken rule."""
+    _look(config, (_model, _reward, _devices), sft=False)
+
+
+def _look(config: Config, rules: Iterable[Rule], *, sft: bool | None = None) -> Case:
+    mistakes: list[str] = []
+    model = None
+    try:
+        model = model_facts(config.model.path)
+    except ConfigError as error:
+        mistakes.append(str(error))
+    cluster, gpus = config.cluster, local_gpus()
+    unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
+    case = Case(
+        config=config,
+        model=model,
+        gpus=gpus,
+        slots=cluster.slots or unset,
+        sft=config.algorithm.name == "sft" if sft is None else sft,
+    )
+    mistakes += [mistake for rule in rules for mistake in rule(case)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return case
+
+
+def _model(case: Case) -> Iterator[str]:
+    config, model = case.config, case.model
+    if model is None:
+        return
+    path, vocabulary = config.model.path, model.vocab_size
+    try:
+        tokens = tokenizer_size(path)
+        if tokens > vocabulary:
+            yield (
+                f"model.path={path}: its tokenizer has {tokens} tokens but vocab_size={vocabulary}; "
+                "resize the model's embeddings or use its own tokenizer"
+            )
+    except ConfigError as error:
+        yield str(error)
+    if model.embedding_rows != vocabulary:
+        yield f"model.path={path}: its weights have {model.embedding_rows} embedding rows but vocab_size={vocabulary}"
+    if config.model.reference is not None:
+        try:
+            other = model_facts(config.model.reference, "model.reference").vocab_size
+            if other != vocabulary:
+                yield (
+                    f"model.reference={config.model.reference} has vocab_size={other} but the policy has {vocabulary}; "
+                    "use a model with the same tokenizer"
+                )
+        except ConfigError as error:
+            yield str(error)
+    if config.model.context_length > model.max_positions:
+        yield (
+            f"model.context_length={config.model.context_length} is over the model's "
+            f"max_position_embeddings={model.max_positions}; use at most {model.max_positions}"
+        )
+
+
+def _layout(case: Case) -> Iterator[str]:
+    train, model = case.config.train, case.model
+    if model is not None:
+        counts = {
+            "attention heads": model.heads,
+            "key/value heads": model.kv_heads,
+            "vocabulary entries": model.vocab_size,
+            "MLP columns": model.intermediate_size,
+        }
+        fits = _divisors(math.gcd(*counts.values()))
+        broken = [f"{count} {what}" for what, count in counts.items() if count % train.tp]
+        if broken:
+            yield f"train.tp={train.tp} does not divide {' and '.join(broken)}; use {_either(fits)}"
+        if model.layers % train.pp:
+            yield f"train.pp={train.pp} does not divide {model.layers} layers; use {_either(_divisors(model.layers))}"
+    size = train.tp * train.pp
+    if case.slots is not None and case.slots % size:
+        yield (
+            f"cluster.slots={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
+            f"use {_either(_multiples(case.slots, size))} slots"
+        )
+    if train.sequence_parallel and train.tp == 1:
+        yield "train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false"
+
+
+def _lengths(case: Case) -> Iterator[str]:
+    config = case.config
+    context, longest, prompt = config.model.context_length, config.rollout.max_tokens, config.data.max_prompt_tokens
+    if config.train.tokens_per_micro_batch < context:
+        yield (
+            f"train.tokens_per_micro_batch={config.train.tokens_per_micro_batch} cannot hold one sample of "
+            f"model.context_length={context} tokens; use at least {context}"
+        )
+    if case.sft:
+        if prompt is not None and prompt >= context:
+            yield f"data.max_prompt_tokens={prompt} leaves no response in model.context_length={context}; lower it"
+        return
+    if longest >= context:
+        yield f"rollout.max_tokens={longest} leaves no room for a prompt in model.context_length={context}; lower it"
+    elif prompt is not None and prompt + longest > context:
+        yield (
+            f"data.max_prompt_tokens={prompt} and rollout.max_tokens={longest} are together over "
+            f"model.context_length={context}; lower data.max_prompt_tokens to {context - longest}"
+        )
+    algorithm, buffer = config.algorithm, config.algorithm.overlong_buffer
+    if algorithm.overlong == "penalty" and not 0 < buffer <= longest:
+        yield (
+            f"algorithm.overlong_buffer={buffer} must be from 1 to rollout.max_tokens={longest} "
+            f"for algorithm.overlong=penalty; use {max(1, longest // 4)}"
+        )
+    if algorithm.overlong != "penalty" and buffer:
+        yield f"algorithm.overlong_buffer={buffer} is only for algorithm.overlong=penalty; set it to 0"
+
+
+def _batch(case: Case) -> Iterator[str]:
+    config, train = case.config, case.config.train
+    batch, updates, controllers = train.batch_size, train.updates_per_step, config.cluster.controllers or 1
+    if batch < controllers:
+        yield f"train.batch_size={batch} is under cluster.controllers={controllers}; use at least {controllers}"
+    ranks = max(1, (case.slots or 1) // (train.tp * train.pp))
+    if case.sft and batch % (ranks * updates):
+        yield (
+            f"train.batch_size={batch} is not divisible by {ranks} data-parallel rank(s) x "
+            f"train.updates_per_step={updates}; use {_either(_multiples(batch, ranks * updates))}"
+        )
+    if not case.sft and batch % updates:
+        yield (
+            f"train.batch_size={batch} is not divisible by train.updates_per_step={updates}; "
+            f"use {_either(_multiples(batch, updates))}"
+        )
+    samples = batch * config.rollout.n
+    if not case.sft and samples < ranks * updates:
+        yield (
+            f"train.batch_size={batch} x rollout.n={config.rollout.n} makes {samples} samples, too few for {ranks} "
+            f"data-parallel ranks x train.updates_per_step={updates}; use a batch of at least "
+            f"{math.ceil(ranks * updates / config.rollout.n)}"
+        )
+
+
+_RL_ONLY = ("clip_low", "clip_high", "dual_clip", "kl", "overlong", "overlong_buffer")
+
+
+def _algorithm(case: Case) -> Iterator[str]:
+    config, rollout, name = case.config, case.config.rollout, case.config.algorithm.name
+    if case.sft:
+        for key in _RL_ONLY:
+            value, default = getattr(config.algorithm, key), getattr(AlgorithmConfig(), key)
+            if key == "kl":
+                key, value, default = "kl.coefficient", value.coefficient, default.coefficient
+            if value != default:
+                yield f"algorithm.{key}={value} has no meaning for algorithm.name=sft; leave it at {_shown(default)}"
+        if rollout.filter != RolloutConfig().filter:
+            yield f"rollout.filter={rollout.filter} has no meaning for algorithm.name=sft; leave it at none"
+        if config.evaluate.path is not None or config.evaluate.size is not None:
+            yield "evaluate.path and evaluate.size have no meaning for algorithm.name=sft; use `yatt eval` on its model"
+        return
+    if rollout.n < 2:
+        yield f"rollout.n={rollout.n} gives a group of one, which teaches {name} nothing; use at least 2"
+    if rollout.temperature == 0:
+        yield f"rollout.temperature=0 makes all responses to a prompt the same, which teaches {name} nothing; use 1"
+
+
+def _optimizer(case: Case) -> Iterator[str]:
+    optimizer, weights = case.config.train.optimizer, case.config.weights
+    if optimizer.min_learning_rate > optimizer.learning_rate:
+        yield (
+            f"train.optimizer.min_learning_rate={optimizer.min_learning_rate} is over "
+            f"train.optimizer.learning_rate={optimizer.learning_rate}; lower it"
+        )
+    for beta in optimizer.betas:
+        if not 0 <= beta < 1:
+            yield f"train.optimizer.betas={list(optimizer.betas)}: {beta} is not from 0 to below 1; use [0.9, 0.95]"
+    if weights.dir is not None and weights.transport != "disk":
+        yield f"weights.dir={weights.dir} needs weights.transport=disk, not {weights.transport}; unset it"
+
+
+def _data(case: Case) -> Iterator[str]:
+    config = case.config
+    data, evaluate = config.data, config.evaluate
+    if (data.path is None) == (not data.tasks):
+        yield f"data.path and data.tasks are {'both' if data.tasks else 'not'} set; set one of them"
+    for setting, path in (("data.path", data.path), ("evaluate.path", evaluate.path)):
+        for name in [path] if isinstance(path, str) else path or []:
+            if not os.path.exists(name) and not glob.glob(name, recursive=True):
+                yield f"{setting}={name}: no such file or folder, from {os.getcwd()}"
+    if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
+        yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
+    if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
+        yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
+
+
+def _reward(case: Case) -> Iterator[str]:
+    reward, tasks = case.config.reward, case.config.data.tasks
+    functions = {f"reward.functions.{name}.function": one.function for name, one in reward.functions.items()}
+    if reward.function is not None:
+        if functions:
+            yield f"reward.function={reward.function} and reward.functions are both set; keep one of them"
+        functions["reward.function"] = reward.function
+    if case.sft and functions:
+        yield f"{next(iter(functions))} has no meaning for algorithm.name=sft; unset it"
+    if not case.sft and not functions:
+        fitting = "reasoning_gym" if tasks else "FILE.py:NAME, package.module:NAME or a built-in"
+        yield f"reward.function is not set; set it to {fitting}"
+    for setting, name in functions.items():
+        file = name.rpartition(":")[0]
+        if file.endswith(".py") and not os.path.isfile(file):
+            yield f"{setting}={name}: no such file, from {os.getcwd()}"
+
+
+def _devices(case: Case) -> Iterator[str]:
+    cluster = case.config.cluster
+    if cluster.address is not None:
+        return
+    if cluster.device == "cuda" and not case.gpus:
+        yield "cluster.device=cuda but this machine shows no GPU; use cpu or auto, or mend CUDA_VISIBLE_DEVICES"
+    elif cluster.device != "cpu" and case.gpus and (cluster.slots or 0) > case.gpus:
+        yield f"cluster.slots={cluster.slots} is over the {case.gpus} GPU(s) of this machine; use at most {case.gpus}"
+
+
+def _warnings(case: Case) -> Iterator[str]:
+    config, cores = case.config, os.cpu_count() or 1
+    on_cpu = config.cluster.address is None and (config.cluster.device == "cpu" or not case.gpus)
+    if on_cpu and case.slots is not None and case.slots > cores:
+        yield f"cluster.slots={case.slots} is over this machine's {cores} cores; slots will wait for each other"
+    updates, warmup = config.train.steps * config.train.updates_per_step, config.train.optimizer.warmup_steps
+    if warmup >= updates:
+        yield f"train.optimizer.warmup_steps={warmup} does not end within the run's {updates} updates"
+    if config.model.reference is not None and config.algorithm.kl.coefficient == 0:
+        yield f"model.reference={config.model.reference} is never loaded, for algorithm.kl.coefficient=0"
+    if not case.sft and (config.rollout.top_p < 1 or config.rollout.top_k > 0):
+        yield "rollout.top_p and rollout.top_k cut tokens off that the trainer's logprobs still count; 1 and -1 do not"
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _multiples(number: int, unit: int) -> list[int]:
+    """The multiples of `unit` next to `number`, from 1 on."""
+    return [multiple for multiple in (number // unit * unit, (number // unit + 1) * unit) if multiple]
+
+
+def _either(numbers: list[int]) -> str:
+    *head, last = map(str, numbers)
+    return f"{', '.join(head)} or {last}" if head else last
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
