@@ -32,8 +32,8 @@ def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
 
 def _deviations(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each reward minus its group's mean [N], its group's index [N] below G, and the group sizes [G]; in float64."""
-    _, ids, size = torch.unique(groups, return_inverse=True, return_counts=True)
-    values = rewards.double()
+    _, ids, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    values, size = rewards.double(), counts.double()
     mean = _group_sum(values, ids, size) / size
     bounds = torch.zeros(len(size), dtype=torch.float64, device=rewards.device)
     highest = bounds.scatter_reduce(0, ids, values, "amax", include_self=False)

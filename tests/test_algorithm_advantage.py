@@ -1,0 +1,117 @@
+"""Group advantages, filters and samples, against numbers worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from yatt.algorithm.advantage import ESTIMATORS, grpo, rloo
+from yatt.algorithm.filter import FILTERS, all_equal
+from yatt.algorithm.samples import count, overlong_penalty, samples
+from yatt.config.schema import AlgorithmConfig
+from yatt.types import Group, Prompt, SampleKey, Score, Trajectory
+
+
+def close(found, wanted):
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=found.dtype), rtol=0, atol=3e-6)
+
+
+def test_grpo_by_hand():
+    # Group 7: rewards 1, 0, 2: mean 1, sample variance (0 + 1 + 1) / 2 = 1. Group 3: 1, 0: mean .5, variance .5.
+    rewards, groups = torch.tensor([1.0, 1.0, 0.0, 0.0, 2.0]), torch.tensor([7, 3, 7, 3, 7])
+    half = 0.5 / math.sqrt(0.5)
+    close(grpo(rewards, groups), [0.0, half, -1.0, -half, 1.0])
+    close(grpo(rewards, groups, normalize_std=False), [0.0, 0.5, -1.0, -0.5, 1.0])
+    # eps is added to the standard deviation: (2 - 1) / (1 + 1) = .5.
+    close(grpo(rewards, groups, eps=1.0)[4:], [0.5])
+
+
+def test_rloo_by_hand():
+    # Each minus the mean of the others: 1 - (0 + 2) / 2, 0 - (1 + 2) / 2, 2 - (1 + 0) / 2; and 1 - 0, 0 - 1.
+    rewards, groups = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0]), torch.tensor([0, 0, 0, 1, 1])
+    close(rloo(rewards, groups), [0.0, -1.5, 1.5, 1.0, -1.0])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_no_signal_is_exactly_zero(name):
+    # 0.1 is not a binary fraction: the mean of seven is not 0.1 exactly. The last group has one member.
+    rewards, groups = torch.tensor([0.1] * 7 + [5.0], dtype=torch.float64), torch.tensor([0] * 7 + [1])
+    assert torch.equal(ESTIMATORS[name](rewards, groups), torch.zeros(8, dtype=torch.float64))
+    assert ESTIMATORS[name](torch.zeros(0), torch.zeros(0, dtype=torch.long)).shape == (0,)
+    assert ESTIMATORS[name](torch.tensor([1, 0]), torch.tensor([0, 0])).dtype == torch.float32
+
+
+def test_estimators_against_a_loop():
+    torch.manual_seed(0)
+    rewards, groups = torch.randn(60, dtype=torch.float64), torch.randint(0, 9, (60,))
+    for i in range(60):
+        own = rewards[groups == groups[i]]
+        others = (own.sum() - rewards[i]) / (len(own) - 1)
+        assert abs(rloo(rewards, groups)[i] - (rewards[i] - others)) < 1e-12
+        assert abs(grpo(rewards, groups)[i] - (rewards[i] - own.mean()) / (own.std() + 1e-6)) < 1e-12
+
+
+def test_filters():
+    assert all_equal([1.0, 1.0 + 1e-12]) and all_equal([0.0]) and all_equal([])
+    assert not all_equal([0.0, 1.0]) and all_equal([0.0, 0.4], tolerance=0.5)
+    assert not FILTERS["none"]([1.0, 1.0]) and FILTERS["all_equal"]([1.0, 1.0])
+
+
+def test_overlong_penalty_by_hand():
+    # Limit 100, buffer 20: free up to 80; 85 -> (80 - 85) / 20; 100 -> -1.
+    assert [overlong_penalty(n, 100, 20) for n in (1, 80, 85, 90, 100, 130)] == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+    assert overlong_penalty(100, 100, 0) == 0.0 and overlong_penalty(101, 100, 0) == -1.0
+
+
+def group(uid, rewards, lengths, finish=None):
+    prompt = Prompt(uid=uid, row=uid, text="p", tokens=np.arange(2, dtype=np.int32))
+    trajectories = tuple(
+        Trajectory(
+            prompt=prompt,
+            sibling=i,
+            tokens=np.arange(2 + n, dtype=np.int32),
+            loss_mask=np.arange(2 + n) >= 2,
+            rollout_logprobs=np.full(2 + n, -0.5, dtype=np.float32),
+            spans=(),
+            finish=(finish or ["stop"] * len(rewards))[i],
+            text="",
+            score=Score(status="ok", value=value),
+        )
+        for i, (value, n) in enumerate(zip(rewards, lengths, strict=True))
+    )
+    return Group(prompt=prompt, trajectories=trajectories)
+
+
+def test_samples_carry_their_groups_advantage():
+    groups = [group(10, [1.0, 0.0], [3, 4]), group(4, [5.0, 5.0], [1, 1])]
+    made = samples(groups, AlgorithmConfig(normalize_std=False), 8)
+    assert [s.key for s in made] == [SampleKey(10, 0), SampleKey(10, 1), SampleKey(4, 0), SampleKey(4, 1)]
+    assert [s.advantage for s in made] == [0.5, -0.5, 0.0, 0.0]
+    assert made[1].tokens.tolist() == [0, 1, 2, 3, 4, 5] and made[1].trained_tokens == 4
+    assert made[0].rollout_logprobs is not None
+    denominator = count(made)
+    assert (denominator.tokens, denominator.sequences) == (3 + 4 + 1 + 1, 4)
+    # rloo of (1, 0): 1 - 0 and 0 - 1.
+    assert [s.advantage for s in samples(groups[:1], AlgorithmConfig(name="rloo"), 8)] == [1.0, -1.0]
+    assert samples([], AlgorithmConfig(), 8) == []
+
+
+def test_overlong_settings():
+    truncated = [group(0, [1.0, 0.0, 0.5], [2, 8, 2], ["stop", "length", "stop"])]
+    plain = AlgorithmConfig(normalize_std=False)
+    assert [s.advantage for s in samples(truncated, plain, 8)] == [0.5, -0.5, 0.0]
+    # mask: the truncated one is gone, the others keep the baseline it was part of.
+    masked = samples(truncated, plain.model_copy(update={"overlong": "mask"}), 8)
+    assert [(s.key.sibling, s.advantage) for s in masked] == [(0, 0.5), (2, 0.0)]
+    # penalty, buffer 4: 8 tokens -> -1; rewards 1, -1, .5: mean 1/6.
+    settings = plain.model_copy(update={"overlong": "penalty", "overlong_buffer": 4})
+    found = [s.advantage for s in samples(truncated, settings, 8)]
+    assert found == pytest.approx([1 - 1 / 6, -1 - 1 / 6, 0.5 - 1 / 6])
+
+
+def test_a_missing_reward_is_an_error():
+    bad = group(0, [1.0], [2])
+    with pytest.raises(ValueError, match="prompt 0, sibling 0"):
+        samples([group(0, [None], [2])], AlgorithmConfig(), 8)
+    assert samples([bad], AlgorithmConfig(), 8)[0].advantage == 0.0
