@@ -11,7 +11,7 @@ from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.rundir import RunDirectory
 from yatt.types import EvaluationReport, RolloutCounts, StepReport, UpdateReport
 
-HTML = "<script>document.title='broken'</script> & \"quotes\" </pre>"
+HTML = "\u2028<script>document.title='broken'</script> & \"quotes\" </pre>"
 
 
 def fake_run(path: Path, *, steps: int, sft: bool = False, every: int = 0, failures: bool = False) -> RunDirectory:
@@ -87,7 +87,7 @@ def _evaluation(done):
 def _samples(run, stem, done, rng):
     step = int(stem.split("-")[1])
     for controller in range(2):
-        with open(run.samples / f"{stem}.c{controller}.jsonl", "w") as out:
+        with open(run.samples / f"{stem}.c{controller}.jsonl", "w", encoding="utf-8") as out:
             for i in range(4):
                 uid = 2 * i + controller + (0 if stem.startswith("eval") else 48 * step)
                 a, b = 300 + 37 * uid % 600, 200 + 53 * uid % 700
@@ -100,5 +100,11 @@ def _samples(run, stem, done, rng):
                     "finish": "stop", "response_tokens": 40 if worked else 6, "mode": "greedy",
                 }  # fmt: skip
                 if i == 2 and not stem.startswith("eval"):
-                    line |= {"reward": None, "status": "timed_out", "parts": {}, "finish": "length"}
-                out.write(json.dumps(line) + "\n")
+                    line |= {
+                        "reward": None,
+                        "status": "timed_out",
+                        "parts": {},
+                        "finish": "length",
+                        "detail": "after 10 s",
+                    }
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")

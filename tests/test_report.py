@@ -86,7 +86,7 @@ def test_what_the_policy_wrote_is_shown_as_text(tmp_path):
     assert any(HTML in text for text in page.texts)
     first, last = (next(i for i, t in enumerate(page.texts) if t.startswith(f"step {s} ")) for s in (0, 3))
     assert first < last  # before, then after, of the same prompt
-    assert "reward timed_out" in page.texts
+    assert "reward timed_out: after 10 s" in page.texts
 
 
 def test_names_from_the_user_are_escaped(tmp_path):

@@ -59,7 +59,7 @@ def _first_and_last(folder: Path, kind: str) -> list[tuple[int, list[Record]]]:
 def _read(files: Sequence[Path]) -> list[Record]:
     records = []
     for file in files:
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines()[:MOST_RECORDS]:
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n")[:MOST_RECORDS]:
             with contextlib.suppress(ValueError):  # a crash may leave half a line
                 records.append(json.loads(line))
     return records
@@ -77,13 +77,14 @@ def _prompt(record: Record) -> str:
 
 def _response(record: Record, when: str) -> str:
     reward, status = record.get("reward"), record.get("status", "ok")
-    good = reward is not None and reward > 0
+    colour = "good" if reward is not None and reward > 0 else "bad"
     verdict = f"reward {reward:.3g}" if reward is not None else f"reward {escape(str(status))}"
+    detail = f": {escape(record['detail'][:200])}" if reward is None and record.get("detail") else ""
     parts = [f"{escape(k)} {v:.3g}" for k, v in (record.get("parts") or {}).items() if v is not None]
     cut = ["cut off"] if record.get("finish") == "length" else []
     rest = " · ".join([*parts, f"{record.get('response_tokens', '?')} tokens", *cut])
     return (
-        f'<div><div class="meta">{when} · <span class="{"good" if good else "bad"}">{verdict}</span> · {rest}</div>'
+        f'<div><div class="meta">{when} · <span class="{colour}">{verdict}{detail}</span> · {rest}</div>'
         f"<pre>{_text(record['response'])}</pre></div>"
     )
 
