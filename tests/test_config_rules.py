@@ -148,7 +148,7 @@ def broken():
         yield words.replace("SFT", " | ".join(SFT)).split(" | "), said.strip()
 
 
-@pytest.mark.parametrize(("words", "said"), broken())
+@pytest.mark.parametrize(("words", "said"), list(broken()))
 def test_broken_rules(settings, tiny, words, said):
     (line,) = refused(settings(tiny, *words))
     assert line.startswith(said)
