@@ -154,8 +154,8 @@ def test_every_setting_is_described():
     assert len(settings) == setting_count() < 150
     assert all(setting.description for setting in settings.values())
     assert settings["train.steps"].default == REQUIRED
-    assert settings["train.optimizer.betas"].type == "[float, float]"
-    assert settings["algorithm.kl.kind"][1:3] == ("k1 | k2 | k3", "k3")
+    assert settings["train.optimizer.betas"].takes == "a list of 2 numbers"
+    assert settings["algorithm.kl.kind"][1:3] == ("one of k1, k2, k3", "k3")
     assert "reward.functions.NAME.function" in settings and "data.tasks[].name" in settings
 
 

@@ -25,7 +25,7 @@ class Setting(NamedTuple):
     """One line of the reference of settings. `name` is dotted; `NAME` and `[]` stand for a key and a list item."""
 
     name: str
-    type: str
+    takes: str
     default: Any
     description: str
 
@@ -149,22 +149,17 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 def _validate(values: dict[str, Any], path: str | None, given: Sequence[str]) -> Config:
     values = _with_all_sections(values, Config)
-    mistakes = {name: f"{name}={_shown(value)} is not {expected}" for name, value, expected in _misplaced(values)}
-    config = None
     try:
-        config = Config.model_validate(values)
+        return Config.model_validate(values)
     except ValidationError as error:
-        for item in error.errors():
-            name, line = _explain(item, values)
-            mistakes.setdefault(name, line)
-    if not mistakes and config is not None:
-        return config
+        # One setting of several types has one error for each: the first line says it all.
+        mistakes = dict(reversed([_explain(item, values) for item in error.errors()]))
 
     def place(name: str) -> str:
         from_word = any(name == key or name.startswith((key + ".", key + "[")) for key in given)
         return "" if from_word or path is None else f"{path}: "
 
-    raise ConfigError("\n".join(place(name) + line for name, line in mistakes.items()))
+    raise ConfigError("\n".join(place(name) + mistakes[name] for name in reversed(mistakes)))
 
 
 def _explain(item: Any, values: Mapping[str, Any]) -> tuple[str, str]:
@@ -192,16 +187,6 @@ def _suggestion(name: str) -> str:
         if difflib.SequenceMatcher(None, tail, full.rpartition(".")[2]).ratio() >= 0.6
     ] or [tails[match] for match in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
     return f"; did you mean {near[0]}?" if near else "; `yatt init` writes all there are"
-
-
-def _misplaced(values: Mapping[str, Any], prefix: str = "", model: type[BaseModel] = Config) -> Iterator[Any]:
-    """Booleans where a number is due: pydantic would take `true` for 1."""
-    for key, field in model.model_fields.items():
-        value, inner = values.get(key), _section(field.annotation)
-        if inner is not None and isinstance(value, Mapping):
-            yield from _misplaced(value, f"{prefix}{key}.", inner)
-        elif isinstance(value, bool) and {int, float} & set(_members(field.annotation)):
-            yield prefix + key, value, _expected(field)
 
 
 def _with_all_sections(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
@@ -262,20 +247,7 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
             yield from _describe(item[1], f"{name}{item[0]}.")
         else:
             default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
-            yield Setting(name, _type_name(field.annotation), default, field.description or "")
-
-
-def _type_name(annotation: Any) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (Union, UnionType):
-        return " | ".join(map(_type_name, arguments))
-    if origin in (list, tuple):
-        return f"[{', '.join(map(_type_name, arguments))}]"
-    if origin is dict:
-        return "mapping"
-    return "null" if annotation is type(None) else annotation.__name__
+            yield Setting(name, _expected(field), default, field.description or "")
 
 
 def _expected(field: FieldInfo | None) -> str:

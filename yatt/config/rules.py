@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
@@ -25,22 +25,8 @@ class Case:
     sft: bool
 
 
-Rule = Callable[[Case], Iterator[str]]
-
-
 def check(config: Config) -> list[str]:
     """Check a run's settings; returns warnings to show. Raises ConfigError with one line per broken rule."""
-    rules = (_model, _layout, _lengths, _batch, _algorithm, _optimizer, _data, _reward, _devices)
-    case = _look(config, rules)
-    return list(_warnings(case))
-
-
-def check_evaluation(config: Config) -> None:
-    """Check what an evaluation alone needs of the settings. Raises ConfigError with one line per broken rule."""
-    _look(config, (_model, _reward, _devices), sft=False)
-
-
-def _look(config: Config, rules: Iterable[Rule], *, sft: bool | None = None) -> Case:
     mistakes: list[str] = []
     model = None
     try:
@@ -49,17 +35,13 @@ def _look(config: Config, rules: Iterable[Rule], *, sft: bool | None = None) -> 
         mistakes.append(str(error))
     cluster, gpus = config.cluster, local_gpus()
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
-    case = Case(
-        config=config,
-        model=model,
-        gpus=gpus,
-        slots=cluster.slots or unset,
-        sft=config.algorithm.name == "sft" if sft is None else sft,
-    )
-    mistakes += [mistake for rule in rules for mistake in rule(case)]
+    sft = config.algorithm.name == "sft"
+    case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset, sft=sft)
+    for rule in (_model, _layout, _lengths, _batch, _algorithm, _optimizer, _data, _reward, _devices):
+        mistakes += rule(case)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return case
+    return list(_warnings(case))
 
 
 def _model(case: Case) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -105,7 +105,7 @@ class OptimizerConfig(Section):
         "constant", description="Learning rate after the warm-up."
     )
     warmup_steps: int = Field(0, ge=0, description="Optimizer updates of linear warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's two decay rates of the moments.")
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="AdamW's two decay rates of the moments.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay.")
     clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
