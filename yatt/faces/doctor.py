@@ -251,11 +251,12 @@ def _version(package: str) -> str | None:
 
 def _pin(package: str) -> str:
     """The package as this version of YATT asks for it."""
-    for line in importlib.metadata.requires("yatt") or [] if _version("yatt") else []:
-        found = re.match(rf"{re.escape(package)}==[\w.+]+", line)
-        if found:
-            return found[0]
-    return package
+    try:
+        lines = importlib.metadata.requires("yatt") or []
+    except importlib.metadata.PackageNotFoundError:
+        return package
+    found = (re.match(rf"{re.escape(package)}==[\w.+]+", line) for line in lines)
+    return next((match[0] for match in found if match), package)
 
 
 def _sees_gpu() -> bool:
