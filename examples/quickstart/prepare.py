@@ -80,7 +80,7 @@ def model(seed: int, words: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         head_dim=32,
         max_position_embeddings=128,
         tie_word_embeddings=True,
-        initializer_range=0.02,
+        initializer_range=0.05,  # the customary 0.02 is for wider models; this one learns the columns slower with it
         pad_token_id=words.pad_token_id,
         eos_token_id=words.eos_token_id,
         bos_token_id=None,
