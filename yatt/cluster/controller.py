@@ -31,6 +31,7 @@ from yatt.data.loader import Loader, all_rows
 from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
 from yatt.data.source import open_evaluation, open_source
 from yatt.placement.plan import colocated, resident
+from yatt.protocols import Peers
 from yatt.reward.pool import FunctionScorer
 from yatt.types import EvaluationReport, Group, StepReport, Trajectory
 
@@ -89,65 +90,67 @@ class ControllerActor:
         config = self._config
         gather = self._hub.gather if self._index == 0 else partial(_over_the_wire, wiring.hub)
         peers = HubPeers(self._index, self._count, gather)
-        timeout = config.cluster.step_timeout
-        trainer = RemoteTrainer(wiring.ranks, weights_kind=config.weights.transport, timeout=timeout)
-        exchange = Exchange(
-            peers,
-            ranks=max(1, wiring.dp_size),
-            updates=config.train.updates_per_step,
-            budget=config.train.tokens_per_micro_batch,
+        trainer = RemoteTrainer(
+            wiring.ranks, weights_kind=config.weights.transport, timeout=config.cluster.step_timeout
         )
-        desk_parts = {
-            "peers": peers,
-            "exchange": exchange,
-            "trainer": trainer,
-            "recorder": Recorder(f"controller {self._index}", WallClock()),
-            "batch_size": config.train.batch_size,
-        }
         tokenizer = load_tokenizer(config.model.path)
         if config.algorithm.name == "sft":
-            encode = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
-            self._controller = SftController(desk=Desk(source=self._loader(encode), **desk_parts))
+            encoder = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
+            self._controller = SftController(desk=self._desk(encoder, peers, trainer, wiring))
             return
         self._scorer = FunctionScorer(config.reward)
         await self._scorer.start()
+        client, timeout = f"controller {self._index}", config.cluster.step_timeout
         generators = [
-            RemoteGenerator(
-                g.actor, name=g.name, client=f"controller {self._index}", slots=g.slots, node=g.node, timeout=timeout
-            )
+            RemoteGenerator(g.actor, name=g.name, client=client, slots=g.slots, node=g.node, timeout=timeout)
             for g in wiring.generators
         ]
         plan = (colocated if wiring.sleep else resident)(s for g in generators for s in g.slots)
         stage = Stage(plan, generators, trainer, peers)
-        decode = partial(_decode, tokenizer)
-        encode = PromptEncoder(tokenizer, config.data, config.model.context_length, config.rollout.max_tokens)
-        router = Router(generators, first=self._index)
-
-        def responder(purpose: str) -> Responder:
-            return Responder(router, self._scorer, decode, config.run.seed, purpose)
-
-        held_out = open_evaluation(config)
-        if held_out is not None:
-            prompts, _ = all_rows(held_out, encode, index=self._index, count=self._count, bad_rows=config.data.bad_rows)
-            self._evaluator = Evaluator(
-                prompts=prompts,
-                responder=responder("evaluate"),
-                rollout=config.rollout,
-                config=config.evaluate,
-                peers=peers,
+        prompts = PromptEncoder(tokenizer, config.data, config.model.context_length, config.rollout.max_tokens)
+        respond = partial(
+            Responder, Router(generators, first=self._index), self._scorer, partial(_decode, tokenizer), config.run.seed
+        )
+        self._evaluator = self._evaluation(prompts, respond("evaluate"), peers, stage)
+        if wiring.ranks:
+            desk = self._desk(prompts, peers, trainer, wiring)
+            self._controller = Controller(
+                desk=desk,
+                rollouter=Rollouter(source=desk.source, responder=respond("rollout"), config=config.rollout),
+                to_samples=partial(samples, config=config.algorithm, max_tokens=config.rollout.max_tokens),
                 stage=stage,
-                on_evaluated=self._log.evaluation,
+                publisher=Publisher(generators, trainer, peers),
+                on_groups=self._log.groups,
             )
-        if not wiring.ranks:
-            return
-        desk = Desk(source=self._loader(encode), **desk_parts)
-        self._controller = Controller(
-            desk=desk,
-            rollouter=Rollouter(source=desk.source, responder=responder("rollout"), config=config.rollout),
-            to_samples=partial(samples, config=config.algorithm, max_tokens=config.rollout.max_tokens),
+
+    def _evaluation(self, encode: PromptEncoder, responder: Responder, peers: Peers, stage: Stage) -> Evaluator | None:
+        """The evaluator of this controller's share of the held-out rows, where there are any."""
+        config = self._config
+        held_out = open_evaluation(config)
+        if held_out is None:
+            return None
+        prompts, _ = all_rows(held_out, encode, index=self._index, count=self._count, bad_rows=config.data.bad_rows)
+        return Evaluator(
+            prompts=prompts,
+            responder=responder,
+            rollout=config.rollout,
+            config=config.evaluate,
+            peers=peers,
             stage=stage,
-            publisher=Publisher(generators, trainer, peers),
-            on_groups=self._log.groups,
+            on_evaluated=self._log.evaluation,
+        )
+
+    def _desk(self, encode: Any, peers: Peers, trainer: RemoteTrainer, wiring: Wiring) -> Desk[Any]:
+        train = self._config.train
+        return Desk(
+            peers=peers,
+            source=self._loader(encode),
+            exchange=Exchange(
+                peers, ranks=wiring.dp_size, updates=train.updates_per_step, budget=train.tokens_per_micro_batch
+            ),
+            trainer=trainer,
+            recorder=Recorder(f"controller {self._index}", WallClock()),
+            batch_size=train.batch_size,
         )
 
     def _loader(self, encode: Any) -> Loader[Any]:
