@@ -1,0 +1,201 @@
+"""Whole runs on the real engines: Ray, vLLM and Megatron-Core at toy size, as a user starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "examples" / "quickstart"
+
+REWARD = '''
+import time
+
+def even(prompt, response, answer, metadata):
+    """The share of even digits: a random model earns some of it, and each response another amount."""
+    if answer.endswith("7"):
+        raise ValueError("no sevens")
+    digits = [c for c in response if c.isdigit()]
+    return {"reward": sum(int(c) % 2 == 0 for c in digits) / max(1, len(digits)), "digits": len(digits)}
+'''
+
+ROW_KEYS = {
+    *("step", "reward_mean", "groups", "groups_dropped", "refills", "reward_failures", "response_tokens"),
+    *("tokens_per_s", "rollout_gap_max", "kl", "entropy", "grad_norm", "loss", "policy_version", "phases"),
+    *("controllers", "driver_payload_bytes"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder as a user would have it: the quickstart's model before any training, its data, a reward, a config."""
+    folder = tmp_path_factory.mktemp("run")
+    subprocess.run([sys.executable, QUICKSTART / "prepare.py", "--out", folder / "work"], check=True, timeout=120)
+    (folder / "reward.py").write_text(REWARD)
+    config = {
+        "model": {"path": "work/model", "dtype": "float32", "context_length": 64},
+        "data": {"path": "work/train.jsonl"},
+        "reward": {"function": "reward.py:even"},
+        "rollout": {"n": 4, "max_tokens": 12, "engine_args": {"max_num_seqs": 64, "kv_cache_memory_bytes": 16 << 20}},
+        "train": {
+            "steps": 4,
+            "batch_size": 8,
+            "tokens_per_micro_batch": 256,
+            "optimizer": {"learning_rate": 1e-3},
+        },
+        "cluster": {"device": "cpu", "slots": 2, "threads": 1, "controllers": 2},
+        "evaluate": {"path": "work/eval.jsonl", "size": 8},
+        "checkpoint": {"every": 2, "keep": 3},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def yatt(place, *words, status=0, timeout=240):
+    done = subprocess.run(
+        [sys.executable, "-m", "yatt", *words], cwd=place, capture_output=True, text=True, timeout=timeout
+    )
+    logs = "".join(f"\n== {p}\n{p.read_text()[-1500:]}" for p in place.glob("runs/*/log/*.log")) if status == 0 else ""
+    assert done.returncode == status, f"{done.stdout}\n{done.stderr}{logs if done.returncode else ''}"
+    return done
+
+
+def rows(place, name):
+    return [json.loads(line) for line in (place / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def uids(place, name, step):
+    files = sorted((place / "runs" / name / "samples").glob(f"step-{step}.c*.jsonl"))
+    return sorted(json.loads(line)["uid"] for file in files for line in file.read_text().splitlines())
+
+
+def weights(place, folder):
+    return load_file(place / folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def straight(place):
+    """Four steps without a stop, two controllers."""
+    yatt(place, "train", "config.yaml", "run.name=straight", "checkpoint.export=true", "log.samples=8")
+    return place
+
+
+def test_a_run_leaves_everything_needed_to_understand_it(straight):
+    run = straight / "runs" / "straight"
+    table = rows(straight, "straight")
+    assert [row["step"] for row in table] == [0, 1, 2, 3, 4]
+    assert all(row.keys() >= ROW_KEYS for row in table)
+    assert "accuracy_greedy" in table[0] and "accuracy_sampled" in table[-1]
+    for row in table[1:]:
+        assert row["controllers"] == 2 and row["groups"] == 8 and row["policy_version"] == row["step"]
+        assert 0 < row["rollout_gap_max"] <= 1e-4, "vLLM and Megatron-Core disagree about the same weights"
+        assert row["driver_payload_bytes"] == 0
+        assert row["grad_norm"] > 0 and row["entropy"] > 0
+        assert {"rollout", "balance", "train", "sync"} <= row["phases"].keys()
+    assert sum(row["reward_failures"] for row in table) > 0, "an answer that ends in 7 fails, as a status"
+    assert "digits" in table[1]["parts"]
+    for name in ("config.yaml", "timeline.json", "report.html", "checkpoints/step-4/complete.json", "tensorboard"):
+        assert (run / name).exists(), name
+    assert json.loads((run / "timeline.json").read_text())
+    assert yaml.safe_load((run / "config.yaml").read_text())["rollout"]["temperature"] == 1.0
+
+
+def test_weights_moved_and_transformers_loads_the_export(straight):
+    before, after = weights(straight, "work/model"), weights(straight, "runs/straight/model")
+    assert before.keys() == after.keys()
+    assert any(not np.array_equal(before[name], after[name]) for name in before)
+    yatt(straight, "export", "runs/straight", "out")
+    exported = weights(straight, "out")
+    assert all(np.array_equal(after[name], exported[name]) for name in after), "checkpoint and live weights differ"
+    assert AutoModelForCausalLM.from_pretrained(straight / "out").config.model_type == "qwen3"
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(straight):
+    yatt(straight, "train", "config.yaml", "run.name=resumed", "train.steps=2", "log.samples=8")
+    assert [row["step"] for row in rows(straight, "resumed")] == [0, 1, 2]
+    words = ("train", "config.yaml", "run.name=resumed", "resume=auto", "checkpoint.export=true", "log.samples=8")
+    assert "resumed after step 2" in yatt(straight, *words).stdout
+    assert [row["step"] for row in rows(straight, "resumed")] == [0, 1, 2, 3, 4]
+    for step in (1, 2, 3, 4):
+        assert uids(straight, "resumed", step) == uids(straight, "straight", step)
+    one, other = weights(straight, "runs/straight/model"), weights(straight, "runs/resumed/model")
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], atol=1e-4, err_msg=name)
+    assert "nothing to do" in yatt(straight, *words).stdout
+
+
+def test_the_result_does_not_depend_on_the_number_of_controllers(straight):
+    yatt(straight, "train", "config.yaml", "run.name=one", "train.steps=1", "cluster.controllers=1", "log.samples=8")
+    one, two = rows(straight, "one")[1], rows(straight, "straight")[1]
+    assert uids(straight, "one", 1) == uids(straight, "straight", 1) == list(range(8))
+    assert (one["controllers"], two["controllers"]) == (1, 2)
+    for key in ("reward_mean", "response_tokens", "reward_failures", "trained_tokens"):
+        assert one[key] == two[key], key
+    for key in ("loss", "grad_norm", "entropy"):
+        assert one[key] == pytest.approx(two[key], rel=1e-4, abs=1e-6), key
+
+
+def test_eval_prints_pass_at_k(straight):
+    done = yatt(straight, "eval", "runs/straight", "data.path=work/eval.jsonl", "evaluate.size=6", "--samples=2", "--json")
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    assert report["step"] == 4 and report["prompts"] == 6
+    assert set(report["pass_at_k"]) == {"1", "2"}
+
+
+def descendants(pid):
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for(condition, seconds, what):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
+
+
+def start_long_run(place, name):
+    words = ["train", "config.yaml", f"run.name={name}", "train.steps=1000", "evaluate.path=null", "evaluate.size=null"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "yatt", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics = place / "runs" / name / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1 or driver.poll() is not None, 180, "a step")
+    assert driver.poll() is None, driver.communicate()[0]
+    return driver, descendants(driver.pid)
+
+
+def all_gone(processes):
+    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_ctrl_c_saves_and_leaves_no_process_behind(place):
+    driver, started = start_long_run(place, "interrupted")
+    assert len(started) >= 6
+    driver.send_signal(signal.SIGINT)
+    output, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130, output
+    assert "finishing the step under way" in output and "resume=auto" in output
+    steps = [row["step"] for row in rows(place, "interrupted")]
+    assert (place / "runs" / "interrupted" / "checkpoints" / f"step-{steps[-1]}" / "complete.json").exists()
+    wait_for(lambda: all_gone(started), 20, "the processes of a stopped run to end")
+    assert not [f for f in os.listdir("/dev/shm") if f.startswith(f"yatt-{driver.pid}")]
+
+
+def test_a_killed_driver_takes_everything_with_it(place):
+    driver, started = start_long_run(place, "killed")
+    driver.kill()
+    driver.communicate(timeout=30)
+    wait_for(lambda: all_gone(started), 60, "the processes of a killed driver to end")
