@@ -152,7 +152,7 @@ def _find(spec: FunctionSpec) -> Callable[..., Any]:
         module = _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
     except BaseException as error:
         raise ConfigError(f"{spec} does not import: {describe(error)}") from error
-    function = getattr(module, name, None)
+    function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None:
         raise ConfigError(f"{spec}: {location} has no {name!r}{_nearest(name, vars(module))}")
     if not callable(function):
@@ -201,7 +201,7 @@ def _numbers(result: Any) -> dict[str, float]:
         return {"reward": _number(result, "returned")}
     if "reward" not in result:
         raise BadResult(f"returned a dict without 'reward' (it has {', '.join(map(str, result)) or 'nothing'})")
-    return {str(name): _number(value, f"returned {name}=") for name, value in result.items()}
+    return {str(name): _number(value, f"returned {name} =") for name, value in result.items()}
 
 
 def _number(value: Any, where: str) -> float:

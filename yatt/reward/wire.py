@@ -36,15 +36,16 @@ def spawn(first: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
     Linux kills the worker with the thread.
     """
     ours, theirs = socket.socketpair()
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    # Not by PYTHONPATH, which would also reach the interpreters that a reward function starts.
+    path = [entry or os.getcwd() for entry in sys.path]
+    code = f"import sys; sys.path = {path!r}; from yatt.reward.worker import main; main()"
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-m", "yatt.reward.worker", str(theirs.fileno())],
+            [sys.executable, "-c", code, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=2,  # what a reward function prints goes to our stderr
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
         )
     # A worker that died at once is noticed by whoever reads the socket.
     with contextlib.suppress(BrokenPipeError):

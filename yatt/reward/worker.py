@@ -1,4 +1,4 @@
-"""A reward worker: `python -m yatt.reward.worker FD`. Judges one item after another until its socket closes.
+"""A reward worker: `main` in a process of its own, which judges one item after another until its socket closes.
 
 Reads (function specs, probe), answers "" or what is wrong with their import, and the same of their results on the
 probe if there is one; then answers every pickled item, in order, with (status, value, parts, detail).
@@ -94,7 +94,3 @@ def _die_with_parent() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()
