@@ -18,6 +18,7 @@ from yatt.cluster.calls import first_error
 from yatt.cluster.generator import RemoteGenerator
 from yatt.cluster.process import SlotProcess, settle
 from yatt.cluster.rank import RankHandle, RemoteTrainer
+from yatt.config.facts import model_facts
 from yatt.config.schema import Config
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
@@ -146,7 +147,11 @@ class ControllerActor:
             peers=peers,
             source=self._loader(encode),
             exchange=Exchange(
-                peers, ranks=wiring.dp_size, updates=train.updates_per_step, budget=train.tokens_per_micro_batch
+                peers,
+                ranks=wiring.dp_size,
+                updates=train.updates_per_step,
+                budget=train.tokens_per_micro_batch,
+                quadratic=1 / (12 * model_facts(self._config.model.path).hidden_size),
             ),
             trainer=trainer,
             recorder=Recorder(f"controller {self._index}", WallClock()),

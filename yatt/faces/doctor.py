@@ -25,12 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from yatt.config.facts import local_gpus
 from yatt.config.trackers import TRACKERS
 from yatt.generation.environment import environment
 
 GIB = 1 << 30
 MARK = "@doctor "
 LIMIT = 180.0
+PIP = f"{sys.executable} -m pip"
 # Linked to CUDA in the registries' default builds; beside a CPU torch they stop vLLM.
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim"}
@@ -117,7 +119,7 @@ def run(*, deep: bool = False, as_json: bool = False) -> int:
 
 def examine(probes: tuple[Probe, ...] = PROBES) -> list[Finding]:
     """All findings, in the order they are shown."""
-    gpu = _sees_gpu()
+    gpu = local_gpus() > 0
     cuda = gpu and "+cpu" not in (_version("torch") or "")
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
         libraries = list(pool.map(lambda probe: probe_library(probe, cuda), probes))
@@ -129,7 +131,7 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
     """Run one probe in a process of its own, killed with its children at its deadline."""
     bad: Status = "problem" if probe.required else "warning"
     package = ON_CUDA.get(probe.package, probe.package) if cuda else probe.package
-    install, version = f"{sys.executable} -m pip install {_pin(package)}", _version(package)
+    install, version = f"{PIP} install {_pin(package)}", _version(package)
     if version is None:
         missing: Status = "problem" if probe.required else "absent"
         return Finding(name=probe.name, status=missing, detail=f"{package} is not installed", remedy=install)
@@ -154,74 +156,58 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
+def _judged(name: str, good: bool, detail: str, remedy: str, otherwise: Status = "warning") -> Finding:
+    return Finding(name=name, status="ok" if good else otherwise, detail=detail, remedy="" if good else remedy)
+
+
 def _python() -> Finding:
-    good = sys.version_info >= (3, 11)
-    remedy = "" if good else "install Python 3.11 and run `make clean install PYTHON=python3.11`"
     detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return Finding(name="Python", status="ok" if good else "problem", detail=detail, remedy=remedy)
+    remedy = "install Python 3.11 and run `make clean install PYTHON=python3.11`"
+    return _judged("Python", sys.version_info >= (3, 11), detail, remedy, "problem")
 
 
 def _harmful() -> Finding:
-    torch = _version("torch") or ""
-    found = {name: _version(name) for name in HARMFUL}
+    torch, found = _version("torch") or "", {name: _version(name) for name in HARMFUL}
     bad = [name for name, version in found.items() if version and "+cpu" in torch and "+cpu" not in version]
-    if bad:
-        remedy = f"{sys.executable} -m pip uninstall -y {' '.join(bad)}"
-        detail = f"{', '.join(bad)}: linked to CUDA beside torch {torch}; vLLM fails on them"
-        return Finding(name="Harmful packages", status="problem", detail=detail, remedy=remedy)
-    return Finding(name="Harmful packages", status="ok", detail="none")
+    detail = f"{', '.join(bad)}: linked to CUDA beside torch {torch}; vLLM fails on them" if bad else "none"
+    return _judged("Harmful packages", not bad, detail, f"{PIP} uninstall -y {' '.join(bad)}", "problem")
 
 
 def _trackers() -> Finding:
     found = [name for name, packages in TRACKERS.items() if any(map(importlib.util.find_spec, packages))]
-    if not found:
-        remedy = f"{sys.executable} -m pip install {_pin('tensorboard')}, or set log.trackers=[]"
-        return Finding(name="Trackers", status="warning", detail="none", remedy=remedy)
-    return Finding(name="Trackers", status="ok", detail=", ".join(found))
+    remedy = f"{PIP} install {_pin('tensorboard')}, or set log.trackers=[]"
+    return _judged("Trackers", bool(found), ", ".join(found) or "none", remedy)
 
 
 def _gpu(gpu: bool, cuda: bool) -> Finding:
-    if gpu and not cuda:
-        detail = "nvidia-smi sees one, but torch is the CPU build"
-        return Finding(name="GPU", status="warning", detail=detail, remedy="make clean install TORCH=cuda")
-    return Finding(name="GPU", status="ok", detail="seen by nvidia-smi" if gpu else "none seen; runs use the CPU")
+    detail = "none seen; runs use the CPU" if not gpu else "seen" if cuda else "seen, but torch is the CPU build"
+    return _judged("GPU", cuda or not gpu, detail, "make clean install TORCH=cuda")
 
 
 def _cores() -> Finding:
-    usable = len(psutil.Process().cpu_affinity() or [])
-    return Finding(name="CPU cores", status="ok", detail=f"{usable} usable of {os.cpu_count()}")
+    detail = f"{len(psutil.Process().cpu_affinity())} usable of {os.cpu_count()}"
+    return Finding(name="CPU cores", status="ok", detail=detail)
 
 
 def _memory() -> Finding:
     memory = psutil.virtual_memory()
     detail = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
-    if memory.available < 8 * GIB:
-        return Finding(
-            name="Memory", status="warning", detail=detail, remedy="the quickstart uses up to 8 GiB; end other programs"
-        )
-    return Finding(name="Memory", status="ok", detail=detail)
+    return _judged(
+        "Memory", memory.available >= 8 * GIB, detail, "the quickstart takes up to 8 GiB: end other programs"
+    )
 
 
 def _shared_memory() -> Finding:
-    try:
-        usage = shutil.disk_usage("/dev/shm")
-    except OSError as error:
-        return Finding(
-            name="/dev/shm", status="warning", detail=str(error), remedy="set weights.transport=disk in the config"
-        )
-    detail = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
-    if usage.free < 2 * GIB:
-        remedy = "mount -o remount,size=50% /dev/shm (in a container: --shm-size=16g), or set weights.transport=disk"
-        return Finding(name="/dev/shm", status="warning", detail=detail, remedy=remedy)
-    return Finding(name="/dev/shm", status="ok", detail=detail)
+    usage = shutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None
+    detail = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free" if usage else "there is none"
+    remedy = "mount -o remount,size=50% /dev/shm (in a container: --shm-size=16g), or set weights.transport=disk"
+    return _judged("/dev/shm", usage is not None and usage.free >= 2 * GIB, detail, remedy)
 
 
 def _files() -> Finding:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < 4096:
-        remedy = f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}"
-        return Finding(name="Open files", status="warning", detail=f"limit {soft}; Ray wants more", remedy=remedy)
-    return Finding(name="Open files", status="ok", detail=f"limit {soft}")
+    enough = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    return _judged("Open files", soft >= 4096, f"limit {soft}", f"ulimit -n {enough}, before Ray starts")
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -257,13 +243,6 @@ def _pin(package: str) -> str:
         return package
     found = (re.match(rf"{re.escape(package)}==[\w.+]+", line) for line in lines)
     return next((match[0] for match in found if match), package)
-
-
-def _sees_gpu() -> bool:
-    try:
-        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=20, check=False).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
 
 
 def _kill(pid: int) -> None:

@@ -33,8 +33,8 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     step = read_checkpoint(folder).step
     config = settings(folder, overrides, samples)
     check(config)
-    check_rewards(config)
     check_data(config)
+    check_rewards(config)
     out = RunDirectory(run / "evaluations" / f"step-{step}").create()
     with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
         export_to(folder, Path(model))

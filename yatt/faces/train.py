@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,25 @@ from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
 from yatt.data.check import check_data
-from yatt.errors import ConfigError
+from yatt.data.prompts import PromptEncoder, load_tokenizer
+from yatt.data.source import open_source
+from yatt.errors import ConfigError, DataError
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.trackers import Trackers
-from yatt.reward.function import check_reference
+from yatt.reward.function import Item
+from yatt.reward.pool import check_reward
 from yatt.supervisor import Supervisor
 from yatt.types import EvaluationReport, PhaseSpan, StepReport
 
 
 def train(config: Config) -> int:
     """Run `config`; returns the exit status. Raises YattError for whatever the user should read."""
-    check_rewards(config)
     warnings = check_data(config)
+    check_rewards(config)
     free_port()
     run = RunDirectory(Path(config.run.dir) / config.run.name)
     with run.lock():
@@ -163,13 +166,18 @@ class RunJournal:
 
 
 def check_rewards(config: Config) -> None:
-    """Import every reward function in a process of its own. Raises ConfigError before anything else has started."""
+    """Call every reward function once, in a process of its own, on the first row and an empty response. Raises
+    ConfigError before anything else has started."""
     if config.algorithm.name == "sft":
         return
-    references = [config.reward.function, *(f.function for f in config.reward.functions.values())]
-    for reference in references:
-        if reference is not None:
-            check_reference(reference)
+    length, limit = config.model.context_length, config.rollout.max_tokens
+    encode = PromptEncoder(load_tokenizer(config.model.path), config.data, length, limit)
+    source = open_source(config.data, config.run.seed)
+    for row in range(len(source)):
+        with suppress(DataError):
+            prompt = encode(source.row(row), row, row)
+            check_reward(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
+            return
 
 
 @contextmanager
