@@ -99,7 +99,8 @@ def test_mistakes_in_words(word, said):
 
 
 def test_all_mistakes_come_at_once_one_to_a_line():
-    assert refused("train.tp=0", "rollout.n=x", needed=NEEDED[:1]).splitlines() == [
+    assert refused("train.tp=0", "rollout.n=x", "rollout.nn=2", needed=NEEDED[:1]).splitlines() == [
+        "unknown setting rollout.nn; did you mean rollout.n?",
         "rollout.n='x' is not a whole number >= 1",
         "train.steps is not set and has no default; set train.steps=VALUE (a whole number >= 1)",
         "train.batch_size is not set and has no default; set train.batch_size=VALUE (a whole number >= 1)",

@@ -45,9 +45,13 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
+    try:
+        config = _validate(values, path, given)
+    except ConfigError as error:
+        mistakes.append(str(error))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    return _validate(values, path, given)
+    return config
 
 
 def save_config(config: Config, path: str | Path) -> None:

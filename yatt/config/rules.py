@@ -156,27 +156,27 @@ def _batch(case: Case) -> Iterator[str]:
         )
 
 
-_RL_ONLY = ("clip_low", "clip_high", "dual_clip", "kl", "overlong", "overlong_buffer")
+_RL_ONLY = ("clip_low", "clip_high", "dual_clip", "overlong", "overlong_buffer")
 
 
 def _algorithm(case: Case) -> Iterator[str]:
-    config, rollout, name = case.config, case.config.rollout, case.config.algorithm.name
+    config, rollout, algorithm = case.config, case.config.rollout, case.config.algorithm
     if case.sft:
-        for key in _RL_ONLY:
-            value, default = getattr(config.algorithm, key), getattr(AlgorithmConfig(), key)
-            if key == "kl":
-                key, value, default = "kl.coefficient", value.coefficient, default.coefficient
+        unset = AlgorithmConfig()
+        idle = {f"algorithm.{key}": (getattr(algorithm, key), getattr(unset, key)) for key in _RL_ONLY}
+        idle["algorithm.kl.coefficient"] = (algorithm.kl.coefficient, unset.kl.coefficient)
+        idle["rollout.filter"] = (rollout.filter, RolloutConfig().filter)
+        for name, (value, default) in idle.items():
             if value != default:
-                yield f"algorithm.{key}={value} has no meaning for algorithm.name=sft; leave it at {_shown(default)}"
-        if rollout.filter != RolloutConfig().filter:
-            yield f"rollout.filter={rollout.filter} has no meaning for algorithm.name=sft; leave it at none"
+                left = "null" if default is None else default
+                yield f"{name}={value} has no meaning for algorithm.name=sft; leave it at {left}"
         if config.evaluate.path is not None or config.evaluate.size is not None:
-            yield "evaluate.path and evaluate.size have no meaning for algorithm.name=sft; use `yatt eval` on its model"
+            yield "evaluate.path and evaluate.size have no meaning for algorithm.name=sft; unset them"
         return
     if rollout.n < 2:
-        yield f"rollout.n={rollout.n} gives a group of one, which teaches {name} nothing; use at least 2"
+        yield f"rollout.n={rollout.n} gives a group of one, which teaches {algorithm.name} nothing; use at least 2"
     if rollout.temperature == 0:
-        yield f"rollout.temperature=0 makes all responses to a prompt the same, which teaches {name} nothing; use 1"
+        yield f"rollout.temperature=0 makes all responses to a prompt the same: nothing to learn from; use 1"
 
 
 def _optimizer(case: Case) -> Iterator[str]:
@@ -262,7 +262,3 @@ def _multiples(number: int, unit: int) -> list[int]:
 def _either(numbers: list[int]) -> str:
     *head, last = map(str, numbers)
     return f"{', '.join(head)} or {last}" if head else last
-
-
-def _shown(value: object) -> str:
-    return "null" if value is None else str(value)

@@ -93,13 +93,8 @@ class Loader(Generic[T]):
 
     def state(self) -> dict[str, Any]:
         """The cursor as of the last `end_step`, in global terms: any number of controllers can go on from it."""
-        return {
-            "next": self._next,
-            "holes": list(self._holes),
-            "rows": self._rows,
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-        }
+        order = {"rows": self._rows, "seed": self._seed, "shuffle": self._shuffle}
+        return {"next": self._next, "holes": list(self._holes), **order}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a cursor. Raises CheckpointError where it speaks of another order of rows."""

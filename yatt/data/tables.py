@@ -8,8 +8,6 @@ from typing import Any
 import pyarrow.parquet
 from datasets import Dataset, load_from_disk
 
-from yatt.data.rows import Row, RowSource
-
 
 class TableRows:
     """Rows of a table, counted from 1 in their origin as lines are."""
@@ -20,19 +18,19 @@ class TableRows:
     def __len__(self) -> int:
         return len(self._table)
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> dict[str, Any]:
         return dict(self._table[index])
 
     def origin(self, index: int) -> str:
         return f"{self._path}:{index + 1}"
 
 
-def open_parquet(path: str) -> RowSource:
+def open_parquet(path: str) -> TableRows:
     """A Parquet file, read into memory. Raises ValueError (pyarrow's) where it is torn."""
     return TableRows(Dataset(pyarrow.parquet.read_table(path)), path)
 
 
-def open_dataset(path: str) -> RowSource:
+def open_dataset(path: str) -> TableRows:
     """A folder of one split written by `save_to_disk`, memory-mapped. Raises ValueError otherwise."""
     if (Path(path) / "dataset_dict.json").exists():
         splits = sorted(child.name for child in Path(path).iterdir() if child.is_dir())
