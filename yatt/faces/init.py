@@ -1,0 +1,165 @@
+"""A folder to start from: a config with every setting explained, a reward, data, and what to run."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yatt.config.facts import ModelFacts, local_gpus, model_facts
+from yatt.config.load import REQUIRED, Setting, describe
+from yatt.errors import ConfigError
+
+TRAIN_ROWS, EVAL_ROWS = 200, 40
+
+NAMES = ("Ada", "Bela", "Chen", "Dina", "Emre", "Farah", "Goran", "Hana")
+THINGS = ("apples", "marbles", "stamps", "pencils", "shells", "coins")
+INSTRUCTION = "Think it through, then end with the number alone in <answer></answer>."
+
+REWARD = '''"""The reward. Change it freely: a number, or named numbers of which "reward" trains the policy."""
+
+import re
+
+ANSWER = re.compile(r"<answer>\\s*(-?[0-9]+)\\s*</answer>\\s*$")
+
+
+def reward(response: str, answer: str) -> dict[str, float]:
+    """1 for the right number in the last place, else 0. `prompt` and `metadata` may be asked for by name, too.
+
+    `formatted` is only reported: whether there was a number where one was asked for.
+    """
+    found = ANSWER.search(response)
+    return {
+        "reward": float(found is not None and int(found[1]) == int(answer)),
+        "formatted": float(found is not None),
+    }
+'''
+
+README = """# {name}
+
+Made by `yatt init`. From inside this folder:
+
+    yatt train config.yaml                  # metrics, samples and report.html go to runs/{name}/
+    yatt train config.yaml train.steps=2    # any setting may be given on the command line
+    yatt train config.yaml resume=auto      # go on where a stopped run's last checkpoint is
+    yatt eval runs/{name} data.path=data/eval.jsonl
+    yatt export runs/{name} model/          # the policy as a Hugging Face folder
+
+- `config.yaml`: what is set, and behind `#` every other setting with its default.
+- `reward.py`: judges a response.
+- `data/train.jsonl`, `data/eval.jsonl`: a `prompt` and an `answer` per line; other columns reach the
+  reward as `metadata`.
+"""
+
+
+def init(folder: Path, *, model: str) -> None:
+    """Write the folder for training the policy in the Hugging Face folder `model`, and print what to run next.
+
+    Raises ConfigError for a folder that is not empty, or a model that cannot be trained; then nothing is written.
+    """
+    facts = model_facts(model, "--model")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
+    files = {
+        "config.yaml": config_text(_chosen(name, str(Path(model).expanduser().resolve()), facts)),
+        "reward.py": REWARD,
+        "README.md": README.format(name=name),
+        **data_files(),
+    }
+    for path, text in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    print(f"{folder} is ready. Next:\n    cd {folder} && yatt train config.yaml")
+
+
+def _chosen(name: str, model: str, facts: ModelFacts) -> dict[str, Any]:
+    """The settings that are set, by dotted name; what is left out keeps its default."""
+    context = min(1024, facts.max_positions)
+    gpu = local_gpus() > 0
+    return {
+        "run.name": name,
+        "model.path": model,
+        "model.dtype": "bfloat16" if gpu else "float32",
+        "model.context_length": context,
+        "data.path": "data/train.jsonl",
+        "algorithm.name": "grpo",
+        "rollout.n": 8,
+        "rollout.max_tokens": context // 2,
+        "rollout.filter": "all_equal",
+        "reward.function": "reward.py:reward",
+        "train.steps": 100,
+        "train.batch_size": 32,
+        "train.optimizer.learning_rate": 1e-6,
+        "evaluate.path": "data/eval.jsonl",
+        "evaluate.every": 10,
+        "checkpoint.every": 20,
+    }
+
+
+def config_text(chosen: Mapping[str, Any]) -> str:
+    """A config of the chosen settings, with every other one in a comment: its default, and what it is for."""
+    lines = ["# Settings. A line behind # shows a default. Paths are relative to where yatt is run."]
+    open_sections: tuple[str, ...] = ()
+    for setting in describe():
+        *sections, key = _place(setting.name)
+        shared = 0
+        while shared < min(len(sections), len(open_sections)) and sections[shared] == open_sections[shared]:
+            shared += 1
+        if not shared:
+            lines.append("")
+        lines += [f"{'  ' * depth}{sections[depth]}:" for depth in range(shared, len(sections))]
+        open_sections = tuple(sections)
+        lines.append("  " * len(sections) + _line(setting, key, chosen))
+    return "\n".join(lines) + "\n"
+
+
+def _place(name: str) -> list[str]:
+    """Where a setting is written: its sections, then its key. An item of a list or mapping stands behind its name."""
+    for mark in ("[].", ".NAME."):
+        if mark in name:
+            head, _, tail = name.partition(mark)
+            *sections, key = head.split(".")
+            return [*sections, f"{key}{mark}{tail}"]
+    return name.split(".")
+
+
+def _line(setting: Setting, key: str, chosen: Mapping[str, Any]) -> str:
+    value = chosen.get(setting.name, setting.default)
+    shown = "(required)" if value == REQUIRED else _yaml(value)
+    about = f"{setting.description} [{setting.takes}]".strip()
+    return f"{'' if setting.name in chosen else '# '}{key}: {shown}  # {about}"
+
+
+def _yaml(value: Any) -> str:
+    value = list(value) if isinstance(value, tuple) else value
+    return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
+
+
+def data_files() -> dict[str, str]:
+    """Word problems, the same at every call; none stands in both files."""
+    rows = list(_problems(TRAIN_ROWS + EVAL_ROWS, random.Random(0)))
+    parts = {"data/train.jsonl": rows[:TRAIN_ROWS], "data/eval.jsonl": rows[TRAIN_ROWS:]}
+    return {path: "".join(json.dumps(row) + "\n" for row in part) for path, part in parts.items()}
+
+
+def _problems(count: int, draw: random.Random) -> Iterator[dict[str, str]]:
+    seen: set[str] = set()
+    while len(seen) < count:
+        a, b, c = draw.randint(50, 499), draw.randint(2, 49), draw.randint(2, 19)
+        who, things = draw.choice(NAMES), draw.choice(THINGS)
+        kinds = (
+            (f"{who} has {a} {things} and buys {b} more. How many {things} does {who} have now?", a + b),
+            (f"{who} had {a} {things} and gave {b} of them away. How many {things} are left?", a - b),
+            (f"A box holds {b} {things}. {who} fills {c} boxes. How many {things} is that?", b * c),
+            (f"{who} shares {b * c} {things} equally among {c} friends. How many does each get?", b),
+        )
+        question, answer = draw.choice(kinds)
+        if question not in seen:
+            seen.add(question)
+            yield {"prompt": f"{question} {INSTRUCTION}", "answer": str(answer)}
