@@ -1,0 +1,67 @@
+"""Four trainer processes, started once, in which tests run scripts of MegatronRank calls on 1, 2 or 4 ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+SIZE = 4
+Action = tuple[Any, ...]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _serve(pipe: Connection) -> None:
+    import torch  # noqa: PLC0415
+
+    from tests.megatron_worker import play  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    while (job := pipe.recv()) is not None:
+        pipe.send(play(*job))
+
+
+def _main(pipe: Connection) -> None:
+    # As in an actor: the process was spawned, and every call comes from one thread that is not the main one.
+    thread = threading.Thread(target=_serve, args=(pipe,))
+    thread.start()
+    thread.join()
+
+
+class Pool:
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for _ in range(SIZE):
+            here, there = context.Pipe()
+            process = context.Process(target=_main, args=(there,), daemon=True)
+            process.start()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def play(
+        self, world: int, config: dict[str, Any], actions: Sequence[Action], timeout: float = 120
+    ) -> list[list[Any]]:
+        """Run the actions on `world` ranks; results by rank, one per action. An error ends that rank's script and is
+        its last result, as ("error", type name, message)."""
+        port = free_port()
+        for rank in range(world):
+            self.pipes[rank].send((rank, world, port, config, list(actions)))
+        results = []
+        for rank in range(world):
+            assert self.pipes[rank].poll(timeout), f"rank {rank} of {world} gave no answer in {timeout} s"
+            results.append(self.pipes[rank].recv())
+        return results
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()

@@ -1,0 +1,154 @@
+"""Weights between a Hugging Face folder and the shards of a GPTModel, exact both ways under any TP and PP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from safetensors import safe_open
+from torch import Tensor
+
+from yatt.errors import ConfigError
+from yatt.training.megatron.parallel import Groups
+
+# How a tensor is cut over TP: not at all, by rows, by columns, by rows of two stacked matrices, by attention group.
+Cut = Literal["whole", "rows", "columns", "gate_up", "qkv"]
+OUTER: dict[str, tuple[tuple[str, ...], Cut]] = {
+    "embedding.word_embeddings.weight": (("model.embed_tokens.weight",), "rows"),
+    "output_layer.weight": (("lm_head.weight",), "rows"),
+    "decoder.final_layernorm.weight": (("model.norm.weight",), "whole"),
+}
+LAYER: dict[str, tuple[tuple[str, ...], Cut]] = {
+    "input_layernorm.weight": (("input_layernorm.weight",), "whole"),
+    "self_attention.linear_qkv.weight": (tuple(f"self_attn.{x}_proj.weight" for x in "qkv"), "qkv"),
+    "self_attention.linear_qkv.bias": (tuple(f"self_attn.{x}_proj.bias" for x in "qkv"), "qkv"),
+    "self_attention.q_layernorm.weight": (("self_attn.q_norm.weight",), "whole"),
+    "self_attention.k_layernorm.weight": (("self_attn.k_norm.weight",), "whole"),
+    "self_attention.linear_proj.weight": (("self_attn.o_proj.weight",), "columns"),
+    "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), "whole"),
+    "mlp.linear_fc1.weight": (("mlp.gate_proj.weight", "mlp.up_proj.weight"), "gate_up"),
+    "mlp.linear_fc2.weight": (("mlp.down_proj.weight",), "columns"),
+}
+
+
+class Entry(NamedTuple):
+    """One parameter of the whole model: its Megatron name, the pipeline stage that has it, its shard's shape."""
+
+    name: str
+    stage: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Converter:
+    """Knows every parameter of the model on all stages. Construction is collective over the pipeline."""
+
+    def __init__(self, hf: Any, model: GPTModel, groups: Groups) -> None:
+        self.hf, self.model, self.groups = hf, model, groups
+        offset = get_transformer_layer_offset(model.config)
+        self.parameters = {
+            re.sub(r"(?<=^decoder\.layers\.)\d+", lambda found: str(int(found.group()) + offset), name): parameter
+            for name, parameter in model.named_parameters()
+        }
+        mine = [Entry(n, groups.pp.rank(), tuple(p.shape), p.dtype) for n, p in self.parameters.items()]
+        stages: list[list[Entry]] = [mine] * groups.pp.size()
+        if groups.pp.size() > 1:
+            dist.all_gather_object(stages, mine, group=groups.pp)
+        tied = hf.tie_word_embeddings
+        # The last stage's copy of a tied embedding is the first stage's.
+        self.entries = [e for stage in stages for e in stage if not (tied and e.name == "output_layer.weight")]
+
+    def names(self, name: str) -> tuple[tuple[str, ...], Cut]:
+        """The Hugging Face names that make up this parameter, and how it is cut."""
+        if name == "output_layer.weight" and self.hf.tie_word_embeddings:
+            name = "embedding.word_embeddings.weight"
+        if name in OUTER:
+            return OUTER[name]
+        _, _, layer, rest = name.split(".", 3)
+        parts, cut = LAYER[rest]
+        return tuple(f"model.layers.{layer}.{part}" for part in parts), cut
+
+    def shard(self, tensors: list[Tensor], cut: Cut) -> Tensor:
+        """Full Hugging Face tensors -> this rank's shard."""
+        n, r = self.groups.tp.size(), self.groups.tp.rank()
+        if cut == "whole":
+            return tensors[0]
+        if cut == "columns":
+            return tensors[0].chunk(n, dim=1)[r]
+        if cut == "rows":
+            return tensors[0].chunk(n)[r]
+        if cut == "gate_up":
+            return torch.cat([t.chunk(n)[r] for t in tensors])
+        groups = self.hf.num_key_value_heads
+        stacked = torch.cat([t.reshape(groups, -1, *t.shape[1:]) for t in tensors], dim=1)
+        return stacked.reshape(-1, *tensors[0].shape[1:]).chunk(n)[r]
+
+    def merge(self, shards: list[Tensor], cut: Cut) -> list[Tensor]:
+        """The shards of all TP ranks -> full Hugging Face tensors."""
+        if cut == "whole":
+            return [shards[0]]
+        if cut == "columns":
+            return [torch.cat(shards, dim=1)]
+        if cut == "rows":
+            return [torch.cat(shards)]
+        if cut == "gate_up":
+            return [torch.cat(halves) for halves in zip(*(s.chunk(2) for s in shards), strict=True)]
+        groups, size = self.hf.num_key_value_heads, self.model.config.kv_channels
+        stacked = torch.cat(shards)
+        stacked = stacked.reshape(groups, -1, *stacked.shape[1:])
+        split = stacked.split([stacked.shape[1] - 2 * size, size, size], dim=1)
+        return [t.reshape(-1, *t.shape[2:]) for t in split]
+
+    @torch.no_grad()
+    def load(self, read: Callable[[str], Tensor]) -> None:
+        """Set this rank's weights; `read` gives a full tensor by its Hugging Face name."""
+        for name, parameter in self.parameters.items():
+            names, cut = self.names(name)
+            shard = self.shard([read(n) for n in names], cut)
+            if shard.shape != parameter.shape:
+                raise ConfigError(
+                    f"{names[0]} has {tuple(shard.shape)} per rank, its config says {tuple(parameter.shape)}"
+                )
+            parameter.copy_(shard)
+
+    @torch.no_grad()
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its Hugging Face name, in full, on the model's device; one parameter in memory at a time.
+
+        Collective over the model-parallel ranks: each must exhaust it."""
+        tp, pp = self.groups.tp, self.groups.pp
+        for entry in self.entries:
+            names, cut = self.names(entry.name)
+            tensor = self.parameters.get(entry.name) if entry.stage == pp.rank() else None
+            if tensor is None:
+                tensor = torch.empty(entry.shape, dtype=entry.dtype, device=self.groups.device)
+            tensor = tensor.detach().contiguous()
+            if pp.size() > 1:
+                dist.broadcast(tensor, dist.get_global_rank(pp, entry.stage), group=pp)
+            shards = [tensor]
+            if cut != "whole" and tp.size() > 1:
+                shards = [torch.empty_like(tensor) for _ in range(tp.size())]
+                dist.all_gather(shards, tensor, group=tp)
+            yield from zip(names, self.merge(shards, cut), strict=True)
+
+
+def folder_reader(folder: str, setting: str) -> Callable[[str], Tensor]:
+    """Read tensors by name from the safetensors files of a folder. `setting` is the field to blame in errors."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{setting}={folder}: no *.safetensors file there; save the model with save_pretrained")
+    handles = [safe_open(file, "pt") for file in files]
+    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
+
+    def read(name: str) -> Tensor:
+        if name not in where:
+            raise ConfigError(f"{setting}={folder}: weight {name} is missing from its {len(files)} safetensors file(s)")
+        return where[name].get_tensor(name)
+
+    return read

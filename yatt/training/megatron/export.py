@@ -1,0 +1,66 @@
+"""A Hugging Face folder from a stream of weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from yatt.config.schema import Config
+
+SHARD_BYTES = 4 << 30
+# Everything else in the model folder (config, tokenizer, templates, code) is copied.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack")
+
+
+def write_folder(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, writer: bool) -> None:
+    """Exhaust `weights`; the writer puts them into `path` in safetensors files of at most SHARD_BYTES, or one tensor.
+
+    The config and tokenizer are those of `model.path`, with the dtype of this run."""
+    if not writer:
+        for _ in weights:
+            pass
+        return
+    target, source = Path(path), Path(config.model.path)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.endswith(WEIGHTS):
+            shutil.copyfile(file, target / file.name)
+    described = json.loads((target / "config.json").read_text())
+    described.pop("torch_dtype", None)
+    described["dtype"] = config.model.dtype
+    (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    _write_shards(weights, target)
+
+
+def _write_shards(weights: Iterator[tuple[str, Tensor]], target: Path) -> None:
+    parts: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal size
+        save_file(held, target / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
+        parts.append(list(held))
+        held.clear()
+        size = 0
+
+    for name, tensor in weights:
+        length = tensor.numel() * tensor.element_size()
+        if held and size + length > SHARD_BYTES:
+            flush()
+        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size, total = size + length, total + length
+    flush()
+    index: dict[str, str] = {}
+    for i, names in enumerate(parts):
+        final = "model.safetensors" if len(parts) == 1 else f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors"
+        (target / f"part-{i}.safetensors").replace(target / final)
+        index.update(dict.fromkeys(names, final))
+    if len(parts) > 1:
+        described = {"metadata": {"total_size": total}, "weight_map": index}
+        (target / "model.safetensors.index.json").write_text(json.dumps(described, indent=2) + "\n")

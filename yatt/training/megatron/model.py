@@ -1,0 +1,143 @@
+"""A GPTModel of Megatron-Core from a Hugging Face config: Llama, Qwen2 and Qwen3, dense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch import Tensor
+from transformers import AutoConfig
+
+from yatt.config.schema import Config
+from yatt.errors import ConfigError
+from yatt.training.megatron.attention import PackedAttention
+from yatt.training.megatron.parallel import Groups
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# (bias on q, k and v; norm on q and k)
+ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+# What else these configs may ask for, and the only value that is trained here.
+FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, marked so that its gradient is summed where the sequence is sharded."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **options: object) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel
+
+
+def read_hf_config(path: str) -> Any:
+    """The Hugging Face config in `path`. Raises ConfigError for an architecture that cannot be trained."""
+    try:
+        hf = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path={path}: no model config can be read there: {error}") from error
+    if hf.model_type not in ARCHITECTURES:
+        raise ConfigError(
+            f"model.path={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(ARCHITECTURES)}"
+        )
+    for name, allowed in FIXED.items():
+        value = getattr(hf, name, allowed)
+        if value != allowed:
+            raise ConfigError(f"model.path={path}: {name}={value!r} cannot be trained; only {name}={allowed!r} can")
+    return hf
+
+
+def head_size(hf: Any) -> int:
+    return getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+
+
+def check_layout(hf: Any, tp: int, pp: int) -> None:
+    """Raises ConfigError where the model cannot be cut into tp shards and pp stages."""
+    counts = {
+        "attention heads": hf.num_attention_heads,
+        "key/value heads": hf.num_key_value_heads,
+        "vocabulary entries": hf.vocab_size,
+        "MLP columns": hf.intermediate_size,
+    }
+    for what, count in counts.items():
+        if count % tp:
+            fits = [str(n) for n in range(1, tp) if all(c % n == 0 for c in counts.values())]
+            raise ConfigError(f"train.tp={tp} does not divide {count} {what}; use {' or '.join(fits)}")
+    if hf.num_hidden_layers % pp:
+        fits = [str(n) for n in range(1, pp) if hf.num_hidden_layers % n == 0]
+        raise ConfigError(f"train.pp={pp} does not divide {hf.num_hidden_layers} layers; use {' or '.join(fits)}")
+
+
+def transformer_config(hf: Any, config: Config) -> TransformerConfig:
+    """Megatron's settings for this model and layout. Gradients are summed, never averaged: the loss carries its own
+    denominator."""
+    qkv_bias, qk_norm = ARCHITECTURES[hf.model_type]
+    dtype = DTYPES[config.model.dtype]
+    train = config.train
+
+    def unset(weight: Tensor) -> Tensor:
+        return weight  # every weight is loaded, none is drawn
+
+    return TransformerConfig(
+        num_layers=hf.num_hidden_layers,
+        hidden_size=hf.hidden_size,
+        num_attention_heads=hf.num_attention_heads,
+        num_query_groups=hf.num_key_value_heads,
+        kv_channels=head_size(hf),
+        ffn_hidden_size=hf.intermediate_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=hf.rms_norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=qkv_bias,
+        qk_layernorm=qk_norm,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=train.tp,
+        pipeline_model_parallel_size=train.pp,
+        sequence_parallel=train.sequence_parallel and train.tp > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        init_method=unset,
+        output_layer_init_method=unset,
+        embedding_init_method=unset,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        calculate_per_token_loss=True,
+        # Pipeline stages exchange the length of each micro-batch; Megatron asks for this dispatcher with it.
+        variable_seq_lengths=train.pp > 1,
+        moe_token_dispatcher_type="alltoall",
+    )
+
+
+def build(hf: Any, settings: TransformerConfig, groups: Groups) -> GPTModel:
+    """This rank's part of the model, weights not yet set. Rotary embedding is left to the core attention."""
+    layer = get_gpt_layer_local_spec(qk_layernorm=settings.qk_layernorm, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if settings.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
+    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(settings), layer_norm=RMSNorm)
+    model = GPTModel(
+        settings,
+        block,
+        vocab_size=hf.vocab_size,
+        max_sequence_length=hf.max_position_embeddings,
+        position_embedding_type="none",
+        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+        pre_process=groups.first_stage,
+        post_process=groups.last_stage,
+        parallel_output=True,
+    )
+    return model.to(groups.device)

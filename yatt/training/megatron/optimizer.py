@@ -1,0 +1,62 @@
+"""AdamW over Megatron's distributed optimizer: states sharded over data parallelism."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+from yatt.config.schema import Config
+from yatt.training.megatron.model import DTYPES
+
+
+def wrap(model: GPTModel) -> DistributedDataParallel:
+    """Give the model float32 gradient buffers, reduced once per update."""
+    settings = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    return DistributedDataParallel(model.config, settings, model)
+
+
+def build(config: Config, model: DistributedDataParallel) -> ChainedOptimizer:
+    """The optimizer of this rank. Biases and norms get no weight decay."""
+    settings = config.train.optimizer
+    dtype = DTYPES[config.model.dtype]
+    return get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.learning_rate,
+            min_lr=settings.min_learning_rate,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.betas[0],
+            adam_beta2=settings.betas[1],
+            adam_eps=settings.eps,
+            clip_grad=settings.clip_grad,
+            use_distributed_optimizer=True,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+        ),
+        [model],
+        use_gloo_process_groups=False,
+    )
+
+
+@torch.no_grad()
+def step(optimizer: ChainedOptimizer, rate: float) -> tuple[float, bool]:
+    """Clip and apply the gradients; returns their norm over the whole model and whether they were applied.
+
+    Gradients whose norm is not finite are dropped, on every rank alike. Collective over all ranks."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.prepare_grads()
+    norm = float(optimizer.get_grad_norm())
+    if not math.isfinite(norm):
+        return norm, False
+    largest = optimizer.config.clip_grad
+    if largest > 0:
+        for part in optimizer.chained_optimizers:
+            clip_grad_by_total_norm_fp32(part.get_parameters(), largest, norm)
+    optimizer.step_with_ready_grads()
+    return norm, True

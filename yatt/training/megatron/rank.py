@@ -1,0 +1,112 @@
+"""One trainer process, synchronous: methods are called from one thread, and those marked collective on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from yatt.config.schema import Config
+from yatt.errors import BackendError
+from yatt.training.megatron import export, model, optimizer, parallel
+from yatt.training.megatron.attention import Rotary
+from yatt.training.megatron.convert import Converter, folder_reader
+from yatt.training.megatron.parallel import Groups
+from yatt.training.megatron.update import Learner
+from yatt.types import Share, UpdateReport
+
+
+class MegatronRank:
+    """A shard of the policy, of its optimizer and, where the loss has a KL, of the reference."""
+
+    def __init__(self, config: Config, *, rank: int, world_size: int, address: str, port: int) -> None:
+        """Cheap: nothing is read or joined before `start`. `address` and `port` are where rank 0 listens."""
+        self.config = config
+        self.rank, self.world_size, self.address, self.port = rank, world_size, address, port
+        self._groups: Groups | None = None
+        self._learner: Learner | None = None
+        self._converter: Converter | None = None
+
+    def start(self) -> None:
+        """Collective. Join the other ranks, load the model, make the optimizer.
+
+        Waits for every rank, at most `cluster.start_timeout`. Raises ConfigError for a model or layout that cannot be
+        trained, WaitTimeout where a rank is missing."""
+        config, train = self.config, self.config.train
+        hf = model.read_hf_config(config.model.path)
+        model.check_layout(hf, train.tp, train.pp)
+        torch.manual_seed(config.run.seed)
+        self._groups = groups = parallel.start(
+            rank=self.rank,
+            world_size=self.world_size,
+            address=self.address,
+            port=self.port,
+            tp=train.tp,
+            pp=train.pp,
+            seed=config.run.seed,
+            timeout=max(config.cluster.start_timeout, config.cluster.step_timeout),
+        )
+        settings = model.transformer_config(hf, config)
+        policy = model.build(hf, settings, groups)
+        self._converter = Converter(hf, policy, groups)
+        self._converter.load(folder_reader(config.model.path, "model.path"))
+        reference = None
+        if config.algorithm.kl.coefficient > 0:
+            path = config.model.reference or config.model.path
+            reference = model.build(hf, settings, groups).requires_grad_(False)
+            Converter(hf, reference, groups).load(folder_reader(path, "model.reference"))
+        wrapped = optimizer.wrap(policy)
+        self._learner = Learner(
+            config=config,
+            groups=groups,
+            rotary=Rotary(hf, groups.device, model.DTYPES[config.model.dtype]),
+            model=wrapped,
+            optimizer=optimizer.build(config, wrapped),
+            reference=reference,
+        )
+
+    @property
+    def dp_rank(self) -> int:
+        """Which shares this rank trains on."""
+        return self._joined.dp.rank()
+
+    @property
+    def dp_size(self) -> int:
+        return self._joined.dp.size()
+
+    @property
+    def is_model_parallel_writer(self) -> bool:
+        """True on the first rank of each data-parallel replica: one of them has every weight `export` yields."""
+        return self._joined.tp.rank() == 0 and self._joined.pp.rank() == 0
+
+    def update(self, shares: Sequence[Share]) -> UpdateReport:
+        """Collective. Every optimizer update of one step from all controllers' shares for this `dp_rank`."""
+        return self._started.run(shares)
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Collective: every rank must exhaust it. The policy's weights, in full, one after another, on the model's
+        device, under Hugging Face names; what is yielded must not be changed."""
+        assert self._started
+        return self._converter.export()
+
+    def save_folder(self, path: str) -> None:
+        """Collective. Write the policy as a Hugging Face folder that transformers loads; rank 0 writes."""
+        export.write_folder(self.export(), self.config, path, writer=self.rank == 0)
+
+    def close(self) -> None:
+        """Leave the other ranks and free everything; waits for nobody."""
+        self._learner = self._converter = self._groups = None
+        parallel.stop()
+
+    @property
+    def _joined(self) -> Groups:
+        if self._groups is None:
+            raise BackendError(f"trainer rank {self.rank} was used before start()")
+        return self._groups
+
+    @property
+    def _started(self) -> Learner:
+        if self._learner is None:
+            raise BackendError(f"trainer rank {self.rank} was used before start()")
+        return self._learner
