@@ -162,12 +162,13 @@ def test_a_cursor_of_another_order_is_refused(change, said):
         loader.restore({**loader.state(), **change})
 
 
-def test_a_bad_row_ends_the_run_or_is_counted_and_replaced():
+def test_a_bad_row_ends_the_run_or_is_counted_and_replaced(caplog):
     with pytest.raises(DataError, match=r"1 bad row\(s\): numbers:2: torn"):
         run_step(loaders(Numbers(4, torn={1}), 1, shuffle=False), [2])
     (loader,) = loaders(Numbers(4, torn={1}), 1, shuffle=False, bad_rows="skip")
     assert [loader.draw() for _ in range(4)] == [(0, 0), (2, 2), (3, 3), (4, 0)]
     assert (loader.drawn(), loader.bad.count, loader.bad.reasons) == (5, 1, ["numbers:2: torn"])
+    assert caplog.messages == ["skipped bad row 1: numbers:2: torn"]
     loader.end_step([5])
     assert loader.state()["next"] == 5
 

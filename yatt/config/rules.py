@@ -176,7 +176,7 @@ def _algorithm(case: Case) -> Iterator[str]:
     if rollout.n < 2:
         yield f"rollout.n={rollout.n} gives a group of one, which teaches {algorithm.name} nothing; use at least 2"
     if rollout.temperature == 0:
-        yield f"rollout.temperature=0 makes all responses to a prompt the same: nothing to learn from; use 1"
+        yield "rollout.temperature=0 makes all responses to a prompt the same: nothing to learn from; use 1"
 
 
 def _optimizer(case: Case) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
@@ -19,6 +20,7 @@ Encode = Callable[[Row, int, int], T]
 """(row, uid, row number) -> what a controller wants of it; raises BadRow."""
 
 CHECKED = 1000
+log = logging.getLogger(__name__)
 
 
 class Loader(Generic[T]):
@@ -58,8 +60,8 @@ class Loader(Generic[T]):
     def draw(self) -> T | None:
         """The next row of this controller's share; None only where there are no rows.
 
-        A row that cannot be used raises DataError, or with `bad_rows` "skip" is counted, passed over and held for
-        drawn; N of them one after another raise too.
+        A row that cannot be used raises DataError, or with `bad_rows` "skip" is counted, logged and held for drawn,
+        and the next is tried; N of them one after another raise too.
         """
         for _ in range(self._rows):
             position = self._pending(self._index + self._drawn * self._count)
@@ -71,6 +73,7 @@ class Loader(Generic[T]):
                 self.bad.add(self._source.origin(row), error)
                 if self._bad_rows == "fail":
                     raise self.bad.failure() from None
+                log.warning("skipped bad row %d: %s: %s", self.bad.count, self._source.origin(row), error)
         if self._rows:
             raise self.bad.failure()
         return None
@@ -156,6 +159,8 @@ def all_rows(
             bad.add(source.origin(row), error)
     if bad.count and bad_rows == "fail":
         raise bad.failure()
+    if bad.count:
+        log.warning("skipped %d bad evaluation row(s): %s", bad.count, "; ".join(bad.reasons))
     return good, bad
 
 
