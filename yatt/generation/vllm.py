@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import json
 import queue
 import threading
@@ -245,9 +246,15 @@ class VllmGenerator:
             future.set_exception(error)
 
     def _build(self) -> None:
-        from yatt.generation.vllm_engine import Engine  # noqa: PLC0415  (a heavy library, wanted by nobody else)
+        # Collecting garbage over and over is a third of what importing vLLM costs, and finds none.
+        gc.disable()
+        try:
+            from yatt.generation.vllm_engine import Engine  # noqa: PLC0415  (a heavy library, wanted by nobody else)
 
-        self._engine = Engine(**self._arguments)
+            gc.freeze()
+            self._engine = Engine(**self._arguments)
+        finally:
+            gc.enable()
 
     def _admit(self, requests: Sequence[Request], stream: Stream) -> None:
         for request in requests:

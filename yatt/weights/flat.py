@@ -86,7 +86,7 @@ def read(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
     Raises BackendError where the file is gone or too short.
     """
     path = manifest.path
-    needed = max((e.offset + e.nbytes for e in manifest.entries), default=0)
+    needed = max((e.offset + e.nbytes for e in manifest.entries if e.nbytes), default=0)
     try:
         size = os.path.getsize(path)
         if size < needed:

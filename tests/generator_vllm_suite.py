@@ -1,0 +1,191 @@
+"""Real vLLM engines on tiny models; `test_generator_vllm.py` runs it in its own process, since vLLM patches torch."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from tests.generator_contract import (
+    CONTEXT,
+    LONG,
+    NEVER,
+    GeneratorContract,
+    answers,
+    check_close,
+    publish,
+    requests,
+    swap,
+    until_sampled,
+)
+from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
+from yatt.config.schema import RolloutConfig
+from yatt.errors import BackendError, ConfigError
+from yatt.generation.vllm import VllmGenerator
+from yatt.generation.vllm_engine import engine_arguments
+
+__all__ = ["publish"]
+
+TOLERANCE = 1e-5
+
+
+def make(folder, **engine_args) -> VllmGenerator:
+    return VllmGenerator(
+        model=str(folder),
+        config=RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20, **engine_args}),
+        context_length=CONTEXT,
+        dtype="float32",
+        device="cpu",
+        seed=0,
+        stop_token_ids=(NEVER,),
+    )
+
+
+def started(folder) -> VllmGenerator:
+    generator = make(folder)
+    asyncio.run(generator.start())
+    return generator
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    generator = started(save_tiny(tmp_path_factory.mktemp("tied"), seed=0))
+    yield generator
+    asyncio.run(generator.close())
+
+
+def reference(model: torch.nn.Module, prompt: np.ndarray, tokens: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Logprobs [R] of the response by a Hugging Face forward."""
+    ids = torch.tensor([[*prompt.tolist(), *tokens.tolist()]])
+    with torch.no_grad():
+        logprobs = (model(ids).logits[0].float() / temperature).log_softmax(-1)
+    return logprobs[:-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0].numpy()
+
+
+async def gap(generator: VllmGenerator, model: torch.nn.Module, temperature: float = 1.0, **params) -> float:
+    """Largest difference between the engine's logprobs and the reference's, over 8 responses to 2 prompts."""
+    wanted = [
+        r for start in (3, 50) for r in requests(4, start=start, max_tokens=40, temperature=temperature, **params)
+    ]
+    return max(
+        float(np.abs(c.rollout_logprobs - reference(model, r.tokens, c.tokens, temperature or 1.0)).max())
+        for r, c in zip(wanted, await answers(generator, wanted), strict=True)
+    )
+
+
+class TestVllm(GeneratorContract):
+    @pytest.fixture
+    def generator(self, tied):
+        return tied
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+async def test_logprobs_are_those_of_the_distribution_sampled_from(tied, publish, temperature):
+    await swap(tied, publish(1, seed=0))
+    assert await gap(tied, tiny_model(seed=0), temperature) <= TOLERANCE
+
+
+async def test_top_k_logprobs_are_renormalised(tied, publish):
+    """With top_k 2 a token has probability p / (p1 + p2) of the two likeliest."""
+    await swap(tied, publish(1, seed=0))
+    (request,) = requests(1, top_k=2)
+    (ended,) = await answers(tied, [request])
+    ids = torch.tensor([[*request.tokens.tolist(), *ended.tokens.tolist()]])
+    with torch.no_grad():
+        logits = tiny_model(seed=0)(ids).logits[0, len(request.tokens) - 1 : -1].float()
+    two = logits.topk(2, dim=-1)
+    chosen = two.indices == torch.tensor(ended.tokens.tolist())[:, None]
+    assert chosen.any(dim=-1).all()
+    expected = two.values.log_softmax(-1)[chosen].numpy()
+    np.testing.assert_allclose(ended.rollout_logprobs, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["shm", "disk"])
+async def test_logprobs_after_loads_and_sleep(tied, publish, kind):
+    """Other weights are really served, through either transport, and survive a sleep."""
+    version = await tied.version()
+    for seed in (1, 2, 1):
+        version = await swap(tied, publish(version + 1, seed=seed, kind=kind))
+        assert await gap(tied, tiny_model(seed=seed)) <= TOLERANCE
+    await tied.sleep()
+    await tied.wake()
+    await tied.resume()
+    assert await gap(tied, tiny_model(seed=1)) <= TOLERANCE
+
+
+async def test_logprobs_of_a_request_that_lived_through_a_load(tied, publish):
+    """Its later tokens are drawn under the new weights from a prefix recomputed with them."""
+    version = await swap(tied, publish(await tied.version() + 1, seed=1))
+    new = publish(version + 1, seed=2)
+    wanted = requests(3, max_tokens=LONG, seed=7)
+    task = asyncio.create_task(answers(tied, wanted))
+    await until_sampled(tied, 60)
+    await swap(tied, new)
+    for request, ended in zip(wanted, await task, strict=True):
+        for span, seed in zip(ended.spans, (1, 2), strict=True):
+            expected = reference(tiny_model(seed=seed), request.tokens, ended.tokens)[span.start : span.stop]
+            assert np.abs(ended.rollout_logprobs[span.start : span.stop] - expected).max() <= TOLERANCE
+
+
+async def test_weights_of_another_model_are_refused(tied, publish):
+    before = await answers(tied, requests(2, seed=3))
+    version = await tied.version()
+    other = publish(version + 1, seed=0)
+    await tied.pause()
+    lacking = dataclasses.replace(other, entries=other.entries[:3] + other.entries[4:])
+    with pytest.raises(BackendError, match=f"lacks the tensor {other.entries[3].name}"):
+        await tied.load(lacking)
+    wrong = dataclasses.replace(other.entries[3], shape=(1, 1))
+    with pytest.raises(BackendError, match=r"has shape \(1, 1\)"):
+        await tied.load(dataclasses.replace(other, entries=(*other.entries[:3], wrong, *other.entries[4:])))
+    await tied.resume()
+    after = await answers(tied, requests(2, seed=3))
+    assert [c.tokens.tolist() for c in before] == [c.tokens.tolist() for c in after]
+
+
+async def test_sleep_gives_memory_back_to_the_system(tied):
+    """64 sequences of about 240 tokens x 2 layers x 2 (k, v) x 2 heads x 32 x 4 bytes = 15 MiB of KV cache."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    await answers(tied, requests(64, max_tokens=LONG))
+    before = resident()
+    freed = await tied.sleep()
+    after = resident()
+    await tied.wake()
+    await tied.resume()
+    assert freed > 10 << 20
+    assert before - after > 10 << 20
+
+
+async def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(tied):
+    tokenizer = tiny_tokenizer()
+    free = (await answers(tied, requests(1, seed=5, max_tokens=60)))[0].tokens.tolist()
+    stop = tokenizer.decode(free[20:23])
+    assert len(stop) >= 3, "the stop string spans several tokens"
+    (ended,) = await answers(tied, requests(1, seed=5, max_tokens=60, stop=(stop, "never seen")))
+    text = tokenizer.decode(ended.tokens)
+    assert ended.finish == "stop" and text.endswith(stop) and text.count(stop) == 1
+    assert ended.tokens.tolist() == free[: len(ended.tokens)]
+
+
+def test_engine_arguments_are_checked():
+    assert engine_arguments(RolloutConfig(engine_args={"max_num_seqs": 7}), "cpu")["max_num_seqs"] == 7
+    with pytest.raises(ConfigError, match=r"rollout\.engine_args\.max_num_seq .*did you mean max_num_seqs"):
+        engine_arguments(RolloutConfig(engine_args={"max_num_seq": 7}), "cpu")
+    with pytest.raises(ConfigError, match=r"max_model_len.*set model\.context_length"):
+        engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu")
+
+
+async def test_untied_llama_and_close(tied, tmp_path):
+    """Another architecture, its own lm_head, a second engine in the process; and what `close` does."""
+    folder = save_tiny(tmp_path / "llama", "llama", tie=False, seed=0)
+    generator = make(folder)
+    await generator.start()
+    assert await gap(generator, tiny_model("llama", tie=False, seed=0)) <= TOLERANCE
+    await check_close(generator)

@@ -1,0 +1,83 @@
+"""vLLM keeps the contract of a generator; its logprobs are those of a Hugging Face forward."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.generator_contract import answers, requests
+from tests.tiny_models import save_tiny
+from yatt.config.schema import RolloutConfig
+from yatt.errors import BackendError, ConfigError
+from yatt.generation.environment import environment
+from yatt.generation.vllm import VllmGenerator, end_tokens
+
+SUITE = Path(__file__).with_name("generator_vllm_suite.py")
+
+
+@pytest.mark.timeout(900)
+def test_vllm_suite():
+    """The engine's environment has to be there before Python starts, as in a run."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE)],
+        cwd=SUITE.parent.parent,
+        env={**os.environ, **environment("cpu"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    assert "passed" in result.stdout and "skipped" not in result.stdout
+
+
+class BrokenEngine:
+    """Takes requests and fails at the first step."""
+
+    def add(self, *arguments) -> None:
+        pass
+
+    def step(self) -> list:
+        raise RuntimeError("device lost")
+
+
+def generator(folder) -> VllmGenerator:
+    return VllmGenerator(
+        model=str(folder), config=RolloutConfig(), context_length=64, dtype="float32", device="cpu", seed=0
+    )
+
+
+async def test_a_failing_engine_fails_its_requests_and_every_call_after(tmp_path, monkeypatch):
+    broken = generator(save_tiny(tmp_path))
+    monkeypatch.setattr(broken, "_build", lambda: setattr(broken, "_engine", BrokenEngine()))
+    await broken.start()
+    with pytest.raises(BackendError, match="device lost"):
+        await answers(broken, requests(2, length=10))
+    with pytest.raises(BackendError, match="device lost"):
+        await broken.pause()
+    await broken.close()
+
+
+async def test_it_says_when_it_was_not_started(tmp_path):
+    with pytest.raises(BackendError, match="not started"):
+        await generator(save_tiny(tmp_path)).pause()
+
+
+async def test_stop_strings_need_a_fast_tokenizer(tmp_path, monkeypatch):
+    folder = save_tiny(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    bare = generator(folder)
+    monkeypatch.setattr(bare, "_build", lambda: setattr(bare, "_engine", BrokenEngine()))
+    await bare.start()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
+        await answers(bare, requests(1, length=10, stop=("x",)))
+    bare._engine = None
+    await bare.pause()
+
+
+def test_end_tokens_come_from_the_folder(tmp_path):
+    assert end_tokens(save_tiny(tmp_path)) == (1,)

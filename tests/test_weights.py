@@ -1,0 +1,173 @@
+"""Weights in transit: what was written is what is read, and nothing else is ever read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from yatt.errors import BackendError
+from yatt.types import WeightManifest
+from yatt.weights import check_names, read, verify, writer_for
+from yatt.weights.flat import remove_stale
+from yatt.weights.folder import shapes
+
+KINDS = ("shm", "disk")
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "embed": torch.randn(7, 3, generator=generator),
+        "bias": torch.randn(5, generator=generator).bfloat16(),
+        "scale": torch.randn((), generator=generator),
+        "transposed": torch.randn(4, 6, generator=generator).T,
+        "empty": torch.empty(0, 3),
+    }
+
+
+@pytest.fixture
+def writer(request, tmp_path):
+    writer = writer_for(request.param, tmp_path, "t")
+    yield writer
+    writer.close()
+
+
+def check_equal(manifest: WeightManifest, expected: dict[str, torch.Tensor]) -> None:
+    found = {name: tensor.clone() for name, tensor in read(manifest)}
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize("writer", KINDS, indirect=True)
+def test_round_trip_of_several_versions(writer):
+    for version in range(4):
+        manifest = writer.write(tensors(version).items(), version)
+        assert manifest.version == version
+        check_equal(manifest, tensors(version))
+
+
+@pytest.mark.parametrize("writer", KINDS, indirect=True)
+def test_the_version_before_stays_readable(writer):
+    first = writer.write(tensors(1).items(), 1)
+    writer.write(tensors(2).items(), 2)
+    check_equal(first, tensors(1))
+
+
+@pytest.mark.parametrize("writer", KINDS, indirect=True)
+def test_equal_weights_have_equal_checksums_and_others_do_not(writer):
+    a, b, c = (writer.write(tensors(seed).items(), 0).checksum for seed in (1, 1, 2))
+    assert a == b != c
+
+
+@pytest.mark.parametrize("writer", KINDS, indirect=True)
+def test_a_wrong_checksum_is_refused_before_the_first_tensor(writer):
+    manifest = dataclasses.replace(writer.write(tensors().items(), 5), checksum="00")
+    with pytest.raises(BackendError, match=r"version 5.*checksum"):
+        read(manifest)
+
+
+def test_a_changed_byte_is_noticed(tmp_path):
+    writer = writer_for("shm", tmp_path, "t")
+    manifest = writer.write(tensors().items(), 0)
+    with open(manifest.path, "r+b") as file:
+        file.seek(manifest.entries[0].nbytes - 1)
+        file.write(b"\xff")
+    with pytest.raises(BackendError, match="changed or half-written"):
+        verify(manifest)
+    writer.close()
+
+
+def test_a_truncated_or_missing_file_is_named(tmp_path):
+    writer = writer_for("shm", tmp_path, "t")
+    manifest = writer.write(tensors().items(), 0)
+    os.truncate(manifest.path, 10)
+    with pytest.raises(BackendError, match=rf"{manifest.path} has 10 bytes.*truncated"):
+        verify(manifest)
+    writer.close()
+    with pytest.raises(BackendError, match=manifest.path):
+        verify(manifest)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    writer = writer_for("disk", tmp_path, "t")
+    manifest = writer.write(tensors().items(), 0)
+    extra = dataclasses.replace(manifest.entries[0], name="ghost")
+    with pytest.raises(BackendError, match="ghost is missing"):
+        verify(dataclasses.replace(manifest, entries=(*manifest.entries, extra)))
+
+
+def test_later_versions_must_have_the_first_one_s_layout(tmp_path):
+    writer = writer_for("shm", tmp_path, "t")
+    writer.write(tensors().items(), 0)
+    with pytest.raises(BackendError, match=r"tensor 0 is .*name='other'"):
+        writer.write([("other", torch.zeros(7, 3))], 1)
+    with pytest.raises(BackendError, match="bias is missing from version 1"):
+        writer.write(list(tensors().items())[:1], 1)
+    writer.close()
+
+
+def test_a_reader_s_scribbles_reach_nobody(tmp_path):
+    writer = writer_for("shm", tmp_path, "t")
+    manifest = writer.write(tensors().items(), 0)
+    for _, tensor in read(manifest):
+        tensor.zero_()
+    check_equal(manifest, tensors())
+    writer.close()
+
+
+def test_a_version_on_disk_is_complete_or_absent_and_old_ones_go(tmp_path):
+    writer = writer_for("disk", tmp_path, "t")
+
+    def broken():
+        yield "embed", torch.zeros(3)
+        raise OSError("no space left")
+
+    with pytest.raises(BackendError, match=r"t-v0.*no space left"):
+        writer.write(broken(), 0)
+    assert list(tmp_path.iterdir()) == []
+    for version in (1, 2, 3):
+        writer.write(tensors().items(), version)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t-v2", "t-v3"]
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_files_of_dead_writers_are_removed(tmp_path):
+    code = (
+        "import os, sys; from yatt.weights import writer_for; w = writer_for('shm', sys.argv[1], 'dead'); os._exit(0)"
+    )
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120, cwd=root)
+    writer = writer_for("shm", tmp_path, "alive")
+    assert {path.name.split("-")[1] for path in tmp_path.iterdir()} == {"alive"}
+    assert remove_stale(tmp_path) == []
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_and_shapes_are_those_of_the_model(tmp_path):
+    writer = writer_for("disk", tmp_path, "t")
+    manifest = writer.write([("a", torch.zeros(2, 3)), ("b", torch.zeros(4))], 0)
+    expected = shapes(manifest.path)
+    assert expected == {"a": (2, 3), "b": (4,)}
+    check_names(manifest, expected, tied=False)
+    check_names(manifest, expected | {"lm_head.weight": (9, 9)}, tied=True)
+    with pytest.raises(BackendError, match=r"lacks the tensor lm_head\.weight"):
+        check_names(manifest, expected | {"lm_head.weight": (9, 9)}, tied=False)
+    with pytest.raises(BackendError, match="has a tensor b that"):
+        check_names(manifest, {"a": (2, 3)}, tied=False)
+    with pytest.raises(BackendError, match=r"a has shape \(2, 3\), the model's is \(3, 2\)"):
+        check_names(manifest, {"a": (3, 2), "b": (4,)}, tied=False)
+
+
+def test_the_disk_transport_needs_a_directory():
+    with pytest.raises(BackendError, match=r"weights\.dir"):
+        writer_for("disk", None, "t")
