@@ -147,6 +147,11 @@ class Source(Protocol[T_co]):
     @property
     def epoch(self) -> float: ...
 
+    @property
+    def bad_rows(self) -> int:
+        """Unusable rows this controller has passed over since the start of the process."""
+        ...
+
 
 class Clock(Protocol):
     """Wall or virtual time, in seconds."""

@@ -299,3 +299,4 @@ class StepReport:
     phases: Mapping[str, float]
     spans: tuple[PhaseSpan, ...]
     seconds: float
+    bad_rows: int = 0

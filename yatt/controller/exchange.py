@@ -14,8 +14,8 @@ from yatt.types import Denominator, Sample, SampleKey, Share
 class Exchange:
     """Spreads the samples of all controllers over the data-parallel ranks.
 
-    `updates` optimizer updates per step, `budget` tokens per micro-batch; a sample costs its tokens plus `quadratic` times
-    their square. The result depends on the samples alone, not on which controller holds them: they are put in the order
+    `updates` optimizer updates per step, `budget` tokens per micro-batch; a sample costs its tokens plus `quadratic`
+    times their square. The result depends on the samples alone, not on which controller holds them: they are put in the order
     of their keys first.
     """
 

@@ -39,6 +39,7 @@ class Desk(Generic[T]):
         self.recorder = recorder
         self.quota = batch_size // peers.count + (peers.index < batch_size % peers.count)
         self.version = 0
+        self.bad_rows = 0
 
     def next_version(self) -> int:
         self.version += 1
@@ -46,9 +47,11 @@ class Desk(Generic[T]):
 
     async def close_step(self, step: int, counts: RolloutCounts) -> RolloutCounts:
         """Everyone's draws move the cursor; returns everyone's counts added up. Collective."""
-        gathered = await self.peers.all_gather(f"report/{step}", (self.source.drawn(), counts))
-        self.source.end_step([drawn for drawn, _ in gathered])
-        return add_counts([c for _, c in gathered])
+        mine = (self.source.drawn(), counts, self.source.bad_rows)
+        gathered = await self.peers.all_gather(f"report/{step}", mine)
+        self.source.end_step([drawn for drawn, _, _ in gathered])
+        self.bad_rows = sum(bad for _, _, bad in gathered)
+        return add_counts([c for _, c, _ in gathered])
 
     def report(self, step: int, counts: RolloutCounts | None, update: UpdateReport) -> StepReport:
         spans = self.recorder.take()
@@ -65,6 +68,7 @@ class Desk(Generic[T]):
             phases=dict(phases),
             spans=spans,
             seconds=spans[-1].stop - spans[0].start,
+            bad_rows=self.bad_rows,
         )
 
     def state(self) -> dict[str, Any]:

@@ -115,6 +115,11 @@ class Loader(Generic[T]):
         """Passes over the data so far, as of the last `end_step`."""
         return (self._next - len(self._holes)) / self._rows if self._rows else 0.0
 
+    @property
+    def bad_rows(self) -> int:
+        """Rows passed over since this loader was made."""
+        return self.bad.count
+
     def _pending(self, element: int) -> int:
         holes = len(self._holes)
         return self._holes[element] if element < holes else self._next + element - holes

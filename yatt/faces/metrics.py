@@ -44,6 +44,7 @@ def metrics_row(
         "grad_norm": update.grad_norm,
         "learning_rate": update.learning_rate,
         "skipped_updates": update.skipped_updates,
+        "bad_rows": report.bad_rows,
         "seconds": report.seconds,
         "phases": dict(report.phases),
         "overhead": overhead(report),
