@@ -58,7 +58,7 @@ lint: $(STAMP) ## Style, format, types of layers 0-2
 	@$(BIN)/mypy
 
 test: lint ## Lint, then every test
-	@$(BIN)/python -m pytest -q --durations=15
+	@$(BIN)/python -m pytest --durations=15
 
 bench: $(STAMP) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks
