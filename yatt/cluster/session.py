@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,9 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     """Join the cluster at `config.address`, or start one on this machine and stop it at the end."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without it Ray hides the GPUs of actors that asked for none; slots are given out here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
     local = {"num_cpus": 0, "include_dashboard": False} if config.address is None else {}
     try:
         ray.init(
