@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.generator_contract import CONTEXT, NEVER, GeneratorContract, answers, check_close, publish, requests
-from yatt.generation.double import DoubleGenerator
+from tests.generator_double import DoubleGenerator
 from yatt.types import WeightManifest
 
 __all__ = ["publish"]

@@ -75,7 +75,6 @@ async def test_stop_strings_need_a_fast_tokenizer(tmp_path, monkeypatch):
     await bare.start()
     with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         await answers(bare, requests(1, length=10, stop=("x",)))
-    bare._engine = None
     await bare.pause()
 
 

@@ -14,13 +14,16 @@ ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
-CPU = {
-    "TORCHDYNAMO_DISABLE": "1",
-    # Several engines share the machine: each pinned to "its" cores would fight over the first ones.
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+PER_DEVICE = {
+    "cpu": {
+        "TORCHDYNAMO_DISABLE": "1",
+        # Several engines share the machine: each pinned to "its" cores would fight over the first ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    },
+    "cuda": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
 }
 
 
 def environment(device: Literal["cpu", "cuda"]) -> dict[str, str]:
     """Variables for a generator's process. OMP_NUM_THREADS is the runtime's to choose."""
-    return ALWAYS | (CPU if device == "cpu" else {})
+    return ALWAYS | PER_DEVICE[device]

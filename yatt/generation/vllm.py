@@ -12,7 +12,6 @@ import gc
 import json
 import queue
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from yatt.config.schema import RolloutConfig
-from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.errors import BackendError, ConfigError, WaitTimeout, YattError
 from yatt.types import Completion, Finish, Request, SampleKey, Span, WeightManifest
 
 if TYPE_CHECKING:
@@ -36,34 +35,20 @@ PATIENCE = 1800.0
 
 
 class Stream:
-    """Completions on their way from the engine's thread to one caller of `generate`."""
+    """Completions, or what went wrong, on their way from the engine's thread to one caller of `generate`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, pending: int) -> None:
-        self.pending = pending
-        self._loop = loop
-        self._ended: deque[Completion] = deque()
-        self._failure: Exception | None = None
-        self._news = asyncio.Event()
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Queue[list[Completion] | Exception] = asyncio.Queue()
 
-    def put(self, ended: list[Completion], failure: Exception | None = None) -> None:
-        """From the thread."""
+    def put(self, ended: list[Completion] | Exception) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._arrive, ended, failure)
-
-    def _arrive(self, ended: list[Completion], failure: Exception | None) -> None:
-        self._ended.extend(ended)
-        self._failure = self._failure or failure
-        self._news.set()
+            self._loop.call_soon_threadsafe(self._ended.put_nowait, ended)
 
     async def get(self) -> list[Completion]:
-        """Everything that has ended since the last call; waits for at least one."""
-        await self._news.wait()
-        self._news.clear()
-        if self._failure is not None:
-            raise self._failure
-        ended = list(self._ended)
-        self._ended.clear()
-        self.pending -= len(ended)
+        ended = await self._ended.get()
+        if isinstance(ended, Exception):
+            raise ended
         return ended
 
 
@@ -130,12 +115,12 @@ class VllmGenerator:
     ) -> None:
         self._model = model
         self._context_length = context_length
-        self._arguments = dict(
+        self._arguments: dict[str, Any] = dict(
             model=model, config=config, context_length=context_length, dtype=dtype, device=device, seed=seed
         )
         self._stop_token_ids = stop_token_ids or end_tokens(model)
         self._tokenizer: Tokenizer | None = None
-        self._engine: Engine | None = None
+        self._engine: Engine
         self._thread: threading.Thread | None = None
         self._commands: queue.SimpleQueue[tuple[Callable[[], Any], concurrent.futures.Future[Any]] | None] = (
             queue.SimpleQueue()
@@ -163,13 +148,15 @@ class VllmGenerator:
                     f"request {request.key}: its prompt of {len(request.tokens)} tokens leaves no room "
                     f"in model.context_length={self._context_length}"
                 )
-        stream = Stream(asyncio.get_running_loop(), len(requests))
+        stream, pending = Stream(), len(requests)
         await self._call(self._admit, requests, stream)
         try:
-            while stream.pending:
-                yield await stream.get()
+            while pending:
+                ended = await stream.get()
+                pending -= len(ended)
+                yield ended
         finally:
-            if stream.pending:
+            if pending and self._thread is not None:
                 self._post(self._forsake, stream)
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
@@ -233,14 +220,14 @@ class VllmGenerator:
                 try:
                     self._step()
                 except Exception as error:
-                    self._fail(error)
+                    self._fail("sampling", error)
 
     def _obey(self, action: Callable[[], Any], future: concurrent.futures.Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
             if self._failure is not None:
-                raise BackendError(f"vLLM has failed before: {self._failure}")
+                raise self._failure
             future.set_result(action())
         except Exception as error:
             future.set_exception(error)
@@ -253,6 +240,10 @@ class VllmGenerator:
 
             gc.freeze()
             self._engine = Engine(**self._arguments)
+        except YattError:
+            raise
+        except Exception as error:
+            raise BackendError(f"vLLM cannot start on {self._model}: {type(error).__name__}: {error}") from error
         finally:
             gc.enable()
 
@@ -316,7 +307,12 @@ class VllmGenerator:
     def _load(self, manifest: WeightManifest) -> int:
         if not self._paused:
             raise BackendError("weights can only be loaded into a paused generator; pause it first")
-        self._engine.load(manifest)
+        self._engine.check(manifest)
+        try:
+            self._engine.load(manifest)
+        except Exception as error:  # the model may be half old, half new
+            self._fail("loading weights", error)
+            raise
         self._version = manifest.version
         for running in self._running.values():
             running.versions.append((len(running.tokens), self._version))
@@ -337,13 +333,12 @@ class VllmGenerator:
     def _close(self) -> None:
         self._end(list(self._running))
         self._engine.close()
-        self._engine = None
 
-    def _fail(self, error: Exception) -> None:
-        self._failure = BackendError(f"vLLM failed while sampling: {type(error).__name__}: {error}")
+    def _fail(self, doing: str, error: Exception) -> None:
+        self._failure = BackendError(f"vLLM failed while {doing}: {type(error).__name__}: {error}")
         self._failure.__cause__ = error
         for stream in {running.stream for running in self._running.values()}:
-            stream.put([], self._failure)
+            stream.put(self._failure)
         self._running.clear()
 
     def _load_tokenizer(self) -> Tokenizer:

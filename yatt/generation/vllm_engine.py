@@ -37,7 +37,6 @@ DEFAULTS: dict[Device, dict[str, Any]] = {
         kv_cache_memory_bytes=256 << 20,
         block_size=32,  # vLLM's 128 is longer than many prompts: they would never be shared
         max_num_seqs=256,
-        distributed_executor_backend="uni",
     ),
     "cuda": dict(gpu_memory_utilization=0.5),
 }
@@ -142,10 +141,13 @@ class Engine:
         """Drop every cached key and value; running requests are queued again and recompute theirs."""
         self._core.reset_prefix_cache(reset_running_requests=True)
 
-    def load(self, manifest: WeightManifest) -> None:
-        """Verify, then write the weights into the model. Writes nothing where a name, shape or byte is wrong."""
+    def check(self, manifest: WeightManifest) -> None:
+        """Raise BackendError where a name, shape or byte is not as it should be."""
         check_names(manifest, self._shapes, self._tied)
         verify(manifest)
+
+    def load(self, manifest: WeightManifest) -> None:
+        """Write checked weights into the model and forget what the old ones computed."""
         if "weights" in self._executor.sleeping_tags:
             self._executor.wake_up(["weights"])
         self._executor.collective_rpc("yatt_load", args=(manifest,))
@@ -157,8 +159,8 @@ class Engine:
             return 0
         self.forget_prefixes()
         if self._on_cpu:
-            return sum(self._executor.collective_rpc("yatt_free_kv_cache"))
-        before = sum(self._executor.collective_rpc("yatt_device_bytes"))
+            return int(sum(self._executor.collective_rpc("yatt_free_kv_cache")))
+        before = int(sum(self._executor.collective_rpc("yatt_device_bytes")))
         self._executor.sleep(level=1)
         return max(0, before - sum(self._executor.collective_rpc("yatt_device_bytes")))
 
@@ -182,4 +184,6 @@ def engine_arguments(config: RolloutConfig, device: Device) -> dict[str, Any]:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             raise ConfigError(f"rollout.engine_args.{name} is not an option of vLLM{hint}")
-    return DEFAULTS[device] | config.engine_args
+    # Named, since vLLM would choose Ray workers of its own inside a Ray actor.
+    executor = "mp" if config.engine_args.get("tensor_parallel_size", 1) > 1 else "uni"
+    return DEFAULTS[device] | dict(distributed_executor_backend=executor, use_tqdm_on_load=False) | config.engine_args

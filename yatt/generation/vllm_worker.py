@@ -19,7 +19,7 @@ MADV_DONTNEED = 4
 
 
 def _plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
-    layer.cpu_linear = torch.nn.functional.linear
+    layer.__dict__["cpu_linear"] = torch.nn.functional.linear
 
 
 if current_platform.is_cpu():

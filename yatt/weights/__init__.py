@@ -19,7 +19,10 @@ from yatt.weights import flat, folder
 __all__ = ["SHARED_MEMORY", "WeightWriter", "check_names", "read", "verify", "writer_for"]
 
 SHARED_MEMORY = "/dev/shm"
-WRITERS = {"shm": flat.FlatWriter, "disk": folder.FolderWriter}
+WRITERS: dict[str, type[flat.FlatWriter] | type[folder.FolderWriter]] = {
+    "shm": flat.FlatWriter,
+    "disk": folder.FolderWriter,
+}
 READERS = {"flat": flat.read, "folder": folder.read}
 
 

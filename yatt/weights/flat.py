@@ -20,9 +20,15 @@ PREFIX = "yatt-"
 _numbers = itertools.count()
 
 
-def tensor_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """The tensor's bytes [nbytes] as uint8, without a copy where it is contiguous on the CPU."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's bytes, without a copy where it is contiguous on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def describe(name: str, tensor: torch.Tensor, offset: int) -> TensorEntry:
+    """The tensor's line in a manifest."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), offset=offset, nbytes=tensor.nbytes)
 
 
 class FlatWriter:
@@ -49,8 +55,7 @@ class FlatWriter:
         offset = 0
         for name, tensor in tensors:
             data = tensor_bytes(tensor)
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            entry = TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), offset=offset, nbytes=data.nbytes)
+            entry = describe(name, tensor, offset)
             self._check(len(entries), entry)
             _write_at(fd, data, offset, path)
             checksum.update(data)
@@ -134,8 +139,7 @@ def _create(directory: Path, token: str) -> tuple[int, Path]:
         os.close(fd)  # another process cleaned up between our open and our lock
 
 
-def _write_at(fd: int, data: np.ndarray, offset: int, path: Path) -> None:
-    view = memoryview(data)
+def _write_at(fd: int, view: memoryview, offset: int, path: Path) -> None:
     while view:
         try:
             written = os.pwrite(fd, view, offset)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from yatt.errors import BackendError
 from yatt.types import TensorEntry, WeightManifest
-from yatt.weights.flat import tensor_bytes
+from yatt.weights.flat import describe, tensor_bytes
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 2 << 30
@@ -57,52 +57,43 @@ class FolderWriter:
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> tuple[tuple[TensorEntry, ...], str]:
     entries: list[TensorEntry] = []
-    weight_map: dict[str, str] = {}
-    checksum = xxhash.xxh3_64()
+    files: dict[str, str] = {}
     shard: dict[str, torch.Tensor] = {}
-    shards = total = held = 0
-
-    def flush() -> None:
-        nonlocal shards, held
-        shards += 1
-        file = f"model-{shards:05d}.safetensors"
-        save_file(shard, folder / file)
-        weight_map.update(dict.fromkeys(shard, file))
-        shard.clear()
-        held = 0
-
+    checksum = xxhash.xxh3_64()
+    total = held = 0
     for name, tensor in tensors:
-        data = tensor_bytes(tensor)
-        checksum.update(data)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        entries.append(TensorEntry(name=name, dtype=dtype, shape=tuple(tensor.shape), offset=total, nbytes=data.nbytes))
+        if held + tensor.nbytes > SHARD_BYTES:
+            files |= _write_shard(folder, shard, len(entries))
+            shard, held = {}, 0
+        checksum.update(tensor_bytes(tensor))
+        entries.append(describe(name, tensor, total))
         # A copy, since a stream may reuse its tensor and safetensors refuses tensors that share memory.
-        shard[name] = tensor.detach().cpu().contiguous().clone()
-        total, held = total + data.nbytes, held + data.nbytes
-        if held >= SHARD_BYTES:
-            flush()
-    if shard:
-        flush()
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1))
+        shard[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        total, held = total + tensor.nbytes, held + tensor.nbytes
+    files |= _write_shard(folder, shard, len(entries))
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": files}, indent=1))
     return tuple(entries), checksum.hexdigest()
 
 
+def _write_shard(folder: Path, shard: dict[str, torch.Tensor], number: int) -> dict[str, str]:
+    file = f"model-{number:05d}.safetensors"
+    save_file(shard, folder / file)
+    return dict.fromkeys(shard, file)
+
+
 def read(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors (name, tensor) in the manifest's order, one file open at a time.
+    """Tensors (name, tensor) in the manifest's order.
 
     Raises BackendError where a file or a tensor is missing or not as the manifest says.
     """
     folder = Path(manifest.path)
     try:
         weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        shard, file = None, None
         for entry in manifest.entries:
             if entry.name not in weight_map:
                 raise BackendError(f"weights: tensor {entry.name} is missing from {folder}")
-            if weight_map[entry.name] != file:
-                file = weight_map[entry.name]
-                shard = safe_open(folder / file, framework="pt")
-            tensor = shard.get_tensor(entry.name)
+            with safe_open(folder / weight_map[entry.name], framework="pt") as shard:
+                tensor = shard.get_tensor(entry.name)
             if tuple(tensor.shape) != entry.shape:
                 raise BackendError(f"weights: {entry.name} in {folder} is {tuple(tensor.shape)}, not {entry.shape}")
             yield entry.name, tensor

@@ -1,4 +1,4 @@
-"""A `Generator` that only spends time: deterministic tokens, on any clock. Also the shortest example of an adapter."""
+"""A `Generator` that only spends time: deterministic tokens, on any clock. Also the shortest adapter to read."""
 
 from __future__ import annotations
 
