@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import socket
 import threading
@@ -36,32 +37,30 @@ def _main(pipe: Connection) -> None:
     thread.join()
 
 
-class Pool:
+class _Pool:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
+        self.pipes: list[Connection] = []
         for _ in range(SIZE):
             here, there = context.Pipe()
-            process = context.Process(target=_main, args=(there,), daemon=True)
-            process.start()
+            # Daemons: they end with the test process.
+            context.Process(target=_main, args=(there,), daemon=True).start()
             self.pipes.append(here)
-            self.processes.append(process)
 
-    def play(
-        self, world: int, config: dict[str, Any], actions: Sequence[Action], timeout: float = 120
-    ) -> list[list[Any]]:
-        """Run the actions on `world` ranks; results by rank, one per action. An error ends that rank's script and is
-        its last result, as ("error", type name, message)."""
-        port = free_port()
-        for rank in range(world):
-            self.pipes[rank].send((rank, world, port, config, list(actions)))
-        results = []
-        for rank in range(world):
-            assert self.pipes[rank].poll(timeout), f"rank {rank} of {world} gave no answer in {timeout} s"
-            results.append(self.pipes[rank].recv())
-        return results
 
-    def close(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.join()
+@functools.cache
+def _pool() -> _Pool:
+    return _Pool()
+
+
+def play(world: int, config: dict[str, Any], actions: Sequence[Action], timeout: float = 240) -> list[list[Any]]:
+    """Run the actions on `world` ranks; results by rank, one per action. An error ends that rank's script and is its
+    last result, as ("error", type name, message)."""
+    pipes, port = _pool().pipes[:world], free_port()
+    for rank, pipe in enumerate(pipes):
+        pipe.send((rank, world, port, config, list(actions)))
+    results = []
+    for rank, pipe in enumerate(pipes):
+        assert pipe.poll(timeout), f"rank {rank} of {world} gave no answer in {timeout} s"
+        results.append(pipe.recv())
+    return results

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 from yatt.config.schema import Config
-from yatt.training.megatron.rank import MegatronRank
+from yatt.training.megatron.rank import MegatronRank, export_checkpoint
 
 
 def play(rank: int, world: int, port: int, config: dict[str, Any], actions: list[tuple[Any, ...]]) -> list[Any]:
+    if actions[0][0] == "export_checkpoint":
+        return [export_checkpoint(Config(**config), *actions[0][1:])]
     trainer = MegatronRank(Config(**config), rank=rank, world_size=world, address="127.0.0.1", port=port)
     results: list[Any] = []
     try:
@@ -34,8 +37,28 @@ def _call(trainer: MegatronRank, method: str, *arguments: Any) -> Any:
     return getattr(trainer, method)(*arguments)
 
 
+def _save_failing(trainer: MegatronRank, path: str, rank: int, limit: int) -> tuple[str, str]:
+    """Save while one rank cannot write files longer than `limit` bytes, as on a full disk."""
+    whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if trainer.rank == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, whole[1]))
+    try:
+        trainer.save(path)
+    except Exception as error:
+        return type(error).__name__, str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+    return "saved", path
+
+
 def _coordinates(trainer: MegatronRank) -> tuple[int, int, bool]:
     return trainer.dp_rank, trainer.dp_size, trainer.is_model_parallel_writer
 
 
-ACTIONS = {"update": _update, "export": _export, "call": _call, "coordinates": _coordinates}
+ACTIONS = {
+    "update": _update,
+    "export": _export,
+    "call": _call,
+    "coordinates": _coordinates,
+    "save_failing": _save_failing,
+}

@@ -24,7 +24,7 @@ def build(config: Config, model: DistributedDataParallel) -> ChainedOptimizer:
     """The optimizer of this rank. Biases and norms get no weight decay."""
     settings = config.train.optimizer
     dtype = DTYPES[config.model.dtype]
-    return get_megatron_optimizer(
+    optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
             lr=settings.learning_rate,
@@ -41,6 +41,34 @@ def build(config: Config, model: DistributedDataParallel) -> ChainedOptimizer:
         [model],
         use_gloo_process_groups=False,
     )
+    _fill(optimizer)
+    return optimizer
+
+
+def _fill(optimizer: ChainedOptimizer) -> None:
+    """Make the moments now: memory is then what it will be, and a checkpoint can be had before the first update."""
+    for part in optimizer.chained_optimizers:
+        if not isinstance(part.optimizer, torch.optim.AdamW):
+            continue
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                part.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def move(optimizer: ChainedOptimizer, device: torch.device) -> None:
+    """Put the moments, and a bfloat16 model's main weights, on `device`; a float32 model's main weights are its own."""
+    for part in optimizer.chained_optimizers:
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"] if optimizer.config.bf16 else ():
+                parameter.data = parameter.data.to(device)
+        for values in part.optimizer.state.values():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor) and name != "step":
+                    values[name] = value.to(device)
 
 
 @torch.no_grad()
@@ -49,7 +77,9 @@ def step(optimizer: ChainedOptimizer, rate: float) -> tuple[float, bool]:
 
     Gradients whose norm is not finite are dropped, on every rank alike. Collective over all ranks."""
     for group in optimizer.param_groups:
+        # Megatron leaves both to its own scheduler.
         group["lr"] = rate
+        group["weight_decay"] = optimizer.config.weight_decay * group["wd_mult"]
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):

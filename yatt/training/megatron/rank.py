@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError
-from yatt.training.megatron import export, model, optimizer, parallel
+from yatt.training.megatron import checkpoint, export, model, optimizer, parallel
 from yatt.training.megatron.attention import Rotary
 from yatt.training.megatron.convert import Converter, folder_reader
 from yatt.training.megatron.parallel import Groups
@@ -27,6 +29,7 @@ class MegatronRank:
         self._groups: Groups | None = None
         self._learner: Learner | None = None
         self._converter: Converter | None = None
+        self._identity: dict[str, Any] = {}
 
     def start(self) -> None:
         """Collective. Join the other ranks, load the model, make the optimizer.
@@ -47,6 +50,7 @@ class MegatronRank:
             seed=config.run.seed,
             timeout=max(config.cluster.start_timeout, config.cluster.step_timeout),
         )
+        self._identity = checkpoint.identity(hf, config.model.dtype)
         settings = model.transformer_config(hf, config)
         policy = model.build(hf, settings, groups)
         self._converter = Converter(hf, policy, groups)
@@ -94,6 +98,36 @@ class MegatronRank:
         """Collective. Write the policy as a Hugging Face folder that transformers loads; rank 0 writes."""
         export.write_folder(self.export(), self.config, path, writer=self.rank == 0)
 
+    def save(self, path: str) -> None:
+        """Collective. Write a checkpoint into the folder `path`: model, optimizer, schedule, RNG.
+
+        Waits for every rank. Raises BackendError where it cannot be written."""
+        learner = self._started
+        checkpoint.save(path, learner.model.module, learner.optimizer, learner.updates, self._identity, learner.groups)
+
+    def load(self, path: str) -> None:
+        """Collective. Go on from a checkpoint, written under any layout.
+
+        Raises CheckpointError, before anything changes, for one that is missing, half-written or of another model."""
+        learner = self._started
+        learner.updates = checkpoint.load(path, learner.model.module, learner.optimizer, self._identity, learner.groups)
+
+    def offload(self) -> None:
+        """Move the optimizer's state and drop the gradient buffers from the device. On a CPU there is nowhere to move
+        them to: nothing happens. After it, `update`, `save` and `load` need `onload` first."""
+        learner = self._started
+        if learner.groups.device.type == "cuda":
+            learner.model.offload_grad_buffers()
+            optimizer.move(learner.optimizer, torch.device("cpu"))
+            torch.cuda.empty_cache()
+
+    def onload(self) -> None:
+        """Undo `offload`."""
+        learner = self._started
+        if learner.groups.device.type == "cuda":
+            learner.model.restore_grad_buffers()
+            optimizer.move(learner.optimizer, learner.groups.device)
+
     def close(self) -> None:
         """Leave the other ranks and free everything; waits for nobody."""
         self._learner = self._converter = self._groups = None
@@ -110,3 +144,25 @@ class MegatronRank:
         if self._learner is None:
             raise BackendError(f"trainer rank {self.rank} was used before start()")
         return self._learner
+
+
+def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
+    """Write the policy of a trainer's checkpoint as a Hugging Face folder, in this process alone.
+
+    Raises CheckpointError for a checkpoint that is missing, half-written or of another model than `model.path`."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"tp": 1, "pp": 1})})
+    hf = model.read_hf_config(config.model.path)
+    described = checkpoint.identity(hf, config.model.dtype)
+    checkpoint.verify(checkpoint_path, described)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    groups = parallel.start(
+        rank=0, world_size=1, address="127.0.0.1", port=port, tp=1, pp=1, seed=0, timeout=config.cluster.start_timeout
+    )
+    try:
+        policy = model.build(hf, model.transformer_config(hf, config), groups)
+        checkpoint.load_model(checkpoint_path, policy, described, groups)
+        export.write_folder(Converter(hf, policy, groups).export(), config, out, writer=True)
+    finally:
+        parallel.stop()

@@ -1,0 +1,153 @@
+"""Checkpoints of the Megatron trainer, and the Hugging Face folders made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.megatron_cases import config, make_samples, shares, worst
+from tests.megatron_pool import play
+from tests.tiny_models import save_tiny
+from yatt.config.schema import Config
+from yatt.training.megatron import export
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("model"), "qwen3", spread=2.0)
+
+
+def batches(replicas: int, first: int, count: int) -> list[tuple[str, Any]]:
+    return [("update", shares(make_samples(seed), replicas)) for seed in range(first, first + count)]
+
+
+@pytest.fixture(scope="module")
+def saved(folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Any]]:
+    """A checkpoint of two data-parallel ranks after two updates, and what they did next: two reports, weights."""
+    path = str(tmp_path_factory.mktemp("checkpoint") / "step-2")
+    script = [*batches(2, 0, 2), ("call", "save", path), *batches(2, 2, 2), ("export",)]
+    return path, play(2, config(folder), script)[0][-3:]
+
+
+def test_same_layout_goes_on_bit_for_bit(folder: str, saved: tuple[str, list[Any]]) -> None:
+    path, (third, fourth, weights) = saved
+    *reports, found = play(2, config(folder), [("call", "load", path), *batches(2, 2, 2), ("export",)])[0][1:]
+    for report, expected in zip(reports, (third, fourth), strict=True):
+        assert (report.loss, report.grad_norm, report.learning_rate) == (
+            expected.loss,
+            expected.grad_norm,
+            expected.learning_rate,
+        )
+    assert all(np.array_equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("world", "train"), [(1, {}), (2, {"tp": 2}), (4, {"pp": 2})])
+def test_another_layout_goes_on_alike(
+    folder: str, saved: tuple[str, list[Any]], world: int, train: dict[str, Any]
+) -> None:
+    path, (third, fourth, weights) = saved
+    replicas = world // (train.get("tp", 1) * train.get("pp", 1))
+    script = [("call", "load", path), *batches(replicas, 2, 2), ("export",)]
+    *reports, found = play(world, config(folder, **train), script)[0][1:]
+    for report, expected in zip(reports, (third, fourth), strict=True):
+        assert report.loss == pytest.approx(expected.loss, abs=1e-6)
+        assert report.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+        assert report.learning_rate == expected.learning_rate
+    assert worst(found, weights) <= 1e-5
+
+
+def test_two_stages_of_two_shards_can_be_read_by_one(folder: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    train = {"tp": 2, "pp": 2}
+    script = [*batches(1, 0, 1), ("call", "save", path), *batches(1, 1, 1), ("export",)]
+    weights = play(4, config(folder, **train), script)[0][-1]
+    found = play(1, config(folder), [("call", "load", path), *batches(1, 1, 1), ("export",)])[0][-1]
+    assert worst(found, weights) <= 1e-5
+
+
+def test_a_checkpoint_can_precede_the_first_update(folder: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    fresh = play(1, config(folder), [("call", "save", path), *batches(1, 0, 1), ("export",)])[0][-1]
+    script = [*batches(1, 5, 1), ("call", "load", path), *batches(1, 0, 1), ("export",)]
+    loaded = play(1, config(folder), script)[0][-1]
+    assert all(np.array_equal(fresh[name], loaded[name]) for name in fresh)
+
+
+def test_bad_checkpoints_are_refused(folder: str, saved: tuple[str, list[Any]], tmp_path: Path) -> None:
+    path, _ = saved
+    other = save_tiny(tmp_path / "other", "qwen3", intermediate_size=96)
+    result = play(1, config(other), [("call", "load", path)])[0][-1]
+    assert result[:2] == ("error", "CheckpointError")
+    assert "intermediate_size=128 there, 96 in model.path" in result[2]
+
+    unfinished, short = tmp_path / "unfinished", tmp_path / "short"
+    shutil.copytree(path, unfinished)
+    (unfinished / "trainer.json").unlink()
+    shutil.copytree(path, short)
+    (short / "__0_0.distcp").write_bytes((short / "__0_0.distcp").read_bytes()[:100])
+    for bad, word in (
+        (unfinished, "trainer.json"),
+        (short, "__0_0.distcp has 100 bytes"),
+        (tmp_path / "no", "no such"),
+    ):
+        kind, name, message = play(1, config(folder), [("call", "load", str(bad))])[0][-1]
+        assert (kind, name) == ("error", "CheckpointError")
+        assert str(bad) in message and word in message
+
+
+def test_a_full_disk_stops_the_save_and_not_the_training(folder: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    for rank in (0, 1):
+        script = [
+            *batches(1, 0, 1),
+            ("save_failing", path, rank, 20_000),
+            *batches(1, 1, 1),
+            ("call", "load", path),
+        ]
+        for results in play(2, config(folder, tp=2), script):
+            name, message = results[1]
+            assert name == "BackendError" and path in message and "could not be written" in message
+            assert results[2].trained_tokens > 0
+            assert results[3][:2] == ("error", "CheckpointError")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for results in play(2, config(folder), [("save_failing", str(blocked / "c"), 0, 1 << 30)]):
+        assert results[0][0] == "BackendError"
+
+
+@pytest.mark.parametrize(("architecture", "tie"), [("qwen3", True), ("llama", False)])
+def test_folders_load_in_transformers(architecture: Any, tie: bool, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", architecture, tie=tie, spread=2.0)
+    checkpoint, direct, exported = (str(tmp_path / name) for name in ("checkpoint", "direct", "exported"))
+    script = [*batches(1, 0, 1), ("call", "save", checkpoint), ("call", "save_folder", direct), ("export",)]
+    weights = play(2, config(folder, tp=2), script)[0][-1]
+    play(1, config(folder), [("export_checkpoint", checkpoint, exported)])
+    for out in (direct, exported):
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert model.dtype == torch.float32
+        loaded = model.state_dict()
+        assert all(np.array_equal(loaded[name].numpy(), weights[name]) for name in weights)
+        assert AutoTokenizer.from_pretrained(out)("1+1") == AutoTokenizer.from_pretrained(folder)("1+1")
+
+
+def test_large_folders_are_sharded(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    monkeypatch.setattr(export, "SHARD_BYTES", 100_000)
+    out = tmp_path / "out"
+    export.write_folder(iter(weights.items()), Config(**config(folder)), str(out), writer=True)
+    total = sum(4 * value.numel() for value in weights.values())
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == total
+    files = sorted(out.glob("model-*.safetensors"))
+    assert len(files) >= total // 100_000 and {file.name for file in files} == set(index["weight_map"].values())
+    assert all(
+        torch.equal(value, AutoModelForCausalLM.from_pretrained(out).state_dict()[n]) for n, value in weights.items()
+    )

@@ -1,0 +1,217 @@
+"""Checkpoints of a trainer: model, optimizer, schedule and RNG, readable under another layout than the writer's.
+
+A folder is complete when it has the description written last, and every file listed in it has its size.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import ChainedOptimizer
+from torch.distributed import checkpoint as torch_checkpoint
+
+from yatt.errors import BackendError, CheckpointError
+from yatt.training.megatron.parallel import Groups
+
+DESCRIPTION = "trainer.json"
+FORMAT = 1
+# A quota shows only when one writes.
+PROBE_BYTES = 1 << 20
+# What makes two models the same, for a checkpoint.
+IDENTITY = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+)
+
+
+class _InProcess(TorchDistSaveShardedStrategy):
+    """Megatron's format, written by this thread: its own writer forks, which a process full of threads must not."""
+
+    def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
+        tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
+        torch_checkpoint.save(
+            mcore_to_pyt_state_dict(tensors, False),
+            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def identity(hf: Any, dtype: str) -> dict[str, Any]:
+    """The fields in which a checkpoint and a model must agree."""
+    return {name: getattr(hf, name, None) for name in IDENTITY} | {"dtype": dtype}
+
+
+def save(
+    path: str, model: GPTModel, optimizer: ChainedOptimizer, updates: int, described: dict[str, Any], groups: Groups
+) -> None:
+    """Write a checkpoint into the folder `path`. Collective; waits for every rank.
+
+    The RNG state is rank 0's: an update draws nothing from it. Raises BackendError, on every rank, where it cannot be
+    written; the folder is then incomplete and will be refused."""
+    folder = Path(path)
+    _together(lambda: _prepare(folder, model, groups), path, groups)
+    weights = model.sharded_state_dict(metadata=_format(groups))
+    state = {
+        "model": weights,
+        "optimizer": optimizer.sharded_state_dict(weights, metadata=_format(groups)),
+        "updates": updates,
+        "rng": _rng_state(groups),
+    }
+    try:
+        dist_checkpointing.save(
+            state,
+            path,
+            sharded_strategy=_InProcess("torch_dist", 1),
+            preprocess_common_before_consistancy_check=lambda common: {k: v for k, v in common.items() if k != "rng"},
+        )
+    except (torch_checkpoint.CheckpointException, OSError, RuntimeError) as error:
+        raise BackendError(f"checkpoint {path} could not be written: {error}") from error
+    _together(lambda: _describe(folder, described), path, groups)
+
+
+def load(path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dict[str, Any], groups: Groups) -> int:
+    """Take over a checkpoint, written under any layout; returns the updates it had done. Collective.
+
+    Raises CheckpointError, before anything is changed, for one that is missing, half-written or of another model."""
+    verify(path, described)
+    for part in optimizer.chained_optimizers:
+        if not part.optimizer.state:
+            part._init_optimizer_states_with_dummy_values()
+    weights = model.sharded_state_dict(metadata=_format(groups))
+    wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_format(groups))
+    state = _read({"model": weights, "optimizer": wanted}, path)
+    with torch.no_grad():
+        model.load_state_dict(state["model"])
+        for part in optimizer.chained_optimizers:
+            _load_optimizer(part, state["optimizer"])
+    torch.set_rng_state(state["rng"]["cpu"])
+    if "cuda" in state["rng"] and groups.device.type == "cuda":
+        torch.cuda.set_rng_state(state["rng"]["cuda"], groups.device)
+    return state["updates"]
+
+
+def load_model(path: str, model: GPTModel, described: dict[str, Any], groups: Groups) -> None:
+    """Take over the weights alone. Collective; raises as `load` does."""
+    verify(path, described)
+    model.load_state_dict(_read({"model": model.sharded_state_dict(metadata=_format(groups))}, path)["model"])
+
+
+def verify(path: str, described: dict[str, Any]) -> None:
+    """Raises CheckpointError unless `path` holds a complete checkpoint of this model."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {path}: no such folder; resume=auto takes the last complete one")
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is half-written: {DESCRIPTION} cannot be read ({error}); use an earlier checkpoint"
+        ) from error
+    for name, size in found["files"].items():
+        actual = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if actual != size:
+            raise CheckpointError(
+                f"checkpoint {path} is half-written: {name} has {actual} bytes, not {size}; use an earlier checkpoint"
+            )
+    for name, value in described.items():
+        if found["model"].get(name) != value:
+            raise CheckpointError(
+                f"checkpoint {path} is of another model: {name}={found['model'].get(name)!r} there, {value!r} in "
+                f"model.path; point model.path at the model it was trained from"
+            )
+
+
+def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
+    """Restore one distributed optimizer whose inner optimizer is torch's AdamW.
+
+    Megatron hands all parameters one `step` tensor, which AdamW would then advance once per parameter: each gets its
+    own. And it looks for `step` among the sharded tensors, where it never is: it is put aside meanwhile."""
+    state = dict(state)
+    moments = state.pop("param_state")
+    part.load_state_dict(state)
+    steps = {parameter: values.pop("step") for parameter, values in part.optimizer.state.items() if "step" in values}
+    part.load_parameter_state_from_fully_reshardable(moments)
+    for parameter, step in steps.items():
+        part.optimizer.state[parameter]["step"] = step.clone()
+
+
+def _format(groups: Groups) -> dict[str, Any]:
+    return {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "chained_optim_avoid_prefix": True,
+        "singleton_local_shards": False,
+        "dp_cp_group": groups.dp,
+    }
+
+
+def _rng_state(groups: Groups) -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if groups.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(groups.device)
+    return state
+
+
+def _read(state: ShardedStateDict, path: str) -> dict[str, Any]:
+    try:
+        return dist_checkpointing.load(state, path)
+    except (CheckpointingException, torch_checkpoint.CheckpointException, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}; use an earlier checkpoint") from error
+
+
+def _prepare(folder: Path, model: GPTModel, groups: Groups) -> None:
+    """Make the folder, and make sure that it will hold the checkpoint: a full disk is better met before than within."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DESCRIPTION).unlink(missing_ok=True)
+    probe = folder / ".probe"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
+    # Weights, and in float32 their main copy and two moments.
+    needed = sum(p.numel() * (p.element_size() + 12) for p in model.parameters()) * groups.tp.size() * groups.pp.size()
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it takes about {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; free some space")
+
+
+def _describe(folder: Path, described: dict[str, Any]) -> None:
+    files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
+    aside = folder / f".{DESCRIPTION}"
+    aside.write_text(json.dumps({"format": FORMAT, "model": described, "files": files}, indent=2) + "\n")
+    aside.replace(folder / DESCRIPTION)
+
+
+def _together(action: Callable[[], None], path: str, groups: Groups) -> None:
+    """Let rank 0 act while the others wait; its failure is everybody's."""
+    failure: list[str | None] = [None]
+    if groups.rank == 0:
+        try:
+            action()
+        except OSError as error:
+            failure = [str(error)]
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise BackendError(f"checkpoint {path} could not be written: {failure[0]}")
