@@ -136,10 +136,10 @@ async def test_weights_of_another_model_are_refused(tied, publish):
     other = publish(version + 1, seed=0)
     await tied.pause()
     lacking = dataclasses.replace(other, entries=other.entries[:3] + other.entries[4:])
-    with pytest.raises(BackendError, match=f"lacks the tensor {other.entries[3].name}"):
+    with pytest.raises(BackendError, match=f"{other.entries[3].name} is missing"):
         await tied.load(lacking)
     wrong = dataclasses.replace(other.entries[3], shape=(1, 1))
-    with pytest.raises(BackendError, match=r"has shape \(1, 1\)"):
+    with pytest.raises(BackendError, match=r"is \(1, 1\), in the model"):
         await tied.load(dataclasses.replace(other, entries=(*other.entries[:3], wrong, *other.entries[4:])))
     await tied.resume()
     after = await answers(tied, requests(2, seed=3))

@@ -15,6 +15,7 @@ from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.generation.environment import environment
 from yatt.generation.vllm import VllmGenerator, end_tokens
+from yatt.types import WeightManifest
 
 SUITE = Path(__file__).with_name("generator_vllm_suite.py")
 
@@ -36,10 +37,16 @@ def test_vllm_suite():
 
 
 class BrokenEngine:
-    """Takes requests and fails at the first step."""
+    """Takes requests and weights, and fails to do anything with them."""
 
     def add(self, *arguments) -> None:
         pass
+
+    def check(self, manifest) -> None:
+        pass
+
+    def load(self, manifest) -> None:
+        raise RuntimeError("worker lost")
 
     def step(self) -> list:
         raise RuntimeError("device lost")
@@ -59,6 +66,18 @@ async def test_a_failing_engine_fails_its_requests_and_every_call_after(tmp_path
         await answers(broken, requests(2, length=10))
     with pytest.raises(BackendError, match="device lost"):
         await broken.pause()
+    await broken.close()
+
+
+async def test_a_load_that_fails_half_way_leaves_nothing_that_serves(tmp_path, monkeypatch):
+    broken = generator(save_tiny(tmp_path))
+    monkeypatch.setattr(broken, "_build", lambda: setattr(broken, "_engine", BrokenEngine()))
+    await broken.start()
+    await broken.pause()
+    with pytest.raises(BackendError, match="worker lost"):
+        await broken.load(WeightManifest(version=1, kind="flat", path="", checksum=""))
+    with pytest.raises(BackendError, match=r"loading weights.*worker lost"):
+        await broken.resume()
     await broken.close()
 
 

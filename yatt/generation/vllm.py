@@ -130,7 +130,7 @@ class VllmGenerator:
         self._version = 0
         self._paused = False
         self._asleep = False
-        self._failure: Exception | None = None
+        self._failure: BackendError | None = None
         self.tokens_sampled = 0
 
     async def start(self) -> None:
@@ -149,8 +149,8 @@ class VllmGenerator:
                     f"in model.context_length={self._context_length}"
                 )
         stream, pending = Stream(), len(requests)
-        await self._call(self._admit, requests, stream)
         try:
+            await self._call(self._admit, requests, stream)
             while pending:
                 ended = await stream.get()
                 pending -= len(ended)
@@ -311,8 +311,7 @@ class VllmGenerator:
         try:
             self._engine.load(manifest)
         except Exception as error:  # the model may be half old, half new
-            self._fail("loading weights", error)
-            raise
+            raise self._fail("loading weights", error) from error
         self._version = manifest.version
         for running in self._running.values():
             running.versions.append((len(running.tokens), self._version))
@@ -334,12 +333,15 @@ class VllmGenerator:
         self._end(list(self._running))
         self._engine.close()
 
-    def _fail(self, doing: str, error: Exception) -> None:
-        self._failure = BackendError(f"vLLM failed while {doing}: {type(error).__name__}: {error}")
-        self._failure.__cause__ = error
+    def _fail(self, doing: str, error: Exception) -> BackendError:
+        """Tell everyone who waits; the engine serves nobody any more."""
+        failure = BackendError(f"vLLM failed while {doing}: {type(error).__name__}: {error}")
+        failure.__cause__ = error
         for stream in {running.stream for running in self._running.values()}:
-            stream.put(self._failure)
+            stream.put(failure)
         self._running.clear()
+        self._failure = failure
+        return failure
 
     def _load_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

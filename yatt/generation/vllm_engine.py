@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -55,15 +55,6 @@ RESERVED = {
     "skip_tokenizer_init": None,
     "worker_extension_cls": None,
 }
-
-
-class Sampled(NamedTuple):
-    """What one step gave one request; `finish` is None while it goes on."""
-
-    id: str
-    tokens: list[int]
-    logprobs: list[float]
-    finish: Finish | None
 
 
 class Engine:
@@ -119,19 +110,16 @@ class Engine:
         )
         self._core.add_request(request)
 
-    def step(self) -> list[Sampled]:
-        """Sample one token for every request that is running; what is new, per request."""
+    def step(self) -> list[tuple[str, list[int], list[float], Finish | None]]:
+        """Sample a token for each running request: its id, new tokens and their logprobs, and how it ended."""
         sampled = []
         for output in self._core.get_output().outputs:
             reason = output.finish_reason
             if reason is not None and reason not in FINISHES:
                 raise BackendError(f"vLLM ended a request with {reason}")
             logprobs = output.new_logprobs.logprobs[:, 0].tolist() if output.new_logprobs else []
-            sampled.append(
-                Sampled(
-                    output.request_id, output.new_token_ids, logprobs, FINISHES[reason] if reason is not None else None
-                )
-            )
+            finish = FINISHES[reason] if reason is not None else None
+            sampled.append((output.request_id, output.new_token_ids, logprobs, finish))
         return sampled
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -160,9 +148,9 @@ class Engine:
         self.forget_prefixes()
         if self._on_cpu:
             return int(sum(self._executor.collective_rpc("yatt_free_kv_cache")))
-        before = int(sum(self._executor.collective_rpc("yatt_device_bytes")))
+        before = sum(self._executor.collective_rpc("yatt_device_bytes"))
         self._executor.sleep(level=1)
-        return max(0, before - sum(self._executor.collective_rpc("yatt_device_bytes")))
+        return int(before - sum(self._executor.collective_rpc("yatt_device_bytes")))
 
     def wake(self) -> None:
         """Take everything back. On a CPU there is nothing to do: pages come back as they are touched."""

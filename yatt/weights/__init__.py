@@ -71,13 +71,12 @@ def check_names(manifest: WeightManifest, expected: Mapping[str, tuple[int, ...]
 
     `lm_head.weight` may be absent or present where it is `tied` to the embedding.
     """
-    optional = {"lm_head.weight"} if tied else set()
     given = {entry.name: entry.shape for entry in manifest.entries}
-    where = f"weights: version {manifest.version} in {manifest.path}"
-    for name in expected.keys() - given.keys() - optional:
-        raise BackendError(f"{where} lacks the tensor {name}")
-    for name in given.keys() - expected.keys() - optional:
-        raise BackendError(f"{where} has a tensor {name} that the model does not have")
-    for name in given.keys() & expected.keys():
-        if given[name] != expected[name]:
-            raise BackendError(f"{where}: {name} has shape {given[name]}, the model's is {expected[name]}")
+    for name in sorted(given.keys() | expected.keys()):
+        if tied and name == "lm_head.weight" and (name not in given or name not in expected):
+            continue
+        if given.get(name) != expected.get(name):
+            raise BackendError(
+                f"weights: in version {manifest.version} ({manifest.path}) the tensor {name} is "
+                f"{given.get(name, 'missing')}, in the model it is {expected.get(name, 'missing')}"
+            )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -41,47 +43,43 @@ class FlatWriter:
     def __init__(self, directory: str | Path, token: str) -> None:
         remove_stale(directory)
         self._buffers = [_create(Path(directory), token) for _ in range(2)]
-        self._layout: tuple[TensorEntry, ...] | None = None
+        self._layout: tuple[TensorEntry, ...] = ()
         self._turn = 0
 
     def write(self, tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightManifest:
         """Copy a stream of (Hugging Face name, tensor) into the next buffer, one tensor at a time.
 
-        Raises BackendError where the stream differs in a name, shape or dtype from the first one written.
+        Raises BackendError where memory runs out, or the stream's layout differs from the first one's.
         """
-        fd, path = self._buffers[self._turn]
+        file, path = self._buffers[self._turn]
         entries: list[TensorEntry] = []
         checksum = xxhash.xxh3_64()
         offset = 0
-        for name, tensor in tensors:
-            data = tensor_bytes(tensor)
-            entry = describe(name, tensor, offset)
-            self._check(len(entries), entry)
-            _write_at(fd, data, offset, path)
-            checksum.update(data)
-            entries.append(entry)
-            offset += -(-data.nbytes // ALIGNMENT) * ALIGNMENT
-        if self._layout is not None and len(entries) != len(self._layout):
-            raise BackendError(f"weights: tensor {self._layout[len(entries)].name} is missing from version {version}")
-        self._layout = tuple(entries)
+        try:
+            for name, tensor in tensors:
+                data = tensor_bytes(tensor)
+                entries.append(describe(name, tensor, offset))
+                file.seek(offset)
+                file.write(data)
+                checksum.update(data)
+                offset += -(-data.nbytes // ALIGNMENT) * ALIGNMENT
+            file.flush()
+        except OSError as error:
+            raise BackendError(f"weights: {path} cannot be written: {error}") from error
+        layout = tuple(entries)
+        for new, old in itertools.zip_longest(layout, self._layout or layout):
+            if new != old:
+                raise BackendError(f"weights: version {version} has {new} where the first version had {old}")
+        self._layout = layout
         self._turn = 1 - self._turn
         return WeightManifest(
-            version=version, kind="flat", path=str(path), checksum=checksum.hexdigest(), entries=self._layout
+            version=version, kind="flat", path=str(path), checksum=checksum.hexdigest(), entries=layout
         )
 
-    def _check(self, position: int, entry: TensorEntry) -> None:
-        if self._layout is None:
-            return
-        expected = self._layout[position] if position < len(self._layout) else None
-        if entry != expected:
-            raise BackendError(
-                f"weights: tensor {position} is {entry}, but was {expected} in the first version written"
-            )
-
     def close(self) -> None:
-        for fd, path in self._buffers:
+        for file, path in self._buffers:
             path.unlink(missing_ok=True)
-            os.close(fd)
+            file.close()
         self._buffers = []
 
 
@@ -108,41 +106,24 @@ def remove_stale(directory: str | Path) -> list[Path]:
     """Remove flat files whose writer no longer lives (nobody holds their lock); returns what was removed."""
     removed = []
     for path in Path(directory).glob(f"{PREFIX}*.weights"):
-        try:
-            fd = os.open(path, os.O_RDWR)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
             removed.append(path)
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
     return removed
 
 
-def _create(directory: Path, token: str) -> tuple[int, Path]:
+def _create(directory: Path, token: str) -> tuple[BinaryIO, Path]:
     """A new locked, empty file. Its lock goes with the process, so a pid reused by another one misleads nobody."""
     while True:
         path = directory / f"{PREFIX}{token}-{os.getpid()}-{next(_numbers)}.weights"
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            file = open(path, "x+b")  # noqa: SIM115  (closed by FlatWriter.close)
         except FileExistsError:
             continue
         except OSError as error:
             raise BackendError(f"weights: {path} cannot be created: {error}") from error
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX)
         if path.exists():
-            return fd, path
-        os.close(fd)  # another process cleaned up between our open and our lock
-
-
-def _write_at(fd: int, view: memoryview, offset: int, path: Path) -> None:
-    while view:
-        try:
-            written = os.pwrite(fd, view, offset)
-        except OSError as error:
-            raise BackendError(f"weights: {path} cannot be written: {error}") from error
-        view, offset = view[written:], offset + written
+            return file, path
+        file.close()  # another process cleaned up between our open and our lock
