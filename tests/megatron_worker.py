@@ -10,7 +10,7 @@ from yatt.training.megatron.rank import MegatronRank, export_checkpoint
 
 
 def play(rank: int, world: int, port: int, config: dict[str, Any], actions: list[tuple[Any, ...]]) -> list[Any]:
-    if actions[0][0] == "export_checkpoint":
+    if actions and actions[0][0] == "export_checkpoint":
         return [export_checkpoint(Config(**config), *actions[0][1:])]
     trainer = MegatronRank(Config(**config), rank=rank, world_size=world, address="127.0.0.1", port=port)
     results: list[Any] = []

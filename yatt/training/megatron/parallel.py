@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from yatt.errors import ConfigError, WaitTimeout
+from yatt.errors import BackendError, ConfigError, WaitTimeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,21 @@ class Groups:
 
 
 def start(
-    *, rank: int, world_size: int, address: str, port: int, tp: int, pp: int, seed: int, timeout: float
+    *,
+    rank: int,
+    world_size: int,
+    address: str,
+    port: int,
+    tp: int,
+    pp: int,
+    seed: int,
+    start_timeout: float,
+    step_timeout: float,
 ) -> Groups:
-    """Join the other ranks. Waits for all of them, `timeout` seconds at most, then raises WaitTimeout.
+    """Join the other ranks, of which rank 0 listens at `address` and `port`.
 
-    Ranks are ordered with tensor-parallel neighbours first, then data-parallel, then pipeline stages."""
+    Waits for all of them, `start_timeout` seconds at most, then raises WaitTimeout; later no collective waits longer
+    than `step_timeout`. Ranks are ordered with tensor-parallel neighbours first, then replicas, then stages."""
     if world_size % (tp * pp):
         raise ConfigError(
             f"train.tp={tp} x train.pp={pp} does not divide {world_size} ranks; use cluster.slots={tp * pp}"
@@ -52,22 +63,23 @@ def start(
     device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    limit = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=rank,
-            world_size=world_size,
-            timeout=limit,
-        )
-        parallel_state.initialize_model_parallel(
-            tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=max(1, int(timeout / 60))
-        )
-    except dist.DistError as error:
+        store = dist.TCPStore(address, port, world_size, rank == 0, timeout=timedelta(seconds=start_timeout))
+    except dist.DistNetworkError as error:
+        if rank == 0:
+            raise BackendError(f"trainer rank 0 cannot listen at {address}:{port}: {error}; free the port") from error
         raise WaitTimeout(
-            f"trainer rank {rank} waited {timeout:g} s for {world_size - 1} other rank(s) at {address}:{port}: {error}"
+            f"trainer rank {rank} waited {start_timeout:g} s for rank 0 at {address}:{port}: {error}"
         ) from error
+    except dist.DistStoreError as error:
+        raise WaitTimeout(
+            f"trainer rank {rank} waited {start_timeout:g} s for {world_size - 1} other rank(s): {error}"
+        ) from error
+    limit = timedelta(seconds=step_timeout)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
+    parallel_state.initialize_model_parallel(
+        tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=max(1, math.ceil(step_timeout / 60))
+    )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return Groups(
         rank=rank,

@@ -48,7 +48,8 @@ class MegatronRank:
             tp=train.tp,
             pp=train.pp,
             seed=config.run.seed,
-            timeout=max(config.cluster.start_timeout, config.cluster.step_timeout),
+            start_timeout=config.cluster.start_timeout,
+            step_timeout=config.cluster.step_timeout,
         )
         self._identity = checkpoint.identity(hf, config.model.dtype)
         settings = model.transformer_config(hf, config)
@@ -158,7 +159,15 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     groups = parallel.start(
-        rank=0, world_size=1, address="127.0.0.1", port=port, tp=1, pp=1, seed=0, timeout=config.cluster.start_timeout
+        rank=0,
+        world_size=1,
+        address="127.0.0.1",
+        port=port,
+        tp=1,
+        pp=1,
+        seed=config.run.seed,
+        start_timeout=config.cluster.start_timeout,
+        step_timeout=config.cluster.step_timeout,
     )
     try:
         policy = model.build(hf, model.transformer_config(hf, config), groups)

@@ -1,0 +1,121 @@
+"""Parts of the Megatron trainer that need no processes but this one, and how ranks meet."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from tests.megatron_cases import config
+from tests.megatron_pool import free_port
+from tests.tiny_models import save_tiny
+from yatt.config.schema import Config
+from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.training.megatron.attention import BUCKET_RATIO, BUCKET_TOKENS, Rotary, packing
+from yatt.training.megatron.rank import MegatronRank
+
+PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=20))
+def test_every_token_has_one_place_in_a_bucket_of_its_like(lengths: list[int]) -> None:
+    positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
+    plan = packing(lengths, positions, Rotary(PLAIN, torch.device("cpu"), torch.float32))
+    total = sum(lengths)
+    assert torch.equal(plan.index[plan.inverse], torch.arange(total))
+    assert len(plan.index) == sum(s * n for s, n in plan.shapes)
+    sequence = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+    offset = 0
+    for count, longest in plan.shapes:
+        rows = plan.index[offset : offset + count * longest].view(count, longest)
+        offset += count * longest
+        for row in rows:
+            owner = int(sequence[row[0]])
+            length = lengths[owner]
+            # A row is one sequence in order, then padding; and never padded to more than the bounds say.
+            assert torch.equal(row[:length], torch.arange(length) + sum(lengths[:owner]))
+            assert longest <= max(length * BUCKET_RATIO, length + BUCKET_TOKENS)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "default", "rope_theta": 5000.0},
+        {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64},
+    ],
+)
+def test_rotary_angles_are_those_of_transformers(scaling: dict[str, object]) -> None:
+    hf = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=256, rope_parameters=scaling)
+    positions = torch.arange(200)
+    cos, sin = Rotary(hf, torch.device("cpu"), torch.float32)(positions)
+    expected = LlamaRotaryEmbedding(hf)(torch.zeros(1), positions[None])
+    for ours, theirs in zip((cos, sin), expected, strict=True):
+        # Theirs repeats each angle for both halves of a head.
+        assert torch.equal(ours[:, 0], theirs[0, :, :8])
+
+
+def test_rotary_types_that_follow_the_batch_are_refused() -> None:
+    hf = LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
+    with pytest.raises(ConfigError, match="rope_type='dynamic' cannot be trained; use one of default"):
+        Rotary(hf, torch.device("cpu"), torch.float32)
+
+
+def test_a_missing_rank_is_named(tmp_path: object) -> None:
+    folder = save_tiny(f"{tmp_path}/model", "qwen3")
+    short = Config(**config(folder), cluster={"start_timeout": 1.0})
+    alone = MegatronRank(short, rank=0, world_size=2, address="127.0.0.1", port=free_port())
+    with pytest.raises(WaitTimeout, match=r"rank 0 waited 1 s for 1 other rank"):
+        alone.start()
+    late = MegatronRank(short, rank=1, world_size=2, address="127.0.0.1", port=free_port())
+    with pytest.raises(WaitTimeout, match=r"rank 1 waited 1 s for rank 0 at 127\.0\.0\.1"):
+        late.start()
+    with pytest.raises(BackendError, match=r"rank 1 was used before start"):
+        late.update([])
+
+
+def test_a_taken_port_is_named(tmp_path: object) -> None:
+    folder = save_tiny(f"{tmp_path}/model", "qwen3")
+    port = free_port()
+    holder = torch.distributed.TCPStore("127.0.0.1", port, 1, True)
+    rank = MegatronRank(Config(**config(folder)), rank=0, world_size=1, address="127.0.0.1", port=port)
+    with pytest.raises(BackendError, match=rf"cannot listen at 127\.0\.0\.1:{port}"):
+        rank.start()
+    del holder
+
+
+HOOK = """
+import torch
+before = {name: getattr(torch.cuda, name) for name in dir(torch.cuda)}
+import yatt.training.megatron, megatron.core.optimizer, megatron.core.jit
+assert before == {name: getattr(torch.cuda, name) for name in before}, "torch.cuda itself stays as it was"
+assert megatron.core.optimizer.__spec__.loader.__class__.__module__ == "yatt.training.megatron.cpu"
+assert megatron.core.jit.jit_fuser is megatron.core.jit.noop_decorator
+print("cpu only")
+"""
+LATE = "import megatron.core, yatt.training.megatron"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the hook does nothing where CUDA exists")
+def test_the_hook_touches_megatron_only(tmp_path: object) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", HOOK], capture_output=True, text=True, timeout=200, env=environment)
+    assert run.returncode == 0 and "cpu only" in run.stdout, run.stderr
+    run = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=200, env=environment)
+    assert "import yatt.training.megatron first" in run.stderr
