@@ -46,7 +46,12 @@ def place(tmp_path_factory):
         "model": {"path": "work/model", "dtype": "float32", "context_length": 64},
         "data": {"path": "work/train.jsonl"},
         "reward": {"function": "reward.py:even"},
-        "rollout": {"n": 4, "max_tokens": 12, "engine_args": {"max_num_seqs": 64, "kv_cache_memory_bytes": 16 << 20}},
+        "rollout": {
+            "n": 4,
+            "max_tokens": 12,
+            "max_refills": 0,
+            "engine_args": {"max_num_seqs": 64, "kv_cache_memory_bytes": 16 << 20},
+        },
         "train": {
             "steps": 4,
             "batch_size": 8,
@@ -97,7 +102,8 @@ def test_a_run_leaves_everything_needed_to_understand_it(straight):
     assert all(row.keys() >= ROW_KEYS for row in table)
     assert "accuracy_greedy" in table[0] and "accuracy_sampled" in table[-1]
     for row in table[1:]:
-        assert row["controllers"] == 2 and row["groups"] == 8 and row["policy_version"] == row["step"]
+        assert row["controllers"] == 2 and row["policy_version"] == row["step"]
+        assert row["groups"] + row["groups_dropped"] == 8 and row["reward_failures"] == 4 * row["groups_dropped"]
         assert 0 < row["rollout_gap_max"] <= 1e-4, "vLLM and Megatron-Core disagree about the same weights"
         assert row["driver_payload_bytes"] == 0
         assert row["grad_norm"] > 0 and row["entropy"] > 0
@@ -121,23 +127,22 @@ def test_weights_moved_and_transformers_loads_the_export(straight):
 
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(straight):
-    yatt(straight, "train", "config.yaml", "run.name=resumed", "train.steps=2", "log.samples=8")
-    assert [row["step"] for row in rows(straight, "resumed")] == [0, 1, 2]
-    words = ("train", "config.yaml", "run.name=resumed", "resume=auto", "checkpoint.export=true", "log.samples=8")
-    assert "resumed after step 2" in yatt(straight, *words).stdout
-    assert [row["step"] for row in rows(straight, "resumed")] == [0, 1, 2, 3, 4]
-    for step in (1, 2, 3, 4):
+    words = ("train", "config.yaml", "run.name=resumed", "checkpoint.export=true", "log.samples=8")
+    done = yatt(straight, *words, "resume=runs/straight/checkpoints/step-2")
+    assert "resumed after step 2" in done.stdout
+    assert [row["step"] for row in rows(straight, "resumed")] == [3, 4]
+    for step in (3, 4):
         assert uids(straight, "resumed", step) == uids(straight, "straight", step)
     one, other = weights(straight, "runs/straight/model"), weights(straight, "runs/resumed/model")
     for name in one:
         np.testing.assert_allclose(one[name], other[name], atol=1e-4, err_msg=name)
-    assert "nothing to do" in yatt(straight, *words).stdout
+    assert "nothing to do" in yatt(straight, *words, "resume=auto").stdout
 
 
 def test_the_result_does_not_depend_on_the_number_of_controllers(straight):
     yatt(straight, "train", "config.yaml", "run.name=one", "train.steps=1", "cluster.controllers=1", "log.samples=8")
     one, two = rows(straight, "one")[1], rows(straight, "straight")[1]
-    assert uids(straight, "one", 1) == uids(straight, "straight", 1) == list(range(8))
+    assert uids(straight, "one", 1) == uids(straight, "straight", 1)
     assert (one["controllers"], two["controllers"]) == (1, 2)
     for key in ("reward_mean", "response_tokens", "reward_failures", "trained_tokens"):
         assert one[key] == two[key], key
@@ -146,7 +151,9 @@ def test_the_result_does_not_depend_on_the_number_of_controllers(straight):
 
 
 def test_eval_prints_pass_at_k(straight):
-    done = yatt(straight, "eval", "runs/straight", "data.path=work/eval.jsonl", "evaluate.size=6", "--samples=2", "--json")
+    done = yatt(
+        straight, "eval", "runs/straight", "data.path=work/eval.jsonl", "evaluate.size=6", "--samples=2", "--json"
+    )
     report = json.loads(done.stdout.strip().splitlines()[-1])
     assert report["step"] == 4 and report["prompts"] == 6
     assert set(report["pass_at_k"]) == {"1", "2"}
@@ -172,7 +179,7 @@ def start_long_run(place, name):
         [sys.executable, "-m", "yatt", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     metrics = place / "runs" / name / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 1 or driver.poll() is not None, 180, "a step")
+    wait_for(lambda: driver.poll() is not None or (metrics.exists() and metrics.read_text()), 180, "a step")
     assert driver.poll() is None, driver.communicate()[0]
     return driver, descendants(driver.pid)
 
@@ -192,10 +199,16 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(place):
     assert (place / "runs" / "interrupted" / "checkpoints" / f"step-{steps[-1]}" / "complete.json").exists()
     wait_for(lambda: all_gone(started), 20, "the processes of a stopped run to end")
     assert not [f for f in os.listdir("/dev/shm") if f.startswith(f"yatt-{driver.pid}")]
+    words = ("run.name=interrupted", f"train.steps={steps[-1] + 1}", "resume=auto")
+    assert f"resumed after step {steps[-1]}" in yatt(place, "train", "config.yaml", *words).stdout
+    assert [row["step"] for row in rows(place, "interrupted")] == [*steps, steps[-1] + 1]
 
 
 def test_a_killed_driver_takes_everything_with_it(place):
     driver, started = start_long_run(place, "killed")
+    # Ray's own two agents notice by themselves, a minute or two later.
+    ours = [p for p in started if not any("Agent" in word or "agent" in word for word in p.cmdline())]
+    assert len(ours) >= 6
     driver.kill()
     driver.communicate(timeout=30)
-    wait_for(lambda: all_gone(started), 60, "the processes of a killed driver to end")
+    wait_for(lambda: all_gone(ours), 60, "the processes of a killed driver to end")

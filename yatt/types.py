@@ -1,8 +1,8 @@
 """What flows: one frozen type per stage, from a prompt to the numbers of a step.
 
 Token columns are numpy arrays (int32 tokens, float32 logprobs, bool masks): they pickle without a copy and need no torch.
-Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the log-probability of
-`tokens[t]` given `tokens[:t]`.
+Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the log-probability
+of `tokens[t]` given `tokens[:t]`.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ class Denominator:
 class Share:
     """What one controller sends to one data-parallel rank for one step.
 
-    `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every controller sends the same
-    numbers of updates and micro-batches, some of them empty. `denominators[u]` is global.
+    `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every controller sends the
+    same numbers of updates and micro-batches, some of them empty. `denominators[u]` is global.
     """
 
     step: int

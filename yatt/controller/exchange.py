@@ -15,8 +15,8 @@ class Exchange:
     """Spreads the samples of all controllers over the data-parallel ranks.
 
     `updates` optimizer updates per step, `budget` tokens per micro-batch; a sample costs its tokens plus `quadratic`
-    times their square. The result depends on the samples alone, not on which controller holds them: they are put in the order
-    of their keys first.
+    times their square. The result depends on the samples alone, not on which controller holds them: they are put in
+    the order of their keys first.
     """
 
     def __init__(self, peers: Peers, *, ranks: int, updates: int, budget: int, quadratic: float = QUADRATIC) -> None:
