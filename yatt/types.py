@@ -1,8 +1,8 @@
 """What flows: one frozen type per stage, from a prompt to the numbers of a step.
 
-Token columns are numpy arrays (int32 tokens, float32 logprobs, bool masks): they pickle without a copy and need no torch.
-Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the log-probability
-of `tokens[t]` given `tokens[:t]`.
+Token columns are numpy arrays (int32 tokens, float32 logprobs, bool masks): they pickle without a copy and need no
+torch. Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the
+log-probability of `tokens[t]` given `tokens[:t]`.
 """
 
 from __future__ import annotations
