@@ -120,6 +120,8 @@ def test_a_full_disk_stops_the_save_and_not_the_training(folder: str, tmp_path: 
     blocked.write_text("")
     for results in play(2, config(folder), [("save_failing", str(blocked / "c"), 0, 1 << 30)]):
         assert results[0][0] == "BackendError"
+    first, second = play(2, config(folder, tp=2), [("call", "save_folder", str(blocked / "c"))])
+    assert first[0][:2] == ("error", "BackendError") and second == [None], "and rank 1 is not left waiting"
 
 
 @pytest.mark.parametrize(("architecture", "tie"), [("qwen3", True), ("llama", False)])

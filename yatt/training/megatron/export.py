@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from yatt.config.schema import Config
+from yatt.errors import BackendError
 
 SHARD_BYTES = 4 << 30
 # Everything else in the model folder (config, tokenizer, templates, code) is copied.
@@ -20,11 +22,20 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5",
 def write_folder(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, writer: bool) -> None:
     """Exhaust `weights`; the writer puts them into `path` in safetensors files of at most SHARD_BYTES, or one tensor.
 
-    The config and tokenizer are those of `model.path`, with the dtype of this run."""
-    if not writer:
+    The config and tokenizer are those of `model.path`, with the dtype of this run. Raises BackendError where it cannot
+    be written."""
+    try:
+        if writer:
+            _write(weights, config, path)
+    except (OSError, SafetensorError) as error:
+        raise BackendError(f"model folder {path} could not be written: {error}") from error
+    finally:
+        # Whatever happened here, the other ranks are in the collectives of this stream.
         for _ in weights:
             pass
-        return
+
+
+def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str) -> None:
     target, source = Path(path), Path(config.model.path)
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):

@@ -23,6 +23,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
 # What else these configs may ask for, and the only value that is trained here.
 FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
+# Kernels of TransformerEngine and Apex, and what is not in these models.
+UNUSED = (
+    *("bias_activation_fusion", "masked_softmax_fusion", "bias_dropout_fusion", "apply_rope_fusion"),
+    *("gradient_accumulation_fusion", "persist_layer_norm", "add_bias_linear"),
+    *("hidden_dropout", "attention_dropout"),
+)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -54,23 +60,6 @@ def head_size(hf: Any) -> int:
     return getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
 
 
-def check_layout(hf: Any, tp: int, pp: int) -> None:
-    """Raises ConfigError where the model cannot be cut into tp shards and pp stages."""
-    counts = {
-        "attention heads": hf.num_attention_heads,
-        "key/value heads": hf.num_key_value_heads,
-        "vocabulary entries": hf.vocab_size,
-        "MLP columns": hf.intermediate_size,
-    }
-    for what, count in counts.items():
-        if count % tp:
-            fits = [str(n) for n in range(1, tp) if all(c % n == 0 for c in counts.values())]
-            raise ConfigError(f"train.tp={tp} does not divide {count} {what}; use {' or '.join(fits)}")
-    if hf.num_hidden_layers % pp:
-        fits = [str(n) for n in range(1, pp) if hf.num_hidden_layers % n == 0]
-        raise ConfigError(f"train.pp={pp} does not divide {hf.num_hidden_layers} layers; use {' or '.join(fits)}")
-
-
 def transformer_config(hf: Any, config: Config) -> TransformerConfig:
     """Megatron's settings for this model and layout. Gradients are summed, never averaged: the loss carries its own
     denominator."""
@@ -92,26 +81,16 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
         layernorm_epsilon=hf.rms_norm_eps,
         gated_linear_unit=True,
         activation_func=F.silu,
-        add_bias_linear=False,
         add_qkv_bias=qkv_bias,
         qk_layernorm=qk_norm,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
         tensor_model_parallel_size=train.tp,
         pipeline_model_parallel_size=train.pp,
         sequence_parallel=train.sequence_parallel and train.tp > 1,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        init_method=unset,
-        output_layer_init_method=unset,
-        embedding_init_method=unset,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        bias_dropout_fusion=False,
-        apply_rope_fusion=False,
-        gradient_accumulation_fusion=False,
-        persist_layer_norm=False,
+        **dict.fromkeys(("init_method", "output_layer_init_method", "embedding_init_method"), unset),
+        **dict.fromkeys(UNUSED, False),
         calculate_per_token_loss=True,
         # Pipeline stages exchange the length of each micro-batch; Megatron asks for this dispatcher with it.
         variable_seq_lengths=train.pp > 1,

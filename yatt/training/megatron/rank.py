@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ from yatt.errors import BackendError
 from yatt.training.megatron import checkpoint, export, model, optimizer, parallel
 from yatt.training.megatron.attention import Rotary
 from yatt.training.megatron.convert import Converter, folder_reader
-from yatt.training.megatron.parallel import Groups
 from yatt.training.megatron.update import Learner
 from yatt.types import Share, UpdateReport
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    learner: Learner
+    converter: Converter
+    identity: dict[str, Any]
 
 
 class MegatronRank:
@@ -26,74 +33,55 @@ class MegatronRank:
         """Cheap: nothing is read or joined before `start`. `address` and `port` are where rank 0 listens."""
         self.config = config
         self.rank, self.world_size, self.address, self.port = rank, world_size, address, port
-        self._groups: Groups | None = None
-        self._learner: Learner | None = None
-        self._converter: Converter | None = None
-        self._identity: dict[str, Any] = {}
+        self._loaded: _Loaded | None = None
 
     def start(self) -> None:
         """Collective. Join the other ranks, load the model, make the optimizer.
 
         Waits for every rank, at most `cluster.start_timeout`. Raises ConfigError for a model or layout that cannot be
         trained, WaitTimeout where a rank is missing."""
-        config, train = self.config, self.config.train
+        config = self.config
         hf = model.read_hf_config(config.model.path)
-        model.check_layout(hf, train.tp, train.pp)
         torch.manual_seed(config.run.seed)
-        self._groups = groups = parallel.start(
-            rank=self.rank,
-            world_size=self.world_size,
-            address=self.address,
-            port=self.port,
-            tp=train.tp,
-            pp=train.pp,
-            seed=config.run.seed,
-            start_timeout=config.cluster.start_timeout,
-            step_timeout=config.cluster.step_timeout,
+        groups = parallel.start(
+            config, rank=self.rank, world_size=self.world_size, address=self.address, port=self.port
         )
-        self._identity = checkpoint.identity(hf, config.model.dtype)
         settings = model.transformer_config(hf, config)
         policy = model.build(hf, settings, groups)
-        self._converter = Converter(hf, policy, groups)
-        self._converter.load(folder_reader(config.model.path, "model.path"))
+        converter = Converter(hf, policy, groups)
+        converter.load(folder_reader(config.model.path, "model.path"))
         reference = None
         if config.algorithm.kl.coefficient > 0:
             path = config.model.reference or config.model.path
             reference = model.build(hf, settings, groups).requires_grad_(False)
             Converter(hf, reference, groups).load(folder_reader(path, "model.reference"))
         wrapped = optimizer.wrap(policy)
-        self._learner = Learner(
-            config=config,
-            groups=groups,
-            rotary=Rotary(hf, groups.device, model.DTYPES[config.model.dtype]),
-            model=wrapped,
-            optimizer=optimizer.build(config, wrapped),
-            reference=reference,
-        )
+        rotary = Rotary(hf, groups.device, model.DTYPES[config.model.dtype])
+        learner = Learner(config, groups, rotary, wrapped, optimizer.build(config, wrapped), reference)
+        self._loaded = _Loaded(learner, converter, checkpoint.identity(hf, config.model.dtype))
 
     @property
     def dp_rank(self) -> int:
         """Which shares this rank trains on."""
-        return self._joined.dp.rank()
+        return self._started.learner.groups.dp.rank()
 
     @property
     def dp_size(self) -> int:
-        return self._joined.dp.size()
+        return self._started.learner.groups.dp.size()
 
     @property
     def is_model_parallel_writer(self) -> bool:
         """True on the first rank of each data-parallel replica: one of them has every weight `export` yields."""
-        return self._joined.tp.rank() == 0 and self._joined.pp.rank() == 0
+        return self._started.learner.groups.tp.rank() == 0 and self._started.learner.groups.pp.rank() == 0
 
     def update(self, shares: Sequence[Share]) -> UpdateReport:
         """Collective. Every optimizer update of one step from all controllers' shares for this `dp_rank`."""
-        return self._started.run(shares)
+        return self._started.learner.run(shares)
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """Collective: every rank must exhaust it. The policy's weights, in full, one after another, on the model's
         device, under Hugging Face names; what is yielded must not be changed."""
-        assert self._started
-        return self._converter.export()
+        return self._started.converter.export()
 
     def save_folder(self, path: str) -> None:
         """Collective. Write the policy as a Hugging Face folder that transformers loads; rank 0 writes."""
@@ -103,20 +91,24 @@ class MegatronRank:
         """Collective. Write a checkpoint into the folder `path`: model, optimizer, schedule, RNG.
 
         Waits for every rank. Raises BackendError where it cannot be written."""
-        learner = self._started
-        checkpoint.save(path, learner.model.module, learner.optimizer, learner.updates, self._identity, learner.groups)
+        learner = self._started.learner
+        checkpoint.save(
+            path, learner.model.module, learner.optimizer, learner.updates, self._started.identity, learner.groups
+        )
 
     def load(self, path: str) -> None:
         """Collective. Go on from a checkpoint, written under any layout.
 
         Raises CheckpointError, before anything changes, for one that is missing, half-written or of another model."""
-        learner = self._started
-        learner.updates = checkpoint.load(path, learner.model.module, learner.optimizer, self._identity, learner.groups)
+        learner = self._started.learner
+        learner.updates = checkpoint.load(
+            path, learner.model.module, learner.optimizer, self._started.identity, learner.groups
+        )
 
     def offload(self) -> None:
         """Move the optimizer's state and drop the gradient buffers from the device. On a CPU there is nowhere to move
         them to: nothing happens. After it, `update`, `save` and `load` need `onload` first."""
-        learner = self._started
+        learner = self._started.learner
         if learner.groups.device.type == "cuda":
             learner.model.offload_grad_buffers()
             optimizer.move(learner.optimizer, torch.device("cpu"))
@@ -124,27 +116,21 @@ class MegatronRank:
 
     def onload(self) -> None:
         """Undo `offload`."""
-        learner = self._started
+        learner = self._started.learner
         if learner.groups.device.type == "cuda":
             learner.model.restore_grad_buffers()
             optimizer.move(learner.optimizer, learner.groups.device)
 
     def close(self) -> None:
         """Leave the other ranks and free everything; waits for nobody."""
-        self._learner = self._converter = self._groups = None
+        self._loaded = None
         parallel.stop()
 
     @property
-    def _joined(self) -> Groups:
-        if self._groups is None:
+    def _started(self) -> _Loaded:
+        if self._loaded is None:
             raise BackendError(f"trainer rank {self.rank} was used before start()")
-        return self._groups
-
-    @property
-    def _started(self) -> Learner:
-        if self._learner is None:
-            raise BackendError(f"trainer rank {self.rank} was used before start()")
-        return self._learner
+        return self._loaded
 
 
 def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
@@ -158,17 +144,7 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    groups = parallel.start(
-        rank=0,
-        world_size=1,
-        address="127.0.0.1",
-        port=port,
-        tp=1,
-        pp=1,
-        seed=config.run.seed,
-        start_timeout=config.cluster.start_timeout,
-        step_timeout=config.cluster.step_timeout,
-    )
+    groups = parallel.start(config, rank=0, world_size=1, address="127.0.0.1", port=port)
     try:
         policy = model.build(hf, model.transformer_config(hf, config), groups)
         checkpoint.load_model(checkpoint_path, policy, described, groups)

@@ -95,7 +95,8 @@ class Learner:
             with seen.timed("forward_backward"):
                 self._forward_backward(update, seen, compare)
             with seen.timed("optimizer"):
-                rate = learning_rate(self.config.train.optimizer, self.updates, self._updates_of_the_run)
+                train = self.config.train
+                rate = learning_rate(train.optimizer, self.updates, train.steps * train.updates_per_step)
                 norm, applied = optimization.step(self.optimizer, rate)
             self.updates += 1
             norms.append(norm)
@@ -105,10 +106,6 @@ class Learner:
     @property
     def _policy_gradient(self) -> bool:
         return self.config.algorithm.name != "sft"
-
-    @property
-    def _updates_of_the_run(self) -> int:
-        return self.config.train.steps * self.config.train.updates_per_step
 
     @property
     def _temperature(self) -> float:
@@ -128,10 +125,10 @@ class Learner:
     def _annotate(self, model: torch.nn.Module, micro_batches: list[MicroBatch], column: str) -> None:
         """Set `column` of each micro-batch to this model's logprobs, on the last pipeline stage."""
 
-        def keep(micro: MicroBatch, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def keep(micro: MicroBatch, logits: Tensor) -> Tensor:
             logprobs, _ = token_logprobs(logits, micro.batch, self._temperature, self.groups.tp)
             setattr(micro, column, logprobs)
-            return logits.new_zeros(()), torch.zeros((), dtype=torch.int, device=logits.device), {}
+            return logits.new_zeros(())
 
         with torch.no_grad():
             _run(model, micro_batches, keep, forward_only=True)
@@ -139,7 +136,7 @@ class Learner:
     def _forward_backward(self, update: Update, seen: Measurements, compare: bool) -> None:
         """Leave the reduced gradients of the update's loss in the model's buffers."""
 
-        def loss(micro: MicroBatch, logits: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        def loss(micro: MicroBatch, logits: Tensor) -> Tensor:
             batch = micro.batch
             logprobs, entropy = token_logprobs(logits, batch, self._temperature, self.groups.tp)
             fixed = logprobs.detach()
@@ -151,7 +148,7 @@ class Learner:
             seen.add(entropy=entropy[mask].sum(), **measured)
             if compare:
                 _compare_with_rollout(batch, fixed, seen)
-            return value, torch.zeros((), dtype=torch.int, device=logits.device), {}
+            return value
 
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -191,7 +188,7 @@ class Learner:
     def _report(self, seen: Measurements, norms: list[float], rate: float, skipped: int) -> UpdateReport:
         """Add up over the replicas, on every rank alike."""
         sums, gap_max = seen.sums, seen.gap_max
-        if not self.groups.reports:
+        if not (self.groups.last_stage and self.groups.tp.rank() == 0):
             sums.zero_()
             gap_max.zero_()
         dist.all_reduce(sums)
@@ -227,18 +224,22 @@ def _compare_with_rollout(batch: PackedBatch, logprobs: Tensor, seen: Measuremen
     seen.gap_max = torch.maximum(seen.gap_max, gap.max().double())
 
 
-Closure = Callable[[MicroBatch, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
-
-
-def _run(model: torch.nn.Module, micro_batches: list[MicroBatch], closure: Closure, *, forward_only: bool) -> None:
-    """Put micro-batches through the pipeline; `closure` sees the logits, on the last stage."""
+def _run(
+    model: torch.nn.Module,
+    micro_batches: list[MicroBatch],
+    loss: Callable[[MicroBatch, Tensor], Tensor],
+    *,
+    forward_only: bool,
+) -> None:
+    """Put micro-batches through the pipeline; `loss` sees the logits, on the last stage."""
     if not micro_batches:
         return
 
     def forward(batches: Iterator[MicroBatch], part: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
         micro = next(batches)
         output = part(micro.tokens, micro.position_ids, None, packed_seq_params=micro.packing)
-        return output, lambda logits: closure(micro, logits)
+        # A loss, a number of tokens (which would divide it again: none), and nothing to log.
+        return output, lambda logits: (loss(micro, logits), torch.zeros((), dtype=torch.int, device=logits.device), {})
 
     get_forward_backward_func()(
         forward_step_func=forward,
