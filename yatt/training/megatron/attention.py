@@ -142,14 +142,7 @@ class PackedAttention(MegatronModule):
         super().__init__(config)
 
     def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: None,
-        attn_mask_type: object = None,
-        attention_bias: None = None,
-        packed_seq_params: Packing | None = None,
+        self, query: Tensor, key: Tensor, value: Tensor, mask: None, *, packed_seq_params: Packing, **unused: object
     ) -> Tensor:
         """query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]."""
         plan = packed_seq_params

@@ -102,11 +102,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        targets: Tensor,
-        temperature: float,
-        group: dist.ProcessGroup,
+        ctx: Any, logits: Tensor, targets: Tensor, temperature: float, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor]:
         shards, width = group.size(), logits.shape[-1]
         scaled = logits.float() / temperature

@@ -6,7 +6,6 @@ A folder is complete when it has the description written last, and every file li
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,10 @@ from yatt.training.megatron.parallel import Groups
 
 DESCRIPTION = "trainer.json"
 FORMAT = 1
-# A quota shows only when one writes.
 PROBE_BYTES = 1 << 20
 # What makes two models the same, for a checkpoint.
-IDENTITY = (
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "tie_word_embeddings",
-)
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+IDENTITY = ("model_type", *SIZES, "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
 
 class _InProcess(TorchDistSaveShardedStrategy):
@@ -69,16 +58,16 @@ def save(
 ) -> None:
     """Write a checkpoint into the folder `path`. Collective; waits for every rank.
 
-    The RNG state is rank 0's: an update draws nothing from it. Raises BackendError, on every rank, where it cannot be
-    written; the folder is then incomplete and will be refused."""
+    The RNG state is that of rank 0's CPU: an update draws nothing from any. Raises BackendError, on every rank, where
+    it cannot be written; the folder is then incomplete and will be refused."""
     folder = Path(path)
-    _together(lambda: _prepare(folder, model, groups), path, groups)
+    _together(lambda: _prepare(folder), path, groups)
     weights = model.sharded_state_dict(metadata=_format(groups))
     state = {
         "model": weights,
         "optimizer": optimizer.sharded_state_dict(weights, metadata=_format(groups)),
         "updates": updates,
-        "rng": _rng_state(groups),
+        "rng": torch.get_rng_state(),
     }
     try:
         dist_checkpointing.save(
@@ -107,9 +96,7 @@ def load(path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dic
         model.load_state_dict(state["model"])
         for part in optimizer.chained_optimizers:
             _load_optimizer(part, state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    if "cuda" in state["rng"] and groups.device.type == "cuda":
-        torch.cuda.set_rng_state(state["rng"]["cuda"], groups.device)
+    torch.set_rng_state(state["rng"])
     return state["updates"]
 
 
@@ -167,13 +154,6 @@ def _format(groups: Groups) -> dict[str, Any]:
     }
 
 
-def _rng_state(groups: Groups) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if groups.device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(groups.device)
-    return state
-
-
 def _read(state: ShardedStateDict, path: str) -> dict[str, Any]:
     try:
         return dist_checkpointing.load(state, path)
@@ -181,8 +161,8 @@ def _read(state: ShardedStateDict, path: str) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}; use an earlier checkpoint") from error
 
 
-def _prepare(folder: Path, model: GPTModel, groups: Groups) -> None:
-    """Make the folder, and make sure that it will hold the checkpoint: a full disk is better met before than within."""
+def _prepare(folder: Path) -> None:
+    """Make the folder, and see that it takes more than the part rank 0 writes while the others wait for it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DESCRIPTION).unlink(missing_ok=True)
     probe = folder / ".probe"
@@ -190,11 +170,6 @@ def _prepare(folder: Path, model: GPTModel, groups: Groups) -> None:
         probe.write_bytes(bytes(PROBE_BYTES))
     finally:
         probe.unlink(missing_ok=True)
-    # Weights, and in float32 their main copy and two moments.
-    needed = sum(p.numel() * (p.element_size() + 12) for p in model.parameters()) * groups.tp.size() * groups.pp.size()
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f"it takes about {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free; free some space")
 
 
 def _describe(folder: Path, described: dict[str, Any]) -> None:

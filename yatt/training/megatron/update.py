@@ -45,8 +45,8 @@ class Measurements:
         self.gap_max = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def add(self, **values: Tensor | float) -> None:
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.sums += torch.stack([torch.as_tensor(values.get(name, zero), dtype=torch.float64) for name in SUMS])
+        like = {"dtype": torch.float64, "device": self.device}
+        self.sums += torch.stack([torch.as_tensor(values.get(name, 0.0), **like) for name in SUMS])
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
