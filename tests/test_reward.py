@@ -13,7 +13,6 @@ import pytest
 
 from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
-from yatt.reward.function import check_reference
 from yatt.reward.pool import FunctionScorer, check_reward
 from yatt.types import Prompt, Trajectory
 
@@ -65,6 +64,10 @@ def rewards(tmp_path):
     path = tmp_path / "rewards.py"
     path.write_text(REWARDS)
     return path
+
+
+def check_reference(reference, arguments=None):
+    check_reward(RewardConfig(functions={"r": {"function": reference, "arguments": arguments or {}}}))
 
 
 async def judge(texts, /, function, **settings):
@@ -184,7 +187,7 @@ async def test_workers_that_no_longer_start_end_the_scoring(tmp_path):
     )
     scorer = FunctionScorer(RewardConfig(function=f"{path}:f"))
     await scorer.start()
-    with pytest.raises(BackendError, match=r"once.py:f: died while starting \(exit status 7\), 3 times"):
+    with pytest.raises(BackendError, match=r"once.py:f: its process died while starting \(exit status 7\), 3 times"):
         await asyncio.wait_for(scorer.score([trajectory("a"), trajectory("b"), trajectory("c")]), 30)
     await scorer.close()
     with pytest.raises(BackendError, match=r"once.py:f"):
@@ -230,7 +233,7 @@ def test_a_light_worker():
         ("def f(response) return 1", "f", "SyntaxError: .*line 1"),
         ("1 / 0", "f", r"does not import: ZeroDivisionError: division by zero \(mine.py, line 1\)"),
         ("raise SystemExit(5)", "f", "SystemExit: 5"),
-        ("import os; os._exit(9)", "f", r"ended its process while it was imported \(exit status 9\)"),
+        ("import os; os._exit(9)", "f", r"died while starting \(exit status 9\)"),
         ("def reward(response): return 1", "rewrd", r"has no 'rewrd' \(did you mean 'reward'\?\)"),
         ("f = 3", "f", "is a int, not a function"),
         ("def f(): return 1", "f", "takes none of prompt, response, answer, metadata"),
@@ -244,7 +247,7 @@ def test_a_light_worker():
 def test_the_check_names_what_is_wrong(tmp_path, source, name, complaint):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(ConfigError, match=rf"^reward.function=.*mine.py:{name}.*{complaint}"):
-        check_reference(f"{tmp_path}/mine.py:{name}")
+        check_reward(RewardConfig(function=f"{tmp_path}/mine.py:{name}"))
 
 
 def test_the_check_passes_what_may_work(tmp_path, monkeypatch):

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import importlib.util
 import inspect
 import math
 import numbers
-import pickle
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from yatt.errors import ConfigError
-from yatt.reward import wire
-
-IMPORT_SECONDS = 60.0
 
 BUILTINS = {
     "exact_match": "yatt.reward.exact_match:exact_match",
@@ -76,62 +71,6 @@ class RewardFunction:
         return _numbers(result)
 
 
-# What rewards are tried on before a run, where the caller has no row at hand.
-EMPTY = Item(prompt="", response="", answer="", metadata={})
-
-
-def check(specs: Sequence[FunctionSpec], probe: Item = EMPTY, *, limit: float = 10.0) -> None:
-    """Import these functions in a process of its own and call each once. Raises ConfigError naming what is wrong.
-
-    That is an import that fails or takes over a minute, a signature that cannot be called, or a result that is no
-    reward. An error or a hang (`limit` seconds) on the probe passes: real responses may well fare better.
-    """
-    names = ", ".join(map(str, specs))
-    process, connection = wire.spawn((specs, probe))
-    stream = connection.makefile("rb")
-    complaint: str | None
-    try:
-        connection.settimeout(IMPORT_SECONDS)
-        complaint = _message(stream)
-        if complaint == "":
-            connection.settimeout(limit)
-            with contextlib.suppress(TimeoutError):
-                complaint = _message(stream) or ""
-    except TimeoutError:
-        complaint = f"{names} does not import within {IMPORT_SECONDS:g} s"
-    finally:
-        connection.close()
-        ended = wire.end(process)
-    if complaint is None:
-        complaint = f"{names} ended its process while it was imported ({ended})"
-    if complaint:
-        raise ConfigError(complaint)
-
-
-def check_reference(
-    reference: str,
-    arguments: Mapping[str, Any] | None = None,
-    *,
-    setting: str = "reward.function",
-    probe: Item = EMPTY,
-) -> None:
-    """`check` one reference, to be called with these arguments and found under this setting."""
-    check(
-        [FunctionSpec(key="reward", setting=setting, reference=absolute(reference), arguments=arguments or {})], probe
-    )
-
-
-def _message(stream: BinaryIO) -> str | None:
-    body = wire.read(stream)
-    return None if body is None else pickle.loads(body)
-
-
-def absolute(reference: str) -> str:
-    """The same reference with a file's full path, so that it holds wherever it is read."""
-    location, _, name = reference.rpartition(":")
-    return f"{Path(location).expanduser().resolve()}:{name}" if location.endswith(".py") else reference
-
-
 def describe(error: BaseException) -> str:
     """An error in one line: its type, its message, and the line it was raised at."""
     text = traceback.format_exception_only(error)[-1].strip()
@@ -149,7 +88,9 @@ def _find(spec: FunctionSpec) -> Callable[..., Any]:
     if location.endswith(".py") and not Path(location).is_file():
         raise ConfigError(f"{spec}: there is no file {location}")
     try:
-        module = _import_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+        module = (
+            _import_file(Path(location).resolve()) if location.endswith(".py") else importlib.import_module(location)
+        )
     except BaseException as error:
         raise ConfigError(f"{spec} does not import: {describe(error)}") from error
     function: Callable[..., Any] | None = getattr(module, name, None)

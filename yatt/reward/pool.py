@@ -4,63 +4,67 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pickle
-from collections import deque
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from subprocess import Popen
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
 
 from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
-from yatt.reward import wire
-from yatt.reward.function import EMPTY, IMPORT_SECONDS, FunctionSpec, Item, absolute, check
+from yatt.reward.function import FunctionSpec, Item
+from yatt.reward.worker import Reply
 from yatt.types import Score, Trajectory
 
+IMPORT_SECONDS = 60.0
 START_ATTEMPTS = 3
-MAX_CHUNK = 64
-# Our own loop may have been busy while the reply came in: look once more before killing.
-GRACE_SECONDS = 0.05
-CLOSE_SECONDS = 1.0
+
+# What rewards are tried on before a run, where the caller has no row at hand.
+EMPTY = Item(prompt="", response="", answer="", metadata={})
 
 
-def function_specs(config: RewardConfig) -> tuple[FunctionSpec, ...]:
+def function_specs(config: RewardConfig) -> list[FunctionSpec]:
     """The configured functions; the only one of `reward.function` has the key "reward"."""
     if config.function is not None and config.functions:
         raise ConfigError("reward.function and reward.functions are both set; keep one of them")
     if config.function is not None:
-        return (FunctionSpec(key="reward", setting="reward.function", reference=absolute(config.function)),)
+        return [FunctionSpec(key="reward", setting="reward.function", reference=config.function)]
     if not config.functions:
         raise ConfigError("reward.function is not set; name FILE.py:NAME, package.module:NAME or a built-in reward")
-    return tuple(
+    return [
         FunctionSpec(
             key=key,
             setting=f"reward.functions.{key}.function",
-            reference=absolute(one.function),
+            reference=one.function,
             weight=one.weight,
             arguments=one.arguments,
         )
         for key, one in config.functions.items()
-    )
+    ]
 
 
 def check_reward(config: RewardConfig, probe: Item = EMPTY) -> None:
-    """`check` all configured functions, with their arguments, in one process; `probe` is best a row of the data."""
-    check(function_specs(config), probe, limit=config.timeout)
+    """Call each configured function once, in a process of its own, on `probe`, best a row of the data.
 
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    frame: bytes
-    score: asyncio.Future[Score]
-
-    def resolve(self, score: Score) -> None:
-        if not self.score.done():
-            self.score.set_result(score)
-
-    def fail(self, error: BackendError) -> None:
-        if not self.score.done():
-            self.score.set_exception(error)
+    Raises ConfigError naming what is wrong: an import that fails or takes over a minute, a signature that cannot be
+    called, or a result that is no reward. An error or a hang on the probe passes: real responses may well fare better.
+    """
+    for spec in function_specs(config):
+        worker = Worker([spec], config.timeout)
+        try:
+            worker.start()
+            status, _, _, detail = worker.judge(pickle.dumps(probe))
+        except BackendError as error:
+            raise ConfigError(str(error)) from None
+        finally:
+            worker.end()
+        if status == "no reward":
+            raise ConfigError(f"{spec}: {detail}")
 
 
 class FunctionScorer:
@@ -72,151 +76,128 @@ class FunctionScorer:
 
     def __init__(self, config: RewardConfig) -> None:
         specs = function_specs(config)
-        self._limit = config.timeout
-        self._workers = [_Worker(specs, config.timeout) for _ in range(config.workers)]
-        self._queue: deque[_Job] = deque()
-        self._arrived = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._workers = [Worker(specs, config.timeout) for _ in range(config.workers)]
+        self._idle: SimpleQueue[Worker] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="reward")
         self._broken: BackendError | None = BackendError("the reward workers are not started")
 
     async def start(self) -> None:
         """Returns once every worker has imported the functions. Raises BackendError naming them."""
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            await asyncio.gather(*(worker.start() for worker in self._workers))
+            await asyncio.gather(*(run(self._threads, worker.start) for worker in self._workers))
         except BaseException:
             await self.close()
             raise
+        for worker in self._workers:
+            self._idle.put(worker)
         self._broken = None
-        self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self._workers]
 
     async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """Waits for the workers: for each item at most `reward.timeout` after it was begun."""
         if self._broken is not None:
             raise self._broken
-        loop = asyncio.get_running_loop()
-        jobs = [_Job(wire.encode(tuple(_item(t))), loop.create_future()) for t in trajectories]
-        self._queue.extend(jobs)
-        self._arrived.set()
-        return await asyncio.gather(*(job.score for job in jobs))
+        items = (Item(t.prompt.text, t.text, t.prompt.answer, dict(t.prompt.metadata)) for t in trajectories)
+        run = asyncio.get_running_loop().run_in_executor
+        return await asyncio.gather(*(run(self._threads, self._judge, pickle.dumps(item)) for item in items))
 
     async def close(self) -> None:
-        """Give idle workers a second to end by themselves, then kill every one with all it started."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        self._break(BackendError("the reward workers are closed"))
-        await asyncio.gather(*(worker.close() for worker in self._workers))
+        """Kill every worker with all it started; what is under way fails."""
+        self._broken = BackendError("the reward workers are closed")
+        for worker in self._workers:
+            worker.kill()
+        await asyncio.to_thread(self._threads.shutdown)
+        for worker in self._workers:
+            worker.end()
 
-    async def _serve(self, worker: _Worker) -> None:
-        """Feed one worker chunks of the queue; what it leaves undone goes back to the front."""
+    def _judge(self, item: bytes) -> Score:
+        worker = self._idle.get()
         try:
-            while True:
-                chunk = await self._take()
-                try:
-                    lost = await worker.judge(chunk)
-                finally:
-                    self._queue.extendleft(reversed(chunk))
-                    self._arrived.set()
-                if lost:
-                    await worker.start()
-        except Exception as error:
-            self._break(error if isinstance(error, BackendError) else BackendError(f"reward worker: {error!r}"))
-
-    async def _take(self) -> deque[_Job]:
-        while not self._queue:
-            self._arrived.clear()
-            await self._arrived.wait()
-        # Ever smaller chunks: workers end together, whatever the items cost.
-        size = min(MAX_CHUNK, -(-len(self._queue) // (2 * len(self._workers))))
-        return deque(self._queue.popleft() for _ in range(size))
-
-    def _break(self, error: BackendError) -> None:
-        self._broken = error
-        while self._queue:
-            self._queue.popleft().fail(error)
+            if self._broken is not None:
+                raise self._broken
+            status, value, parts, detail = worker.judge(item)
+            if self._broken is not None:
+                raise self._broken
+        except BackendError as error:
+            self._broken = error
+            raise
+        finally:
+            self._idle.put(worker)
+        return Score(status="failed" if status == "no reward" else status, value=value, parts=parts, detail=detail)
 
 
-class _Worker:
-    """One worker process and its successors."""
+class Worker:
+    """One worker process and its successors. One thread at a time; only `kill` may come from another."""
 
-    def __init__(self, specs: tuple[FunctionSpec, ...], limit: float) -> None:
+    def __init__(self, specs: Sequence[FunctionSpec], limit: float) -> None:
         self._specs = specs
         self._limit = limit
-        self._process: Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """A process that has imported the functions. Raises BackendError where it cannot, or dies again and again."""
-        detail = ""
+        names = ", ".join(map(str, self._specs))
+        how = ""
         for _ in range(START_ATTEMPTS):
-            self._process, connection = wire.spawn((self._specs, None))
-            self._reader, self._writer = await asyncio.open_unix_connection(sock=connection)
+            self._spawn()
             try:
-                detail = await self._reply(IMPORT_SECONDS)
-            except TimeoutError:
-                await self._kill()
-                detail = f"not ready after {IMPORT_SECONDS:g} s"
-            except EOFError:
-                detail = f"died while starting ({await self._kill()})"
-            else:
-                if detail:
-                    raise BackendError(detail)
-                return
-        raise BackendError(f"reward worker of {', '.join(map(str, self._specs))}: {detail}, {START_ATTEMPTS} times")
-
-    async def judge(self, jobs: deque[_Job]) -> bool:
-        """Take jobs off the left as they are judged. True: the process is lost, with the job it was at judged too."""
-        with contextlib.suppress(ConnectionError):
-            self._writer.write(b"".join(job.frame for job in jobs))
-        while jobs:
-            try:
-                status, value, parts, detail = await self._reply(self._limit)
-            except TimeoutError:
-                await self._kill()
-                score = Score(status="timed_out", detail=f"no result after {self._limit:g} s; its process was killed")
-            except EOFError:
-                score = Score(status="failed", detail=f"the reward process died ({await self._kill()})")
-            else:
-                jobs.popleft().resolve(Score(status=status, value=value, parts=parts, detail=detail))
+                self._connection.send(self._specs)
+                if not self._connection.poll(IMPORT_SECONDS):
+                    self.end()
+                    raise BackendError(f"{names} does not import within {IMPORT_SECONDS:g} s")
+                complaint = self._connection.recv()
+            except (EOFError, ConnectionError):
+                how = self.end()
                 continue
-            jobs.popleft().resolve(score)
-            return True
-        return False
-
-    async def close(self) -> None:
-        if self._process is None:
+            if complaint:
+                self.end()
+                raise BackendError(complaint)
             return
-        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
-            self._writer.write_eof()
-            await asyncio.wait_for(self._reader.read(), CLOSE_SECONDS)
-        await self._kill()
+        raise BackendError(f"{names}: its process died while starting ({how}), {START_ATTEMPTS} times")
 
-    async def _reply(self, limit: float) -> Any:
-        """The next message. Raises TimeoutError after `limit` seconds, EOFError where the process has died."""
-        reading = asyncio.ensure_future(self._read())
+    def judge(self, item: bytes) -> Reply:
+        """What the functions say of a pickled item. Raises BackendError where a lost process cannot be replaced."""
+        if self._process is None:
+            self.start()
         try:
-            await asyncio.wait((reading,), timeout=limit)
-            if not reading.done():
-                await asyncio.wait((reading,), timeout=GRACE_SECONDS)
-            if not reading.done():
-                raise TimeoutError
-            return reading.result()
-        finally:
-            reading.cancel()
+            self._connection.send_bytes(item)
+            if self._connection.poll(self._limit):
+                reply: Reply = self._connection.recv()
+                return reply
+            self.end()
+            return "timed_out", None, {}, f"no result after {self._limit:g} s; its process was killed"
+        except (EOFError, ConnectionError):
+            return "failed", None, {}, f"the reward process died ({self.end()})"
 
-    async def _read(self) -> Any:
-        try:
-            size = int.from_bytes(await self._reader.readexactly(wire.HEADER_BYTES), "little")
-            return pickle.loads(await self._reader.readexactly(size))
-        except ConnectionError as error:
-            raise EOFError from error
+    def kill(self) -> None:
+        """Kill the process and all it started."""
+        # By group, and before it is waited for: until then, a dead process's id cannot belong to anyone else.
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
-    async def _kill(self) -> str:
-        process, self._process = self._process, None
-        self._writer.close()
-        return await asyncio.to_thread(wire.end, process) if process else ""
+    def end(self) -> str:
+        """Kill the process, dead or alive, and say how it ended."""
+        if self._process is None:
+            return ""
+        self.kill()
+        self._connection.close()
+        status, self._process = self._process.wait(), None
+        return f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
 
-
-def _item(trajectory: Trajectory) -> Item:
-    prompt = trajectory.prompt
-    return Item(prompt.text, trajectory.text, prompt.answer, dict(prompt.metadata))
+    def _spawn(self) -> None:
+        """The worker sees modules where this process does, and leads a process group of its own: an interrupt at the
+        terminal does not reach it, and `kill` reaches whatever it started. It dies with the thread that calls this."""
+        self._connection, theirs = Pipe()
+        # Not by PYTHONPATH, which would also reach the interpreters that a reward function starts.
+        path = [entry or os.getcwd() for entry in sys.path]
+        code = f"import sys; sys.path = {path!r}; from yatt.reward.worker import main; main()"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a reward function prints goes to our stderr
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )

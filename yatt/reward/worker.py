@@ -1,7 +1,6 @@
 """A reward worker: `main` in a process of its own, which judges one item after another until its socket closes.
 
-Reads (function specs, probe), answers "" or what is wrong with their import, and the same of their results on the
-probe if there is one; then answers every pickled item, in order, with (status, value, parts, detail).
+Reads function specs and answers "" or what is wrong with their import; then answers every pickled item with a `Reply`.
 """
 
 from __future__ import annotations
@@ -15,61 +14,41 @@ import pickle
 import signal
 import sys
 from collections.abc import Sequence
-from typing import BinaryIO
+from multiprocessing.connection import Connection
+from typing import Literal
 
 from yatt.errors import ConfigError
-from yatt.reward import wire
 from yatt.reward.function import BadResult, Item, RewardFunction, describe
 
 PR_SET_PDEATHSIG = 1
 
-Reply = tuple[str, float | None, dict[str, float], str]
+Reply = tuple[Literal["ok", "failed", "timed_out", "no reward"], float | None, dict[str, float], str]
+"""(status, value, parts, detail); "no reward" is a failure by a result that is no reward, whatever the item."""
 
 
 def main() -> None:
     _die_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    fd = int(sys.argv[1])
-    os.set_inheritable(fd, False)  # what a reward function starts must not hold our socket open
-    # Never closed before the process ends: whoever reads the other end then knows that exit handlers have run.
-    with open(fd, "rb", closefd=False) as requests, open(fd, "wb", closefd=False) as replies:
-        first = wire.read(requests)
-        if first is None:
-            return
-        specs, probe = pickle.loads(first)
-        loop = asyncio.new_event_loop()
-        functions: list[RewardFunction] = []
-        complaint = ""
+    connection = Connection(int(sys.argv[1]))
+    os.set_inheritable(connection.fileno(), False)  # what a reward function starts must not hold our socket open
+    with contextlib.suppress(EOFError, ConnectionError):
+        specs, loop = connection.recv(), asyncio.new_event_loop()
         try:
-            functions += [RewardFunction(spec, loop) for spec in specs]
+            functions = [RewardFunction(spec, loop) for spec in specs]
         except ConfigError as error:
-            complaint = str(error)
-        _send(replies, complaint)
-        if probe is not None and not complaint:
-            _send(replies, try_on(functions, probe))
-        while (frame := wire.read(requests)) is not None:
-            _send(replies, judge(functions, frame))
+            return connection.send(str(error))
+        connection.send("")
+        while True:
+            connection.send(judge(functions, connection.recv_bytes()))
 
 
-def try_on(functions: Sequence[RewardFunction], probe: Item) -> str:
-    """What is wrong with the results on a probe, or "". Errors are not looked at."""
-    for function in functions:
-        try:
-            function(probe)
-        except BadResult as error:
-            return f"{function.spec} {error}"
-        except BaseException:  # a made-up response may well be refused
-            continue
-    return ""
-
-
-def judge(functions: Sequence[RewardFunction], frame: bytes) -> Reply:
+def judge(functions: Sequence[RewardFunction], pickled: bytes) -> Reply:
     """The weighted sum of all functions on one pickled item; failed as soon as one of them fails."""
     key, total = "item", 0.0
     parts: dict[str, float] = {}
     try:
-        item = Item(*pickle.loads(frame))
+        item = Item(*pickle.loads(pickled))
         for function in functions:
             key = function.spec.key
             found = function(item)
@@ -78,15 +57,10 @@ def judge(functions: Sequence[RewardFunction], frame: bytes) -> Reply:
             parts |= {f"{key}.{name}" if len(functions) > 1 else name: number for name, number in found.items()}
             parts[key] = value
     except BadResult as error:
-        return "failed", None, {}, f"{key} {error}"
+        return "no reward", None, {}, f"{key} {error}"
     except BaseException as error:  # SystemExit too: a judgement that fails must not end the worker
         return "failed", None, {}, f"{key}: {describe(error)}"
     return "ok", total, parts, ""
-
-
-def _send(stream: BinaryIO, message: object) -> None:
-    stream.write(wire.encode(message))
-    stream.flush()
 
 
 def _die_with_parent() -> None:
