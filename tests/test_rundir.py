@@ -9,7 +9,7 @@ import pytest
 
 from yatt.errors import ConfigError, DataError
 from yatt.faces.metrics import first_row, metrics_row, overhead
-from yatt.faces.rundir import RunDirectory, Timeline
+from yatt.faces.rundir import RunDirectory
 from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 
@@ -90,17 +90,6 @@ def test_the_timeline_is_a_whole_trace_after_every_append_and_goes_on_after_a_cr
     assert names == [("rollout", threads["controller 0"]), ("train", threads["rank 0"]), ("sync", threads["rank 0"])]
 
 
-def test_the_timeline_is_bounded_and_drops_the_oldest(tmp_path):
-    timeline = Timeline(tmp_path / "t.json", limit=10)
-    for step in range(100):
-        timeline.append([span(str(step), step, step + 1)])
-        events = json.loads((tmp_path / "t.json").read_text())
-        assert len(events) <= 21
-        assert events[-1]["name"] == str(step)
-    kept = [e["name"] for e in events if e["ph"] == "X"]
-    assert kept == [str(step) for step in range(100 - len(kept), 100)] and len(kept) >= 10
-
-
 def test_only_complete_checkpoints_count(run):
     for name in ("step-2", "step-10", "step-9", "step-11.new", "step-x"):
         (run.checkpoints_folder / name).mkdir()
@@ -110,13 +99,10 @@ def test_only_complete_checkpoints_count(run):
     assert run.latest_checkpoint() == run.checkpoints_folder / "step-10"
 
 
-def test_an_empty_folder_holds_no_run_and_clearing_makes_it_so(run):
+def test_an_empty_folder_holds_no_run(run):
     assert not run.holds_run() and run.latest_checkpoint() is None and run.read_metrics() == []
     run.append_metrics({"step": 1})
-    run.append_spans([span("train", 1, 2)])
     assert run.holds_run()
-    run.clear()
-    assert not run.holds_run() and run.samples.is_dir() and not run.timeline.exists()
 
 
 def test_a_second_process_is_refused_with_the_first_ones_pid(run):

@@ -12,8 +12,7 @@ import json
 import math
 import os
 import re
-import shutil
-from collections import deque
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from yatt.errors import ConfigError, DataError
 from yatt.types import PhaseSpan
 
 COMPLETE = "complete.json"
-TIMELINE_EVENTS = 40_000
+TIMELINE_END = b"\n]\n"
 _STEP_FILE = re.compile(r"^(?:step|eval)-(\d+)(?:\.c\d+)?\.jsonl$")
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -39,7 +38,7 @@ class RunDirectory:
         self.checkpoints_folder = self.path / "checkpoints"
         self.report = self.path / "report.html"
         self.log = self.path / "log"
-        self._trace: Timeline | None = None
+        self._threads: set[str] = set()
 
     def create(self) -> RunDirectory:
         """Make the folders that are not there yet."""
@@ -71,15 +70,6 @@ class RunDirectory:
     def holds_run(self) -> bool:
         """Whether a run has left metrics or checkpoints here."""
         return bool(self.checkpoints()) or (self.metrics.exists() and self.metrics.stat().st_size > 0)
-
-    def clear(self) -> None:
-        """Forget the run that was here: metrics, timeline, samples, checkpoints, report and tracker files."""
-        self._trace = None
-        for file in (self.metrics, self.timeline, self.report):
-            file.unlink(missing_ok=True)
-        for folder in (self.samples, self.checkpoints_folder, self.path / "tensorboard"):
-            shutil.rmtree(folder, ignore_errors=True)
-        self.create()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line and flush it. NaN and infinity, which JSON lacks, become null."""
@@ -113,10 +103,27 @@ class RunDirectory:
                 file.unlink()
 
     def append_spans(self, spans: Sequence[PhaseSpan]) -> None:
-        """Add spans to the timeline; the newest `TIMELINE_EVENTS` stay (about 5 MB; at most twice that on disk)."""
-        if self._trace is None:
-            self._trace = Timeline(self.timeline)
-        self._trace.append(spans)
+        """Add spans to the timeline, one thread per actor. It is a whole Chrome trace after every call."""
+        if not self._threads:
+            self._open_timeline()
+        events = []
+        for span in sorted(spans, key=lambda s: s.start):
+            place = {"pid": 1, "tid": zlib.crc32(span.actor.encode()) >> 1}
+            if span.actor not in self._threads:
+                self._threads.add(span.actor)
+                events.append({"name": "thread_name", "ph": "M", **place, "args": {"name": span.actor}})
+            times = {"ts": round(span.start * 1e6), "dur": round((span.stop - span.start) * 1e6)}
+            events.append({"name": span.name, "ph": "X", **place, **times})
+        with open(self.timeline, "r+b") as out:
+            out.seek(-len(TIMELINE_END), os.SEEK_END)
+            out.write("".join(f",\n{json.dumps(event)}" for event in events).encode() + TIMELINE_END)
+
+    def _open_timeline(self) -> None:
+        """Begin the timeline, or keep the whole events of an earlier process, which may have died while writing."""
+        process = '{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "yatt"}}'
+        text = self.timeline.read_text(errors="replace") if self.timeline.exists() else ""
+        whole = (line.rstrip(",") for line in text.split("\n") if line.count("{") == line.count("}") > 0)
+        replace_text(self.timeline, "[\n" + ",\n".join(dict.fromkeys([process, *whole])) + TIMELINE_END.decode())
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest step first."""
@@ -131,62 +138,6 @@ class RunDirectory:
         """The complete checkpoint of the highest step, if any."""
         found = self.checkpoints()
         return found[-1] if found else None
-
-
-class Timeline:
-    """A Chrome trace kept whole on disk after every append: one event per line, one thread per actor.
-
-    Only a crash in the middle of a write leaves it without its closing bracket, which the format permits.
-    """
-
-    def __init__(self, path: Path, *, limit: int = TIMELINE_EVENTS) -> None:
-        self.path, self.limit = path, limit
-        self.events: deque[dict[str, Any]] = deque(maxlen=limit)
-        self.threads: dict[str, int] = {}
-        for event in _read_events(path):
-            if event.get("name") == "thread_name":
-                self.threads[event["args"]["name"]] = event["tid"]
-            elif event.get("ph") == "X":
-                self.events.append(event)
-        self._rewrite()
-
-    def append(self, spans: Sequence[PhaseSpan]) -> None:
-        new = []
-        for span in sorted(spans, key=lambda s: s.start):
-            if span.actor not in self.threads:
-                self.threads[span.actor] = len(self.threads) + 1
-                new.append(_thread_name(span.actor, self.threads[span.actor]))
-            times = {"ts": round(span.start * 1e6), "dur": round((span.stop - span.start) * 1e6)}
-            event = {"name": span.name, "ph": "X", "pid": 1, "tid": self.threads[span.actor], **times}
-            self.events.append(event)
-            new.append(event)
-        self._on_disk += len(new)
-        if self._on_disk > 2 * self.limit:
-            self._rewrite()
-        elif new:
-            with open(self.path, "r+b") as out:
-                out.seek(-len(b"\n]\n"), os.SEEK_END)
-                out.write("".join(f",\n{json.dumps(event)}" for event in new).encode() + b"\n]\n")
-
-    def _rewrite(self) -> None:
-        process = {"name": "process_name", "ph": "M", "pid": 1, "tid": 0, "args": {"name": "yatt"}}
-        threads = [_thread_name(actor, tid) for actor, tid in self.threads.items()]
-        events = [process, *threads, *self.events]
-        replace_text(self.path, "[\n" + ",\n".join(map(json.dumps, events)) + "\n]\n")
-        self._on_disk = len(events)
-
-
-def _thread_name(actor: str, tid: int) -> dict[str, Any]:
-    return {"name": "thread_name", "ph": "M", "pid": 1, "tid": tid, "args": {"name": actor}}
-
-
-def _read_events(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("{"):
-            with contextlib.suppress(ValueError):
-                yield json.loads(line.rstrip(","))
 
 
 def _line(row: Mapping[str, Any]) -> str:
