@@ -1,0 +1,1 @@
+"""Benchmarks: speeds as ratios measured within one run. None of them is a test."""

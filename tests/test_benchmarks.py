@@ -1,0 +1,104 @@
+"""Every benchmark runs at its smallest settings and says what it should; how fast anything is does not matter here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import common, exchange, overhead
+
+ROOT = Path(__file__).parents[1]
+ALWAYS = {"benchmark", "date", "quick", "machine"}
+RATIO = {"ratio", "ratio_middle_half"}
+KEYS = {
+    "exchange": {"rounds", "results"},
+    "rewards": {"ratio_of", "start_seconds", "rounds", "results"},
+    "trainer": {"ratio_of", "rounds", "results"},
+    "generator": {"ratio_of", "start_seconds", "sleep_seconds", "wake_seconds", "load_seconds", "rounds", "results"},
+    "overhead": {"run", "steps"},
+}
+RESULT_KEYS = {
+    "exchange": {"samples", "ranks", "seconds", "max_over_mean", "round_robin", "least_possible"},
+    "rewards": {"items", "pool_us_per_item", "in_process_us_per_item", "added_us_per_item"} | RATIO,
+    "generator": {"lengths", "sequences", "tokens", "yatt_tokens_per_s", "hugging_face_tokens_per_s"} | RATIO,
+    "trainer": {"algorithm", "sequences", "tokens", "yatt_ms", "hugging_face_ms"} | RATIO,
+}
+
+
+@pytest.fixture(scope="module")
+def outputs():
+    """What `--quick --json` prints, by benchmark. The slow one runs beside the others."""
+    groups = (("generator",), tuple(name for name in KEYS if name != "generator"))
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", *names, "--quick", "--json"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for names in groups
+    ]
+    found = {}
+    for names, process in zip(groups, running, strict=True):
+        printed, complaints = process.communicate(timeout=280)
+        assert process.returncode == 0, complaints[-4000:]
+        objects = [json.loads(line) for line in printed.splitlines()]
+        assert tuple(o["benchmark"] for o in objects) == names
+        found |= dict(zip(names, objects, strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_benchmark_prints_its_keys(outputs, name):
+    output = outputs[name]
+    assert output.keys() >= ALWAYS | KEYS[name]
+    assert output["quick"] is True and output["machine"].keys() >= {"cpu", "cores", "load", "python", "torch"}
+    if name in RESULT_KEYS:
+        assert output["results"] and all(result.keys() == RESULT_KEYS[name] for result in output["results"])
+
+
+def test_overhead_of_a_run_by_hand(tmp_path):
+    """Two steps of 10 s and 5 s + 5 s of saving: (0.1 x 10 + 0.4 x 5) / 15 = 0.2; 8 s of rollout are 8 / 15 = 0.533."""
+    rows = [
+        {"step": 0, "seconds": 99.0, "phases": {"evaluate": 99.0}, "overhead": 0.0},
+        {"step": 1, "seconds": 10.0, "phases": {"rollout": 5.0, "train": 4.0, "balance": 1.0}, "overhead": 0.1},
+        {"step": 2, "seconds": 10.0, "phases": {"rollout": 3.0, "balance": 2.0, "checkpoint": 5.0}, "overhead": 0.4},
+    ]
+    same = {"controllers": 2, "driver_payload_bytes": 0}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row | same) + "\n" for row in rows))
+    result = overhead.measure(quick=True, run=str(tmp_path))
+    assert (result["steps"], result["controllers"]) == (2, 2)
+    assert result["share_outside_work"] == pytest.approx(0.2)
+    assert result["phase_shares"] == {"rollout": 0.533, "train": 0.267, "balance": 0.2}
+    assert result["median_step_seconds"] == 7.5
+
+
+def test_overhead_says_when_there_is_no_run(tmp_path):
+    result = overhead.measure(quick=True, run=str(tmp_path / "none"))
+    assert result["steps"] == 0 and "make quickstart" in result["missing"]
+
+
+def test_unevenness_by_hand():
+    """Costs 1 + 2 and 3 + 6: the mean is 6, the costliest 9."""
+    assert exchange.unevenness(np.array([1.0, 2.0, 3.0, 6.0]), [[0, 1], [2, 3]]) == 1.5
+
+
+def test_sides_take_turns_and_the_first_round_is_not_counted():
+    calls = []
+    seconds = common.alternate(2, a=lambda: calls.append("a"), b=lambda: calls.append("b"))
+    assert calls == ["a", "b"] * 3 and [len(s) for s in seconds.values()] == [2, 2]
+    # Ratios 1, 2, 4: the median is 2, the quartiles lie half way to its neighbours.
+    assert common.ratio([1.0, 2.0, 4.0], [1.0, 1.0, 1.0]) == {"ratio": 2.0, "ratio_middle_half": [1.5, 3.0]}
+
+
+def test_an_unknown_name_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "trainr"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "trainr" in done.stderr and "trainer" in done.stderr
