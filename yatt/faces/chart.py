@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from statistics import fmean
 from typing import Literal
 
 Point = tuple[float, float]
@@ -29,60 +30,56 @@ class Series:
     keep: Literal["mean", "max"] = "mean"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Axes:
-    """From data to pixels; `log` is of the vertical axis."""
+    """From data to pixels."""
 
     x: tuple[float, float]
     y: tuple[float, float]
-    log: bool = False
 
     def px(self, x: float) -> float:
         return round(LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (RIGHT - LEFT), 1)
 
     def py(self, y: float) -> float:
-        low, high, y = (math.log10(v) for v in (*self.y, y)) if self.log else (*self.y, y)
-        return round(BOTTOM - (y - low) / (high - low) * (BOTTOM - TOP), 1)
+        inside = min(max(y, self.y[0]), self.y[1])
+        return round(BOTTOM - (inside - self.y[0]) / (self.y[1] - self.y[0]) * (BOTTOM - TOP), 1)
 
 
-def line_chart(
-    title: str, unit: str, series: Sequence[Series], *, log: bool = False, share: bool = False, zero: bool = False
-) -> str:
+def line_chart(title: str, unit: str, series: Sequence[Series], *, share: bool = False, zero: bool = False) -> str:
     """A card with one chart, or nothing where no series has a point. `share` is 0 to 100 %, `zero` starts at 0."""
-    series = [s for s in map(_positive, series) if s.points] if log else [s for s in series if s.points]
-    if not series:
+    lines = {s.name: _thin(s, MOST_POINTS) for s in series if s.points}
+    if not lines:
         return ""
-    drawn = [_thin(s, envelope=len(series) == 1) for s in series]
-    bounds = [y for points in drawn for _, _, low, high in points for y in (low, high)]
-    y_range = _log_range(bounds) if log else (0.0, 1.0) if share else _range(bounds, zero=zero)
-    axes = Axes(x=_x_range([x for s in series for x, _ in s.points]), y=y_range, log=log)
+    steps = [x for line in lines.values() for x, _, _ in line]
+    bounds = [end for line in lines.values() for _, y, half in line for end in (y - half, y + half)]
+    x_range = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 0.5, steps[0] + 0.5)
+    axes = Axes(x_range, (0.0, 1.0) if share else _range(bounds, zero=zero))
     marks = []
-    for i, points in enumerate(drawn):
+    for i, line in enumerate(lines.values()):
         colour = f"var(--c{i % COLOURS})"
-        if any(low < high for _, _, low, high in points):
-            there = [f"{axes.px(x)},{axes.py(_clamp(high, axes.y))}" for x, _, _, high in points]
-            back = [f"{axes.px(x)},{axes.py(_clamp(low, axes.y))}" for x, _, low, _ in reversed(points)]
+        if any(half for _, _, half in line):
+            there = [f"{axes.px(x)},{axes.py(y + half)}" for x, y, half in line]
+            back = [f"{axes.px(x)},{axes.py(y - half)}" for x, y, half in reversed(line)]
             marks.append(f'<path class="band" fill="{colour}" d="M{"L".join(there + back)}Z"/>')
-        at = [f"{axes.px(x)},{axes.py(y)}" for x, y, *_ in points]
-        marks.append(f'<path class="line" stroke="{colour}" d="M{"L".join(at)}"/>')
-        if len(points) <= 12:
-            marks += [f'<circle r="3" fill="{colour}" cx="{p.split(",")[0]}" cy="{p.split(",")[1]}"/>' for p in at]
-    show = percent if share else number
-    values = {s.name: {x: y for x, y, *_ in points} for s, points in zip(series, drawn, strict=True)}
-    return _card(title, unit, axes, "".join(marks), values, show)
+        at = [(axes.px(x), axes.py(y)) for x, y, _ in line]
+        marks.append(f'<path class="line" stroke="{colour}" d="M{"L".join(f"{x},{y}" for x, y in at)}"/>')
+        if len(at) <= 12:
+            marks += [f'<circle r="3" fill="{colour}" cx="{x}" cy="{y}"/>' for x, y in at]
+    values = {name: {x: y for x, y, _ in line} for name, line in lines.items()}
+    return _card(title, unit, axes, "".join(marks), values, percent if share else number)
 
 
 def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) -> str:
     """A card with bars of stacked layers, all over the same steps; where they are many, neighbours share a bar."""
     thinned = {
-        name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), most=MOST_BARS)}
+        name: {x: y for x, y, _ in _thin(Series(name=name, points=points), MOST_BARS)}
         for name, points in layers.items()
     }
     if not thinned or not (xs := sorted(next(iter(thinned.values())))):
         return ""
     step = min((b - a for a, b in pairwise(xs)), default=1.0)
     tops = [sum(layer[x] for layer in thinned.values()) for x in xs]
-    axes = Axes(x=(xs[0] - step / 2, xs[-1] + step / 2), y=_range(tops, zero=True))
+    axes = Axes((xs[0] - step / 2, xs[-1] + step / 2), _range(tops, zero=True))
     half = step * (0.46 if len(xs) <= 60 else 0.51)  # many bars with gaps between them would flicker
     base, marks = dict.fromkeys(xs, 0.0), []
     for i, layer in enumerate(thinned.values()):
@@ -101,10 +98,6 @@ def number(value: float) -> str:
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
         return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _tick_label(value: float) -> str:
-    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-") if 0 < abs(value) < 1e-3 else number(value)
 
 
 def percent(value: float) -> str:
@@ -137,10 +130,8 @@ def _card(
 def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
     """Grid lines, tick labels, and what the two axes are."""
     parts = []
-    ticks = _decades(axes.y) if axes.log else _ticks(*axes.y)
-    for y in ticks:
-        at = axes.py(y)
-        text = f"1e{round(math.log10(y))}" if axes.log else f"{y:.0%}" if show is percent else _tick_label(y)
+    for y in _ticks(*axes.y):
+        at, text = axes.py(y), f"{y:.0%}" if show is percent else f"{y:g}"
         parts.append(f'<path class="grid" d="M{LEFT},{at}H{RIGHT}"/><text x="{LEFT - 6}" y="{at + 4}">{text}</text>')
     for x in _ticks(*axes.x, whole=True):
         parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
@@ -151,34 +142,16 @@ def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
     return "".join(parts)
 
 
-def _thin(
-    series: Series, *, most: int = MOST_POINTS, envelope: bool = False
-) -> list[tuple[float, float, float, float]]:
-    """(step, value, low, high) for at most `most` buckets of equal numbers of points. Low and high are the band's where
-    the series has one, the bucket's extremes where `envelope` is set, and the value itself otherwise."""
-    points, spread = series.points, series.spread
+def _thin(series: Series, most: int) -> list[tuple[float, float, float]]:
+    """(step, value, half-width of the band) for at most `most` buckets of equal numbers of points."""
+    points, spread = series.points, series.spread or [0.0] * len(series.points)
     size = math.ceil(len(points) / most)
     thin = []
     for start in range(0, len(points), size):
         xs, ys = zip(*points[start : start + size], strict=True)
-        value = max(ys) if series.keep == "max" else sum(ys) / len(ys)
-        half = sum(spread[start : start + size]) / len(ys) if spread else 0.0
-        low, high = (min(ys), max(ys)) if envelope and not spread else (value - half, value + half)
-        thin.append((sum(xs) / len(xs), value, low, high))
+        value = max(ys) if series.keep == "max" else fmean(ys)
+        thin.append((fmean(xs), value, fmean(spread[start : start + size])))
     return thin
-
-
-def _positive(series: Series) -> Series:
-    points = [(x, y) for x, y in series.points if y > 0]
-    return Series(name=series.name, points=points, keep=series.keep)
-
-
-def _clamp(value: float, bounds: tuple[float, float]) -> float:
-    return min(max(value, bounds[0]), bounds[1])
-
-
-def _x_range(xs: Sequence[float]) -> tuple[float, float]:
-    return (min(xs), max(xs)) if min(xs) < max(xs) else (xs[0] - 0.5, xs[0] + 0.5)
 
 
 def _range(ys: Sequence[float], *, zero: bool) -> tuple[float, float]:
@@ -188,16 +161,6 @@ def _range(ys: Sequence[float], *, zero: bool) -> tuple[float, float]:
         return (low, high) if low < high else (0.0, 1.0)
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
     return low - pad, high + pad
-
-
-def _log_range(ys: Sequence[float]) -> tuple[float, float]:
-    low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
-    return 10.0**low, 10.0 ** max(high, low + 1)
-
-
-def _decades(bounds: tuple[float, float]) -> list[float]:
-    low, high = (round(math.log10(v)) for v in bounds)
-    return [10.0**k for k in range(low, high + 1, math.ceil((high - low) / 5))]
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:

@@ -38,7 +38,6 @@ th,td{padding:7px 14px;text-align:right;border-bottom:1px solid var(--line);whit
 th{font-size:12px;color:var(--dim);font-weight:600}
 tr:last-child td{border-bottom:0}th:first-child,td:first-child{text-align:left}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr));gap:0 22px;padding:14px 16px;margin-bottom:14px}
-.pair>.prompt{grid-column:1/-1;border-bottom:1px solid var(--line);padding-bottom:10px;margin-bottom:10px}
 @media(max-width:640px){.tile{padding:9px 12px}.tile b{font-size:17px}
 .pair{grid-template-columns:minmax(0,1fr);gap:14px}}
 pre{margin:6px 0 0;padding:9px 11px;background:var(--soft);border-radius:7px;white-space:pre-wrap;

@@ -13,7 +13,7 @@ from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
 from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.rundir import RunDirectory, replace_text
-from yatt.faces.trajectories import held_out_pairs, rollout_pairs
+from yatt.faces.trajectories import first_and_last
 
 Row = Mapping[str, Any]
 MOST_EVALUATIONS = 60
@@ -26,7 +26,7 @@ CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
     ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
     ("KL divergence", "nats / token", {"to rollout policy": "kl", "to reference": "kl_ref"}, {}),
-    ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, {"log": True}),
+    ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, FROM_ZERO),
     ("Learning rate", "per update", {"rate": "learning_rate"}, FROM_ZERO),
     ("Clipped tokens", "share", {"share": "clip_fraction"}, FROM_ZERO),
     ("Responses cut off", "share", {"share": "truncated"}, FROM_ZERO),
@@ -56,8 +56,8 @@ def write_report(run_dir: Path) -> Path:
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
         _section("Evaluations", _evaluations([row for row in rows if "evaluation" in row])),
-        _section("Held-out responses, before and after", held_out_pairs(run.samples)),
-        _section("Rollouts, first and last", rollout_pairs(run.samples)),
+        _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
+        _section("Rollouts, first and last", first_and_last(run.samples, "step")),
         _section(
             "Settings", f'<details class="card"><summary>config.yaml</summary><pre>{escape(text)}</pre></details>'
         ),
