@@ -26,14 +26,11 @@ from megatron.core.optimizer import ChainedOptimizer
 from torch.distributed import checkpoint as torch_checkpoint
 
 from yatt.errors import BackendError, CheckpointError
+from yatt.training.identity import DESCRIPTION, verify
 from yatt.training.megatron.parallel import Groups
 
-DESCRIPTION = "trainer.json"
 FORMAT = 1
 PROBE_BYTES = 1 << 20
-# What makes two models the same, for a checkpoint.
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-IDENTITY = ("model_type", *SIZES, "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
 
 class _InProcess(TorchDistSaveShardedStrategy):
@@ -46,11 +43,6 @@ class _InProcess(TorchDistSaveShardedStrategy):
             storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
-
-
-def identity(hf: Any, dtype: str) -> dict[str, Any]:
-    """The fields in which a checkpoint and a model must agree."""
-    return {name: getattr(hf, name, None) for name in IDENTITY} | {"dtype": dtype}
 
 
 def save(
@@ -104,31 +96,6 @@ def load_model(path: str, model: GPTModel, described: dict[str, Any], groups: Gr
     """Take over the weights alone. Collective; raises as `load` does."""
     verify(path, described)
     model.load_state_dict(_read({"model": model.sharded_state_dict(metadata=_format(groups))}, path)["model"])
-
-
-def verify(path: str, described: dict[str, Any]) -> None:
-    """Raises CheckpointError unless `path` holds a complete checkpoint of this model."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {path}: no such folder; resume=auto takes the last complete one")
-    try:
-        found = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is half-written: {DESCRIPTION} cannot be read ({error}); use an earlier checkpoint"
-        ) from error
-    for name, size in found["files"].items():
-        actual = (folder / name).stat().st_size if (folder / name).exists() else 0
-        if actual != size:
-            raise CheckpointError(
-                f"checkpoint {path} is half-written: {name} has {actual} bytes, not {size}; use an earlier checkpoint"
-            )
-    for name, value in described.items():
-        if found["model"].get(name) != value:
-            raise CheckpointError(
-                f"checkpoint {path} is of another model: {name}={found['model'].get(name)!r} there, {value!r} in "
-                f"model.path; point model.path at the model it was trained from"
-            )
 
 
 def _load_optimizer(part: Any, state: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError
+from yatt.training.identity import identity, verify
 from yatt.training.megatron import checkpoint, export, model, optimizer, parallel
 from yatt.training.megatron.attention import Rotary
 from yatt.training.megatron.convert import Converter, folder_reader
@@ -58,7 +59,7 @@ class MegatronRank:
         wrapped = optimizer.wrap(policy)
         rotary = Rotary(hf, groups.device, model.DTYPES[config.model.dtype])
         learner = Learner(config, groups, rotary, wrapped, optimizer.build(config, wrapped), reference)
-        self._loaded = _Loaded(learner, converter, checkpoint.identity(hf, config.model.dtype))
+        self._loaded = _Loaded(learner, converter, identity(hf, config.model.dtype))
 
     @property
     def dp_rank(self) -> int:
@@ -139,8 +140,8 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
     Raises CheckpointError for a checkpoint that is missing, half-written or of another model than `model.path`."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"tp": 1, "pp": 1})})
     hf = model.read_hf_config(config.model.path)
-    described = checkpoint.identity(hf, config.model.dtype)
-    checkpoint.verify(checkpoint_path, described)
+    described = identity(hf, config.model.dtype)
+    verify(checkpoint_path, described)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

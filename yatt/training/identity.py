@@ -1,0 +1,44 @@
+"""Whether a trainer's checkpoint is whole and of this model; read without torch, so that a driver can ask early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from yatt.errors import CheckpointError
+
+DESCRIPTION = "trainer.json"
+# What makes two models the same, for a checkpoint.
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+IDENTITY = ("model_type", *SIZES, "num_key_value_heads", "head_dim", "tie_word_embeddings")
+
+
+def identity(hf: Any, dtype: str) -> dict[str, Any]:
+    """The fields in which a checkpoint and a model must agree."""
+    return {name: getattr(hf, name, None) for name in IDENTITY} | {"dtype": dtype}
+
+
+def verify(path: str, described: dict[str, Any]) -> None:
+    """Raises CheckpointError unless `path` holds a complete checkpoint of this model."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint {path}: no such folder; resume=auto takes the last complete one")
+    try:
+        found = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is half-written: {DESCRIPTION} cannot be read ({error}); use an earlier checkpoint"
+        ) from error
+    for name, size in found["files"].items():
+        actual = (folder / name).stat().st_size if (folder / name).exists() else 0
+        if actual != size:
+            raise CheckpointError(
+                f"checkpoint {path} is half-written: {name} has {actual} bytes, not {size}; use an earlier checkpoint"
+            )
+    for name, value in described.items():
+        if found["model"].get(name) != value:
+            raise CheckpointError(
+                f"checkpoint {path} is of another model: {name}={found['model'].get(name)!r} there, {value!r} in "
+                f"model.path; point model.path at the model it was trained from"
+            )
