@@ -27,3 +27,7 @@ class WaitTimeout(YattError):
 
 class BackendError(YattError):
     """An engine, a rank or a reward worker failed while running."""
+
+
+class ProcessDied(BackendError):
+    """A generator, a rank or a controller is gone; nothing can go on without it."""

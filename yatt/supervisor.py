@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from yatt.config.schema import Config
+from yatt.errors import ProcessDied
 from yatt.protocols import Clock
 from yatt.types import EvaluationReport, PhaseSpan, StepReport
 
@@ -42,15 +43,17 @@ class Supervisor:
         self._crew = crew
         self._journal = journal
         self._clock = clock
-        self._stopping = False
+        self._running = self._stopping = False
         self._spans: list[PhaseSpan] = []
 
-    def stop(self) -> None:
-        self._stopping = True
+    def stop(self) -> bool:
+        """False where no step is under way to wait for, or this was asked before."""
+        waits, self._stopping = self._running and not self._stopping, True
+        return waits
 
     async def run(self, first: int) -> int:
         """Returns the last step done; `first - 1` when there was nothing left to do."""
-        last = self._config.train.steps
+        last, self._running = self._config.train.steps, True
         if first == 1 and self._evaluates:
             self._journal.start(await self._timed("evaluate", self._crew.evaluate, 0), self._take_spans())
         for step in range(first, last + 1):
@@ -73,6 +76,8 @@ class Supervisor:
     async def _save(self, step: int) -> None:
         try:
             await self._timed("checkpoint", self._crew.save, step)
+        except ProcessDied:
+            raise
         except Exception as error:
             self._journal.save_failed(step, error)
         else:

@@ -10,18 +10,22 @@ from typing import Any
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayTaskError
 
-from yatt.errors import BackendError, WaitTimeout, YattError
+from yatt.errors import BackendError, ProcessDied, WaitTimeout, YattError
+
+NEWS_SECONDS = 2.0
 
 
 async def wait_all(doing: str, calls: Mapping[str, ObjectRef[Any]], timeout: float) -> dict[str, Any]:
-    """The answers of all calls, by name. The first failure is raised at once; past `timeout` seconds WaitTimeout names
-    those who have not answered."""
+    """The answers of all calls, by name. The first failure is raised at once, but a death shortly after it is told in
+    its place: it is why the others failed. Past `timeout` seconds WaitTimeout names those who have not answered."""
     futures = {asyncio.ensure_future(_answer(ref)): name for name, ref in calls.items()}
     try:
         done, pending = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
-        for future in done:
-            if future.exception() is not None:
-                raise explain(futures[future], doing, future.exception())
+        if pending and any(future.exception() for future in done):
+            done = (await asyncio.wait(futures, timeout=NEWS_SECONDS))[0]
+        errors = [explain(futures[future], doing, future.exception()) for future in done if future.exception()]
+        if errors:
+            raise next((error for error in errors if isinstance(error, ProcessDied)), errors[0])
         if pending:
             names = ", ".join(futures[f] for f in pending)
             raise WaitTimeout(f"{doing}: waited {timeout:g} s for {names}")
@@ -48,7 +52,10 @@ def explain(name: str, doing: str, error: BaseException | None) -> BaseException
     if isinstance(cause, YattError):
         return cause
     if isinstance(cause, RayActorError):
-        return BackendError(f"{doing}: {name} died; its last words are in the run's log folder ({_last_line(cause)})")
+        words, log = str(cause).strip().splitlines(), f"log/{name.replace(' ', '-')}.log"
+        if "creation task" in words[0]:
+            return ProcessDied(f"{doing}: {name} did not come up: {words[-1].strip()}")
+        return ProcessDied(f"{doing}: {name} died; its last words are in {log} of the run's folder")
     text = BackendError(f"{doing}: {name} failed: {_last_line(cause)}")
     text.__cause__ = error
     return text

@@ -35,6 +35,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     # Without it Ray hides the GPUs of actors that asked for none; slots are given out here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray's own paragraph on a process that died; ours is one line.
+    ray._private.worker._worker_logs_enabled = False
     local = {"num_cpus": 0, "include_dashboard": False} if config.address is None else {}
     try:
         ray.init(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from transformers import AutoConfig
 
 from yatt.cluster.controller import WallClock
 from yatt.cluster.crew import ClusterCrew
@@ -20,7 +21,7 @@ from yatt.config.schema import Config
 from yatt.data.check import check_data
 from yatt.data.prompts import PromptEncoder, load_tokenizer
 from yatt.data.source import open_source
-from yatt.errors import ConfigError, DataError
+from yatt.errors import BackendError, ConfigError, DataError, WaitTimeout
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
@@ -30,6 +31,7 @@ from yatt.faces.trackers import Trackers
 from yatt.reward.function import Item
 from yatt.reward.pool import check_reward
 from yatt.supervisor import Supervisor
+from yatt.training.identity import identity, verify
 from yatt.types import EvaluationReport, PhaseSpan, StepReport
 
 
@@ -42,6 +44,9 @@ def train(config: Config) -> int:
     with run.lock():
         checkpoints = Checkpoints(run, config)
         resume = checkpoints.resume()
+        if resume:
+            hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
+            verify(resume.trainer, identity(hf, config.model.dtype))
         if resume is None and run.holds_run():
             raise ConfigError(
                 f"run.name={config.run.name}: {run.path} holds a run already; "
@@ -54,7 +59,14 @@ def train(config: Config) -> int:
         with Progress(config.train.steps, kind) as progress:
             for warning in warnings:
                 progress.warn(warning)
-            return asyncio.run(_train(config, run, checkpoints, resume, progress))
+            try:
+                return asyncio.run(_train(config, run, checkpoints, resume, progress))
+            except asyncio.CancelledError:
+                return 130
+            except (BackendError, WaitTimeout):
+                if run.latest_checkpoint():
+                    progress.note(f"go on with   yatt train {run.config} resume=auto")
+                raise
 
 
 async def _train(
@@ -83,7 +95,15 @@ async def _train(
             journal.close()
     report = write_report(run.path)
     progress.finish(summary(config, run, last, report))
-    return 0 if last == config.train.steps else 130
+    if last < config.train.steps:
+        return 130
+    return 0 if saved(run, last) else 1
+
+
+def saved(run: RunDirectory, step: int) -> bool:
+    """Whether the step's checkpoint is there, complete."""
+    checkpoint = run.latest_checkpoint()
+    return checkpoint is not None and checkpoint.name == f"step-{step}"
 
 
 def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[str]:
@@ -92,9 +112,11 @@ def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[
     checkpoint = run.latest_checkpoint()
     if checkpoint:
         lines.append(f"checkpoint   {checkpoint}")
+    if not saved(run, last):
+        lines.append(f"NOT SAVED    step {last}; mend what the warning says, then go on")
     if config.checkpoint.export and last == config.train.steps:
         lines.append(f"model        {run.path / 'model'}")
-    if last < config.train.steps:
+    if last < config.train.steps or not saved(run, last):
         lines.append(f"go on with   yatt train {run.config} resume=auto")
     elif checkpoint:
         lines.append(f"next         yatt export {checkpoint} OUT")
@@ -181,19 +203,16 @@ def check_rewards(config: Config) -> None:
 
 
 @contextmanager
-def interruptible(stop: Callable[[], None], say: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) once: `stop`, at the end of the step under way. Twice: cancel the task at once."""
+def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+    """Ctrl-C (or SIGTERM) during a step: `stop`, at its end. At any other time, and twice: cancel the task at once."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
-    asked: list[float] = []
 
     def on_signal() -> None:
-        asked.append(time.monotonic())
-        if len(asked) > 1 and task is not None:
+        if stop():
+            say("stopping: finishing the step under way, then saving; once more to stop at once")
+        elif task is not None:
             task.cancel()
-            return
-        say("stopping: finishing the step under way, then saving; once more to stop at once")
-        stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
