@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
 from yatt.data.rows import BadRow, Row
@@ -145,7 +145,8 @@ class DemonstrationEncoder:
 def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenizerFast:
     """The fast tokenizer of a Hugging Face folder. Raises ConfigError where it is missing or has no eos_token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        # Not AutoTokenizer: importing it costs seconds in every process, and tokenizer.json says everything.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parts raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{setting}={path!r}: its tokenizer cannot be loaded: {reason}") from None
