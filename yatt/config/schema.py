@@ -147,7 +147,7 @@ class EvaluateConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(0, ge=0, description="Save every so many steps; 0: after the last only.")
+    every: int = Field(50, ge=0, description="Save every so many steps, and after the last; 0: only then.")
     keep: int = Field(2, ge=1, description="Complete checkpoints kept.")
     export: bool = Field(False, description="Write the last policy as a Hugging Face folder, RUN/model.")
 
