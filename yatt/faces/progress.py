@@ -23,9 +23,6 @@ from rich.text import Text
 DONE = ("done", "ready")
 FAILED = ("failed",)
 LINE_SECONDS = 5.0
-BAR_CELLS = 12
-PHASE_STYLE = {"rollout": "blue", "reward": "magenta", "train": "yellow", "sync": "cyan"}
-GLYPHS = "█▓▒░▚"
 
 
 class Progress:
@@ -130,22 +127,10 @@ class Progress:
         for name, key in (("failed", "reward_failures"), ("dropped", "groups_dropped"), ("skipped", "skipped_updates")):
             if row.get(key):
                 fields.append(_field(name, str(row[key]), "bold red" if key != "groups_dropped" else "none"))
-        fields.append(self._phases(row["phases"]) if self.kind == "rl" else Text())
+        fields.append(_phases(row["phases"]) if self.kind == "rl" else Text())
         if not self.console.is_terminal and row["step"] < self.total:
             fields.append(_field("ETA", _clock(self._eta())))
         return [field for field in fields if field.plain]
-
-    def _phases(self, phases: Mapping[str, float], *, legend: bool = False) -> Text:
-        """Shares of the step's time as a bar, or its legend; seconds in words where there is no terminal."""
-        shown = {name: s for name, s in phases.items() if s > 0 and s >= 0.01 * sum(phases.values())}
-        if not self.console.is_terminal:
-            return Text(" ".join(f"{name} {s:.2f}s" for name, s in shown.items()))
-        text, total = Text(), sum(shown.values())
-        for i, (name, seconds) in enumerate(shown.items()):
-            glyph, style = GLYPHS[i % len(GLYPHS)], PHASE_STYLE.get(name, "bright_black")
-            text.append(glyph if legend else glyph * round(BAR_CELLS * seconds / total), style)
-            text.append(f" {name} {seconds / total:.0%}  " if legend else "")
-        return text
 
     def _region(self) -> RenderableType:
         """The live region: tasks under way, then the bar of the run."""
@@ -158,7 +143,6 @@ class Progress:
             latest = "" if self.kind == "rl" else f" loss {_number(self._row['loss']):.4f}"
             grid.add_row(bar, Text(f"{self._row['step']}/{self.total}{latest} ETA {_clock(self._eta())}", no_wrap=True))
             rows.append(grid)
-            rows.append(self._phases(self._row["phases"], legend=True))
         return Group(*rows)
 
     def _eta(self) -> float | None:
@@ -166,6 +150,12 @@ class Progress:
         (first, a), (last, b) = self._ends[0], self._ends[-1]
         pace = (last - first) / (b - a) if b > a else _number(self._row["seconds"]) if self._row and b else None
         return None if pace is None else max(0.0, (self.total - b) * pace - (self.clock() - last))
+
+
+def _phases(phases: Mapping[str, float]) -> Text:
+    """Seconds of each phase that takes a hundredth of the step or more."""
+    shown = {name: s for name, s in phases.items() if s > 0 and s >= 0.01 * sum(phases.values())}
+    return Text(" ".join(f"{name} {s:.2f}s" for name, s in shown.items()), "dim")
 
 
 def _field(name: str, value: str, style: str = "none") -> Text:
