@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
+OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "seconds", "bad_rows")
 ASIDE_PHASES = ("evaluate", "checkpoint")
 
 
@@ -26,26 +28,11 @@ def metrics_row(
     update = report.update
     counts = report.counts or RolloutCounts()
     tokens = counts.response_tokens if report.counts else update.trained_tokens
-    row: dict[str, Any] = {
-        "step": report.step,
-        "epoch": report.epoch,
-        "policy_version": report.policy_version,
-        "controllers": report.controllers,
+    row = {
+        **{name: getattr(report, name) for name in OF_THE_STEP},
         **_rollout_numbers(counts),
+        **{name: value for name, value in asdict(update).items() if name != "seconds"},
         "tokens_per_s": tokens / report.seconds if report.seconds > 0 else 0.0,
-        "trained_tokens": update.trained_tokens,
-        "rollout_gap_max": update.rollout_gap_max,
-        "rollout_gap_mean": update.rollout_gap_mean,
-        "kl": update.kl,
-        "kl_ref": update.kl_ref,
-        "entropy": update.entropy,
-        "clip_fraction": update.clip_fraction,
-        "loss": update.loss,
-        "grad_norm": update.grad_norm,
-        "learning_rate": update.learning_rate,
-        "skipped_updates": update.skipped_updates,
-        "bad_rows": report.bad_rows,
-        "seconds": report.seconds,
         "phases": dict(report.phases),
         "overhead": overhead(report),
         "driver_payload_bytes": driver_payload_bytes,
@@ -100,20 +87,12 @@ def _union(spans: Iterable[PhaseSpan]) -> float:
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     scored, responses = max(1, counts.scored), max(1, counts.responses)
     mean = counts.reward_sum / scored
-    return {
+    sums = {name: value for name, value in asdict(counts).items() if not name.endswith(("_sum", "_sums"))}
+    return sums | {
         "reward_mean": mean,
         "reward_std": math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean)),
         "parts": {name: total / scored for name, total in counts.part_sums.items()},
-        "groups": counts.groups,
-        "groups_dropped": counts.groups_dropped,
-        "refills": counts.refills,
-        "responses": counts.responses,
-        "reward_failures": counts.reward_failures,
-        "reward_timeouts": counts.reward_timeouts,
-        "response_tokens": counts.response_tokens,
-        "prompt_tokens": counts.prompt_tokens,
         "response_length_mean": counts.response_tokens / responses,
-        "longest_response": counts.longest_response,
         "truncated": counts.truncated / responses,
     }
 
