@@ -13,6 +13,7 @@ import platform
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -140,11 +141,12 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
         return Finding(name=probe.name, status=missing, detail=detail, remedy=probe.advice or install)
     environ = {**os.environ, **environment("cuda" if cuda else "cpu"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
     try:
         out, err = child.communicate(timeout=probe.limit)
     except subprocess.TimeoutExpired:
-        _kill(child.pid)
+        os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
         detail = f"no answer within {probe.limit:g} s"
         return Finding(name=probe.name, status=bad, detail=detail, remedy="run it again on an idle machine")
@@ -242,11 +244,3 @@ def _pin(package: str) -> str:
         return package
     found = (re.match(rf"{re.escape(package)}==[\w.+]+", line) for line in lines)
     return next((match[0] for match in found if match), package)
-
-
-def _kill(pid: int) -> None:
-    for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
