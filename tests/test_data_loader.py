@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yatt.data.loader import Loader, all_rows, check_rows
+from yatt.data.loader import Loader, check_rows, share_of_rows
 from yatt.data.rows import BadRow
 from yatt.errors import CheckpointError, DataError
 
@@ -195,9 +195,9 @@ def test_rows_are_checked_before_anything_starts():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_evaluation_rows_are_shared_out_once(count):
-    shares = [all_rows(Numbers(7), encode, index=i, count=count, bad_rows="fail")[0] for i in range(count)]
+def test_evaluation_rows_are_shared_out_once(count, caplog):
+    shares = [share_of_rows(Numbers(7), encode, i, count, "fail") for i in range(count)]
     assert sorted(row for share in shares for row in share) == [(i, i) for i in range(7)]
     assert all(index % count == i for i, share in enumerate(shares) for _, index in share)
-    good, bad = all_rows(Numbers(4, torn={2}), encode, index=0, count=2, bad_rows="skip")
-    assert (good, bad.reasons) == ([(0, 0)], ["numbers:3: torn"])
+    assert share_of_rows(Numbers(4, torn={2}), encode, 0, 2, "skip") == [(0, 0)]
+    assert caplog.messages == ["skipped 1 bad evaluation row(s): numbers:3: torn"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
@@ -139,39 +139,38 @@ def check_rows(
 
     Raises DataError naming the first few and their number where `bad_rows` is "fail", or where no row is good.
     """
-    bad, seen = BadRows(), min(limit, len(source))
-    for index in range(seen):
-        try:
-            encode(source.row(index), index, index)
-        except BadRow as error:
-            bad.add(source.origin(index), error)
+    seen = min(limit, len(source))
+    good, bad = _encode_all(source, encode, range(seen))
     if bad.count and bad_rows == "fail":
         raise bad.failure(seen)
-    if bad.count == seen:
+    if not good:
         raise DataError(f"no usable row among the first {seen}: {'; '.join(bad.reasons)}")
     return bad
 
 
-def all_rows(
-    source: RowSource, encode: Encode[T], *, index: int, count: int, bad_rows: Literal["fail", "skip"]
-) -> tuple[list[T], BadRows]:
-    """Controller `index`'s share of every row, once and in order (row i goes to controller i mod count; uid i)."""
-    good, bad = [], BadRows()
-    for row in range(index, len(source), count):
-        try:
-            good.append(encode(source.row(row), row, row))
-        except BadRow as error:
-            bad.add(source.origin(row), error)
+def evaluation_prompts(config: Config, encode: Encode[Prompt], *, index: int, count: int) -> list[Prompt]:
+    """Controller `index`'s share of the held-out prompts (row i goes to controller i mod count; uid i), if any."""
+    source = open_evaluation(config)
+    return [] if source is None else share_of_rows(source, encode, index, count, config.data.bad_rows)
+
+
+def share_of_rows(
+    source: RowSource, encode: Encode[T], index: int, count: int, bad_rows: Literal["fail", "skip"]
+) -> list[T]:
+    """Every `count`-th row from row `index` on, once and in order."""
+    good, bad = _encode_all(source, encode, range(index, len(source), count))
     if bad.count and bad_rows == "fail":
         raise bad.failure()
     if bad.count:
         log.warning("skipped %d bad evaluation row(s): %s", bad.count, "; ".join(bad.reasons))
+    return good
+
+
+def _encode_all(source: RowSource, encode: Encode[T], rows: Iterable[int]) -> tuple[list[T], BadRows]:
+    good, bad = [], BadRows()
+    for row in rows:
+        try:
+            good.append(encode(source.row(row), row, row))
+        except BadRow as error:
+            bad.add(source.origin(row), error)
     return good, bad
-
-
-def evaluation_prompts(config: Config, encode: Encode[Prompt], *, index: int, count: int) -> list[Prompt]:
-    """Controller `index`'s share of the held-out prompts; empty where there are none."""
-    source = open_evaluation(config)
-    if source is None:
-        return []
-    return all_rows(source, encode, index=index, count=count, bad_rows=config.data.bad_rows)[0]
