@@ -130,8 +130,10 @@ class RecordingTrainer:
         self.steps: dict[int, list[list[list[list[Sample]]]]] = {}
         self.done: dict[int, asyncio.Event] = {}
         self.exported: list[int] = []
+        self.awake = True
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport:
+        assert self.awake, "an update needs the ranks awake"
         step = shares[0].step
         done = self.done.setdefault(step, asyncio.Event())
         deliveries = self.delivered.setdefault(step, [])
@@ -147,10 +149,10 @@ class RecordingTrainer:
         return {EVERY_NODE: WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     async def offload(self) -> None:
-        pass
+        self.awake = False
 
     async def onload(self) -> None:
-        pass
+        self.awake = True
 
 
 def merge(deliveries: Sequence[Sequence[Share]]) -> list[list[list[list[Sample]]]]:

@@ -116,8 +116,11 @@ async def test_a_resumed_run_sees_the_prompts_that_an_uninterrupted_one_sees():
     first = World(2, by_seed)
     for step in (1, 2):
         await first.step(step)
-    state = first.controllers[1].state()
-    assert state == first.controllers[0].state()
+    await asyncio.gather(*(c.stage.enter("rollout") for c in first.controllers))  # as an evaluation leaves it
+    states = await asyncio.gather(*(c.state() for c in first.controllers))
+    assert states[0] == states[1]
+    state = states[0]
+    assert first.trainer.awake, "what only training needs is saved too: the ranks must have it back"
     second = World(3, by_seed)
     await asyncio.gather(*(c.restore(state) for c in second.controllers))
     assert [g.served for g in second.generators] == [2, 2]

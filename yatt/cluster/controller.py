@@ -183,7 +183,7 @@ class ControllerActor:
             raise first_error(group) from group
 
     async def state(self) -> dict[str, Any]:
-        return self._controller.state()
+        return await self._controller.state()
 
     async def restore(self, state: dict[str, Any]) -> None:
         await self._controller.restore(state)

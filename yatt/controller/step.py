@@ -124,8 +124,10 @@ class Controller:
         await self.stage.enter("train")
         await self.publisher.publish(self.desk.version)
 
-    def state(self) -> dict[str, Any]:
-        """What a resumed run needs of the controllers, in global terms: the same on all of them."""
+    async def state(self) -> dict[str, Any]:
+        """What a resumed run needs of the controllers, in global terms: the same on all of them. The ranks are awake
+        afterwards, so that they can save what they hold."""
+        await self.stage.enter("train")
         return self.desk.state()
 
 
@@ -152,7 +154,7 @@ class SftController:
     async def restore(self, state: dict[str, Any]) -> None:
         self.desk.restore(state)
 
-    def state(self) -> dict[str, Any]:
+    async def state(self) -> dict[str, Any]:
         return self.desk.state()
 
 

@@ -70,11 +70,6 @@ class MegatronRank:
     def dp_size(self) -> int:
         return self._started.learner.groups.dp.size()
 
-    @property
-    def is_model_parallel_writer(self) -> bool:
-        """True on the first rank of each data-parallel replica: one of them has every weight `export` yields."""
-        return self._started.learner.groups.tp.rank() == 0 and self._started.learner.groups.pp.rank() == 0
-
     def update(self, shares: Sequence[Share]) -> UpdateReport:
         """Collective. Every optimizer update of one step from all controllers' shares for this `dp_rank`."""
         return self._started.learner.run(shares)
