@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from yatt.config.facts import tensor_shapes
 from yatt.errors import BackendError
 from yatt.types import WeightManifest
 from yatt.weights import check_names, read, verify, writer_for
 from yatt.weights.flat import remove_stale
-from yatt.weights.folder import shapes
 
 KINDS = ("shm", "disk")
 
@@ -156,7 +156,7 @@ def test_only_files_of_dead_writers_are_removed(tmp_path):
 def test_names_and_shapes_are_those_of_the_model(tmp_path):
     writer = writer_for("disk", tmp_path, "t")
     manifest = writer.write([("a", torch.zeros(2, 3)), ("b", torch.zeros(4))], 0)
-    expected = shapes(manifest.path)
+    expected = tensor_shapes(manifest.path)
     assert expected == {"a": (2, 3), "b": (4,)}
     check_names(manifest, expected, tied=False)
     check_names(manifest, expected | {"lm_head.weight": (9, 9)}, tied=True)

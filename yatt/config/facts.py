@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
-import struct
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from yatt.errors import ConfigError
 
@@ -29,20 +29,16 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """Sizes of a model. `embedding_rows` and `parameters` are the weight files', the rest is config.json's."""
+    """Sizes of a model. `embedding_rows` is the weight files', the rest is config.json's."""
 
-    architecture: str
     hidden_size: int
     intermediate_size: int
     layers: int
     heads: int
     kv_heads: int
-    head_size: int
     vocab_size: int
-    embedding_rows: int
-    tied: bool
     max_positions: int
-    parameters: int
+    embedding_rows: int
 
 
 def model_facts(path: str, setting: str = "model.path") -> ModelFacts:
@@ -62,25 +58,19 @@ def model_facts(path: str, setting: str = "model.path") -> ModelFacts:
     wrong = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if wrong:
         raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    tied = bool(config.get("tie_word_embeddings", False))
     shapes = _weights(folder, setting)
-    for name in (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
+    for name in (_EMBEDDING,) if config.get("tie_word_embeddings") else (_EMBEDDING, _HEAD):
         if name not in shapes:
             raise ConfigError(f"{setting}={path}: its weight files have no {name}; save the model with save_pretrained")
     return ModelFacts(
-        architecture=architecture,
-        hidden_size=hidden,
+        hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or hidden // heads,
+        heads=config["num_attention_heads"],
+        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         vocab_size=config["vocab_size"],
-        embedding_rows=shapes[_EMBEDDING][0],
-        tied=tied,
         max_positions=config["max_position_embeddings"],
-        parameters=sum(math.prod(shape) for name, shape in shapes.items() if not (tied and name == _HEAD)),
+        embedding_rows=shapes[_EMBEDDING][0],
     )
 
 
@@ -126,35 +116,26 @@ def _read_json(file: Path, setting: str) -> dict[str, Any]:
     return content
 
 
-def _weights(folder: Path, setting: str) -> dict[str, list[int]]:
-    """The shape of every tensor. Raises ConfigError where a file is missing or shorter or longer than it says."""
-    files = sorted(folder.glob("*.safetensors"))
+def _weights(folder: Path, setting: str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor. Raises ConfigError where a file is missing or torn."""
+    files = {file.name for file in folder.glob("*.safetensors")}
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        wanted = set(_read_json(index, setting).get("weight_map", {}).values())
-        missing = sorted(wanted - {file.name for file in files})
+        missing = sorted(set(_read_json(index, setting).get("weight_map", {}).values()) - files)
         if missing:
             raise ConfigError(f"{setting}={folder}: weight file(s) missing: {', '.join(missing)}")
     if not files:
         raise ConfigError(f"{setting}={folder}: no *.safetensors weights; save the model with save_pretrained")
-    shapes: dict[str, list[int]] = {}
-    for file in files:
-        shapes |= _header(file, setting)
-    return shapes
+    return tensor_shapes(str(folder), setting)
 
 
-def _header(file: Path, setting: str) -> dict[str, list[int]]:
-    """Layout: https://huggingface.co/docs/safetensors: a u64 length, a JSON header of that length, the data."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, size)))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        shapes = {name: entry["shape"] for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f"{setting}={file.parent}: {file.name} is not a safetensors file; copy it again") from None
-    if end != size:
-        raise ConfigError(f"{setting}={file.parent}: {file.name} has {size} bytes but says {end}; copy it again")
-    return shapes
+def tensor_shapes(path: str, setting: str = "model.path") -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a Hugging Face folder, from the headers of its safetensors files."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{setting}={path}: {file.name} cannot be read: {error}; copy it again") from None
+    return found

@@ -21,11 +21,11 @@ from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.executor import Executor
 
+from yatt.config.facts import tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.types import Finish, SamplingParams, WeightManifest
 from yatt.weights import check_names, verify
-from yatt.weights.folder import shapes
 
 Device = Literal["cpu", "cuda"]
 
@@ -81,7 +81,7 @@ class Engine:
         self._executor = self._core.engine_core.model_executor
         self._on_cpu = device == "cpu"
         self._sleeps = config.sleep
-        self._shapes = shapes(model)
+        self._shapes = tensor_shapes(model)
         self._tied = bool(json.loads((Path(model) / "config.json").read_text()).get("tie_word_embeddings", False))
 
     def add(

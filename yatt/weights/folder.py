@@ -99,12 +99,3 @@ def read(manifest: WeightManifest) -> Iterator[tuple[str, torch.Tensor]]:
             yield entry.name, tensor
     except (OSError, SafetensorError, ValueError) as error:
         raise BackendError(f"weights: {folder} cannot be read: {error}") from error
-
-
-def shapes(model: str | Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a Hugging Face folder, from the headers of its safetensors files."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(Path(model).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118
-    return found
