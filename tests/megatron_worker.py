@@ -51,8 +51,8 @@ def _save_failing(trainer: MegatronRank, path: str, rank: int, limit: int) -> tu
     return "saved", path
 
 
-def _coordinates(trainer: MegatronRank) -> tuple[int, int, bool]:
-    return trainer.dp_rank, trainer.dp_size, trainer.is_model_parallel_writer
+def _coordinates(trainer: MegatronRank) -> tuple[int, int]:
+    return trainer.dp_rank, trainer.dp_size
 
 
 ACTIONS = {

@@ -62,12 +62,12 @@ def test_every_rank_reports_the_same_and_knows_its_place(folder: str) -> None:
     script = [("coordinates",), ("update", shares(make_samples(0), 2)), ("export",)]
     results = play(4, config(folder, tp=2), script)
     # Tensor-parallel neighbours first, then replicas.
-    assert [r[0] for r in results] == [(0, 2, True), (0, 2, False), (1, 2, True), (1, 2, False)]
+    assert [r[0] for r in results] == [(0, 2), (0, 2), (1, 2), (1, 2)]
     reports = [replace(r[1], seconds={}) for r in results]
     assert all(report == reports[0] for report in reports)
     assert all(same(r[2], results[0][2]) for r in results)
     stages = play(2, config(folder, pp=2), [("coordinates",)])
-    assert [r[0] for r in stages] == [(0, 1, True), (0, 1, False)]
+    assert [r[0] for r in stages] == [(0, 1), (0, 1)]
 
 
 def test_micro_batches_change_nothing(folder: str) -> None:
