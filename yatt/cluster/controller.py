@@ -28,9 +28,9 @@ from yatt.controller.rollouter import Responder, Rollouter
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, SftController
-from yatt.data.loader import Loader, all_rows
+from yatt.data.loader import Loader, evaluation_prompts
 from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
-from yatt.data.source import open_evaluation, open_source
+from yatt.data.source import open_source
 from yatt.placement.plan import colocated, resident
 from yatt.protocols import Peers
 from yatt.reward.pool import FunctionScorer
@@ -127,10 +127,9 @@ class ControllerActor:
     def _evaluation(self, encode: PromptEncoder, responder: Responder, peers: Peers, stage: Stage) -> Evaluator | None:
         """The evaluator of this controller's share of the held-out rows, where there are any."""
         config = self._config
-        held_out = open_evaluation(config)
-        if held_out is None:
+        if config.evaluate.path is None and config.evaluate.size is None:
             return None
-        prompts, _ = all_rows(held_out, encode, index=self._index, count=self._count, bad_rows=config.data.bad_rows)
+        prompts = evaluation_prompts(config, encode, index=self._index, count=self._count)
         return Evaluator(
             prompts=prompts,
             responder=responder,
