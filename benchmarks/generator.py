@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import statistics
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -42,26 +41,15 @@ def _plain_model(folder: str) -> PreTrainedModel:
 def plain_generate(folder: str, tokens: np.ndarray, length: int) -> int:
     """Sample from the whole distribution at temperature 1; how many tokens that gave."""
     prompts = torch.from_numpy(tokens).long().to(DEVICE)
-    drawn = _plain_model(folder).generate(
-        prompts,
-        attention_mask=torch.ones_like(prompts),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=length,
-    )
+    whole = dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, attention_mask=torch.ones_like(prompts))
+    drawn = _plain_model(folder).generate(prompts, max_new_tokens=length, **whole)
     return drawn.shape[0] * (drawn.shape[1] - prompts.shape[1])
 
 
-def requests(prompts: np.ndarray, lengths: list[int]) -> list[Request]:
-    """The same prompts for ours, each with the length of its response."""
-    return [
-        Request(
-            key=SampleKey(i // SIBLINGS, i % SIBLINGS), tokens=tokens, params=SamplingParams(max_tokens=length), seed=i
-        )
-        for i, (tokens, length) in enumerate(zip(prompts, lengths, strict=True))
-    ]
+def request(i: int, tokens: np.ndarray, length: int) -> Request:
+    """The i-th prompt for ours, with the length of its response."""
+    key, params = SampleKey(i // SIBLINGS, i % SIBLINGS), SamplingParams(max_tokens=length)
+    return Request(key=key, tokens=tokens, params=params, seed=i)
 
 
 async def vllm_generate(generator: VllmGenerator, asked: list[Request]) -> None:
@@ -89,17 +77,12 @@ def measure(quick: bool) -> dict[str, Any]:
 
         results = []
         for name, lengths in (("equal", [longest] * sequences), ("mixed", mixed)):
-            asked = requests(prompts, lengths)
-            seconds = alternate(rounds, yatt=lambda a=asked: loop.run(vllm_generate(generator, a)), plain=plain)
+            asked = [request(i, *pair) for i, pair in enumerate(zip(prompts, lengths, strict=True))]
+            seconds = alternate(rounds, yatt=lambda a=asked: loop.run(vllm_generate(generator, a)), hugging_face=plain)
             results.append(
-                {
-                    "lengths": name,
-                    "sequences": sequences,
-                    "tokens": sum(lengths),
-                    "yatt_tokens_per_s": significant(sum(lengths) / statistics.median(seconds["yatt"])),
-                    "hugging_face_tokens_per_s": significant(sum(lengths) / statistics.median(seconds["plain"])),
-                    **ratio(seconds["plain"], seconds["yatt"]),
-                }
+                {"lengths": name, "sequences": sequences, "tokens": sum(lengths)}
+                | {f"{side}_tokens_per_s": significant(sum(lengths) / median(s)) for side, s in seconds.items()}
+                | ratio(seconds["hugging_face"], seconds["yatt"])
             )
         moves = phases(loop, generator, asked, folder, rounds)
         loop.run(generator.close())
@@ -132,15 +115,9 @@ def phases(
 
 
 def _generator(folder: str) -> VllmGenerator:
-    return VllmGenerator(
-        model=folder,
-        config=RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20}),
-        context_length=toy.CONTEXT,
-        dtype="float32",
-        device=DEVICE,
-        seed=0,
-        stop_token_ids=(NEVER,),
-    )
+    config = RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20})
+    settings = dict(context_length=toy.CONTEXT, dtype="float32", device=DEVICE, seed=0, stop_token_ids=(NEVER,))
+    return VllmGenerator(model=folder, config=config, **settings)
 
 
 if __name__ == "__main__":

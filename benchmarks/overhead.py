@@ -23,10 +23,8 @@ def measure(quick: bool, run: str = "runs/quickstart") -> dict[str, Any]:
     phases: Counter[str] = Counter()
     for row in rows:
         phases.update(row["phases"])
-    aside = {name: seconds for name, seconds in phases.items() if name.split("/")[0] in ASIDE_PHASES}
-    step_seconds = [
-        row["seconds"] - sum(seconds for name, seconds in row["phases"].items() if name in aside) for row in rows
-    ]
+    aside = {name for name in phases if name.split("/")[0] in ASIDE_PHASES}
+    step_seconds = [row["seconds"] - sum(row["phases"].get(name, 0.0) for name in aside) for row in rows]
     total = sum(step_seconds)
     outside = sum(row["overhead"] * seconds for row, seconds in zip(rows, step_seconds, strict=True))
     return {
@@ -36,9 +34,7 @@ def measure(quick: bool, run: str = "runs/quickstart") -> dict[str, Any]:
         "median_step_seconds": significant(statistics.median(step_seconds)),
         "share_outside_work": significant(outside / total),
         "largest_share_outside_work": significant(max(row["overhead"] for row in rows)),
-        "phase_shares": {
-            name: significant(seconds / total) for name, seconds in phases.most_common() if name not in aside
-        },
+        "phase_shares": {name: significant(s / total) for name, s in phases.most_common() if name not in aside},
         "driver_payload_bytes": sum(row["driver_payload_bytes"] for row in rows),
     }
 

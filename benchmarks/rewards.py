@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,15 @@ from benchmarks.common import alternate, main, median, ratio, significant
 from examples.quickstart.reward import addition
 from yatt.config.schema import RewardConfig
 from yatt.reward.pool import FunctionScorer
-from yatt.types import Prompt, Trajectory
+from yatt.types import Completion, Prompt, SampleKey, Trajectory
 
 
-def trajectories(count: int) -> list[Trajectory]:
-    """Worked answers like the quickstart's, all right. A reward sees only their text."""
-    column, made = np.zeros(43, dtype=np.float32), []
-    for a in range(count):
-        prompt = Prompt(uid=a, row=a, text=f"{a}+100=", tokens=column[:8].astype(np.int32), answer=str(a + 100))
-        made.append(
-            Trajectory(
-                prompt=prompt,
-                sibling=0,
-                tokens=column.astype(np.int32),
-                loss_mask=column < 0,
-                rollout_logprobs=column,
-                spans=(),
-                finish="stop",
-                text=f"<think>3+7+0=10,8+6+1=15,5+7+1=13</think><answer>{a + 100}</answer>",
-            )
-        )
-    return made
+def trajectory(a: int) -> Trajectory:
+    """A worked answer like the quickstart's, and right. A reward sees only text."""
+    tokens, none = np.zeros(8, dtype=np.int32), np.zeros(8, dtype=np.float32)
+    prompt = Prompt(uid=a, row=a, text=f"{a}+100=", tokens=tokens, answer=str(a + 100))
+    drawn = Completion(key=SampleKey(a, 0), tokens=tokens, rollout_logprobs=none, spans=(), finish="stop")
+    return Trajectory.single_turn(prompt, drawn, f"<think>3+7+0=10,8+6+1=15,5+7+1=13</think><answer>{a + 100}</answer>")
 
 
 def in_process(batch: list[Trajectory]) -> list[dict[str, float]]:
@@ -48,12 +37,11 @@ def measure(quick: bool) -> dict[str, Any]:
         loop.run(scorer.start())
         started = time.perf_counter() - start
         for size in sizes:
-            batch = trajectories(size)
+            batch = [trajectory(a) for a in range(size)]
             if [s.value for s in loop.run(scorer.score(batch))] != [r["reward"] for r in in_process(batch)]:
                 raise RuntimeError("the pool and the plain call disagree")
-            seconds = alternate(
-                rounds, pool=lambda b=batch: loop.run(scorer.score(b)), plain=lambda b=batch: in_process(b)
-            )
+            pool, plain = (lambda b=batch: loop.run(scorer.score(b))), partial(in_process, batch)
+            seconds = alternate(rounds, pool=pool, plain=plain)
             added = [p - q for p, q in zip(seconds["pool"], seconds["plain"], strict=True)]
             results.append(
                 {

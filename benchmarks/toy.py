@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from examples.quickstart import prepare
-from yatt.types import Denominator, Sample, SampleKey
+from yatt.types import Sample, SampleKey
 
 CONTEXT = 64
 
@@ -34,18 +34,7 @@ def samples(count: int) -> list[Sample]:
         question = words(prepare.prompt(a, b))["input_ids"]
         answer = words(prepare.response(a, b, worked=True))["input_ids"]
         tokens = np.array([*question, *answer, words.eos_token_id], dtype=np.int32)
-        made.append(
-            Sample(
-                key=SampleKey(uid, 0),
-                tokens=tokens,
-                loss_mask=np.arange(len(tokens)) >= len(question),
-                rollout_logprobs=np.zeros(len(tokens), dtype=np.float32),
-                advantage=float(random.normal()),
-            )
-        )
+        mask, logprobs = np.arange(len(tokens)) >= len(question), np.zeros(len(tokens), dtype=np.float32)
+        sample = dict(key=SampleKey(uid, 0), tokens=tokens, loss_mask=mask, rollout_logprobs=logprobs)
+        made.append(Sample(**sample, advantage=float(random.normal())))
     return made
-
-
-def denominator(samples: list[Sample]) -> Denominator:
-    """What their loss is divided by."""
-    return Denominator(tokens=sum(s.trained_tokens for s in samples), sequences=len(samples))

@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks import toy
 from benchmarks.common import DEVICE, alternate, main, median, ratio
-from yatt.config.schema import Config
+from yatt.config.schema import AlgorithmConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
 from yatt.training.megatron.rank import MegatronRank
-from yatt.types import Sample, Share
+from yatt.types import Denominator, Sample, Share
 
 RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
@@ -60,16 +60,11 @@ def _padded(columns: list[Any]) -> torch.Tensor:
 
 
 def _rank(folder: str, algorithm: str) -> MegatronRank:
+    optimizer = OptimizerConfig(learning_rate=RATE, betas=BETAS, clip_grad=CLIP)
     config = Config(
-        **{
-            "model": {"path": folder, "dtype": "float32", "context_length": toy.CONTEXT},
-            "algorithm": {"name": algorithm, "clip_low": CLIP_LOW, "clip_high": CLIP_HIGH},
-            "train": {
-                "steps": 1000,
-                "batch_size": 1,
-                "optimizer": {"learning_rate": RATE, "betas": BETAS, "clip_grad": CLIP},
-            },
-        }
+        model=ModelConfig(path=folder, dtype="float32", context_length=toy.CONTEXT),
+        algorithm=AlgorithmConfig(name=algorithm, clip_low=CLIP_LOW, clip_high=CLIP_HIGH),
+        train=TrainConfig(steps=1000, batch_size=1, optimizer=optimizer),
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -78,7 +73,7 @@ def _rank(folder: str, algorithm: str) -> MegatronRank:
 
 
 def _share(samples: list[Sample]) -> list[Share]:
-    total = toy.denominator(samples)
+    total = Denominator(tokens=sum(s.trained_tokens for s in samples), sequences=len(samples))
     return [Share(step=0, controller=0, updates=((tuple(samples),),), denominators=(total,))]
 
 
@@ -97,16 +92,12 @@ def measure(quick: bool) -> dict[str, Any]:
                     ours, theirs = rank.update(shares).grad_norm, plain.update(samples)
                     if abs(ours - theirs) > 1e-3 * theirs:
                         raise RuntimeError(f"{algorithm}: gradient norms {ours} and {theirs}: not the same work")
-                seconds = alternate(rounds, yatt=partial(rank.update, shares), plain=partial(plain.update, samples))
+                ours, theirs = partial(rank.update, shares), partial(plain.update, samples)
+                seconds = alternate(rounds, yatt=ours, hugging_face=theirs)
                 results.append(
-                    {
-                        "algorithm": algorithm,
-                        "sequences": size,
-                        "tokens": sum(len(s.tokens) for s in samples),
-                        "yatt_ms": median(seconds["yatt"], 1e3),
-                        "hugging_face_ms": median(seconds["plain"], 1e3),
-                        **ratio(seconds["yatt"], seconds["plain"]),
-                    }
+                    {"algorithm": algorithm, "sequences": size, "tokens": sum(len(s.tokens) for s in samples)}
+                    | {f"{side}_ms": median(s, 1e3) for side, s in seconds.items()}
+                    | ratio(seconds["yatt"], seconds["hugging_face"])
                 )
             rank.close()
     return {"ratio_of": "time per update, YATT / Hugging Face", "rounds": rounds, "results": results}
