@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
 from yatt.config.schema import AlgorithmConfig, Config, RolloutConfig
+from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
 
 
@@ -37,7 +38,7 @@ def check(config: Config) -> list[str]:
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
     sft = config.algorithm.name == "sft"
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset, sft=sft)
-    for rule in (_model, _layout, _lengths, _batch, _algorithm, _optimizer, _data, _reward, _devices):
+    for rule in (_model, _layout, _lengths, _batch, _algorithm, _optimizer, _data, _reward, _devices, _trackers):
         mistakes += rule(case)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -204,6 +205,8 @@ def _data(case: Case) -> Iterator[str]:
                 yield f"{setting}={name}: no such file or folder, from {os.getcwd()}"
     if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
         yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
+    elif evaluate.size and evaluate.path is None and not data.tasks:
+        yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
 
@@ -234,6 +237,13 @@ def _devices(case: Case) -> Iterator[str]:
         yield "cluster.device=cuda but this machine shows no GPU; use cpu or auto, or mend CUDA_VISIBLE_DEVICES"
     elif cluster.device != "cpu" and case.gpus and (cluster.slots or 0) > case.gpus:
         yield f"cluster.slots={cluster.slots} is over the {case.gpus} GPU(s) of this machine; use at most {case.gpus}"
+
+
+def _trackers(case: Case) -> Iterator[str]:
+    try:
+        check_trackers(case.config.log.trackers)
+    except ConfigError as error:
+        yield str(error)
 
 
 def _warnings(case: Case) -> Iterator[str]:
