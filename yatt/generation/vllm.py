@@ -7,12 +7,10 @@ two steps, and the tokens so far of an aborted request are known here.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import gc
 import json
-import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -121,22 +119,19 @@ class VllmGenerator:
         self._stop_token_ids = stop_token_ids or end_tokens(model)
         self._tokenizer: Tokenizer | None = None
         self._engine: Engine
-        self._thread: threading.Thread | None = None
-        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], concurrent.futures.Future[Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._thread: ThreadPoolExecutor | None = None
         self._running: dict[str, Running] = {}
         self._next_id = 0
         self._version = 0
         self._paused = False
         self._asleep = False
+        self._stepping = False
         self._failure: BackendError | None = None
         self.tokens_sampled = 0
 
     async def start(self) -> None:
         """Import vLLM and load the model. The process must have been started with `environment(device)`."""
-        self._thread = threading.Thread(target=self._work, name="vllm", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         await self._call(self._build)
 
     # The asyncio side.
@@ -157,7 +152,7 @@ class VllmGenerator:
                 yield ended
         finally:
             if pending and self._thread is not None:
-                self._post(self._forsake, stream)
+                self._thread.submit(self._obey, self._forsake, stream)
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
         await self._call(self._abort, frozenset(keys))
@@ -185,13 +180,14 @@ class VllmGenerator:
             return
         if self._failure is None:
             await self._call(self._close)
-        self._commands.put(None)
-        await asyncio.to_thread(self._thread.join, PATIENCE)
+        await asyncio.to_thread(self._thread.shutdown)
         self._thread = None
 
     async def _call(self, action: Callable[..., R], *arguments: Any) -> R:
         """Run `action` on the engine's thread, between two steps."""
-        future = self._post(action, *arguments)
+        if self._thread is None:
+            raise BackendError(f"the vLLM generator of {self._model} is not running: it was not started, or closed")
+        future = self._thread.submit(self._obey, action, *arguments)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
         except TimeoutError:
@@ -199,38 +195,32 @@ class VllmGenerator:
                 f"vLLM's thread ({self._model}) did not come to {action.__name__.strip('_')} in {PATIENCE:.0f} s"
             ) from None
 
-    def _post(self, action: Callable[..., R], *arguments: Any) -> concurrent.futures.Future[R]:
-        if self._thread is None:
-            raise BackendError(f"the vLLM generator of {self._model} is not running: it was not started, or closed")
-        future: concurrent.futures.Future[R] = concurrent.futures.Future()
-        self._commands.put((lambda: action(*arguments), future))
-        return future
-
     # The engine's thread. Everything below runs on it, one thing at a time.
 
-    def _work(self) -> None:
-        while True:
-            busy = bool(self._running) and not self._paused and self._failure is None
-            if not busy or not self._commands.empty():
-                command = self._commands.get()
-                if command is None:
-                    return
-                self._obey(*command)
-            else:
-                try:
-                    self._step()
-                except Exception as error:
-                    self._fail("sampling", error)
+    def _obey(self, action: Callable[..., R], *arguments: Any) -> R:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return action(*arguments)
+        finally:
+            self._go_on()
 
-    def _obey(self, action: Callable[[], Any], future: concurrent.futures.Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
+    def _go_on(self) -> None:
+        """Queue the next step, behind whatever was asked for in the meantime."""
+        if self._running and not self._paused and not self._stepping:
+            assert self._thread is not None
+            self._stepping = True
+            self._thread.submit(self._work)
+
+    def _work(self) -> None:
+        self._stepping = False
+        if not self._running or self._paused:
             return
         try:
-            if self._failure is not None:
-                raise self._failure
-            future.set_result(action())
+            self._step()
         except Exception as error:
-            future.set_exception(error)
+            self._fail("sampling", error)
+        self._go_on()
 
     def _build(self) -> None:
         # Collecting garbage over and over is a third of what importing vLLM costs, and finds none.
