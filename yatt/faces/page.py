@@ -33,10 +33,6 @@ svg text.x{text-anchor:middle}svg text.unit{text-anchor:start}
 output{position:absolute;top:40px;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;
 padding:5px 9px;font-size:12px;line-height:1.45;white-space:pre;
 display:none;font-variant-numeric:tabular-nums;z-index:1}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:7px 14px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{font-size:12px;color:var(--dim);font-weight:600}
-tr:last-child td{border-bottom:0}th:first-child,td:first-child{text-align:left}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr));gap:0 22px;padding:14px 16px;margin-bottom:14px}
 @media(max-width:640px){.tile{padding:9px 12px}.tile b{font-size:17px}
 .pair{grid-template-columns:minmax(0,1fr);gap:14px}}

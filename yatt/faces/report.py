@@ -16,7 +16,6 @@ from yatt.faces.rundir import RunDirectory, replace_text
 from yatt.faces.trajectories import first_and_last
 
 Row = Mapping[str, Any]
-MOST_EVALUATIONS = 60
 FROM_ZERO = {"zero": True}
 LARGEST = ("longest_response", "rollout_gap_max")
 CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
@@ -55,7 +54,6 @@ def write_report(run_dir: Path) -> Path:
         _tiles(config, rows),
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
-        _section("Evaluations", _evaluations([row for row in rows if "evaluation" in row])),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
         _section("Rollouts, first and last", first_and_last(run.samples, "step")),
         _section(
@@ -174,27 +172,6 @@ def _parts_chart(rows: Sequence[Row]) -> str:
     points = {n: [(r["step"], r["parts"][n]) for r in rows if r["parts"].get(n) is not None] for n in names}
     series = [Series(name=name, points=line) for name, line in points.items()]
     return line_chart("Parts of the reward", "mean over responses", series, zero=True)
-
-
-def _evaluations(rows: Sequence[Row]) -> str:
-    if not rows:
-        return ""
-    every = -(-len(rows) // MOST_EVALUATIONS)
-    shown = [row for i, row in enumerate(rows) if i % every == 0 or i == len(rows) - 1]
-    tables = []
-    for row in shown:
-        e = row["evaluation"]
-        cells = {"step": str(row["step"]), "prompts": str(e["prompts"])}
-        for mode in ("greedy", "sampled"):
-            cells[mode] = "-" if row.get(f"accuracy_{mode}") is None else percent(row[f"accuracy_{mode}"])
-        cells |= {f"pass@{k}": percent(v) for k, v in e["pass_at_k"].items() if k != "1"}
-        cells |= {f"{name} (sampled)": number(v) for name, v in e["parts_sampled"].items() if v is not None}
-        tables.append(cells | {"mean tokens": number(e["response_tokens_mean"]), "failures": str(e["failures"])})
-    names = list(dict.fromkeys(name for cells in tables for name in cells))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    lines = ("".join(f"<td>{cells.get(name, '-')}</td>" for name in names) for cells in tables)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="card scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _section(title: str, body: str) -> str:
