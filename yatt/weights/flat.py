@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +20,6 @@ from yatt.types import TensorEntry, WeightManifest
 
 ALIGNMENT = 64
 PREFIX = "yatt-"
-_numbers = itertools.count()
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
@@ -115,15 +115,13 @@ def remove_stale(directory: str | Path) -> list[Path]:
 
 def _create(directory: Path, token: str) -> tuple[BinaryIO, Path]:
     """A new locked, empty file. Its lock goes with the process, so a pid reused by another one misleads nobody."""
-    while True:
-        path = directory / f"{PREFIX}{token}-{os.getpid()}-{next(_numbers)}.weights"
-        try:
-            file = open(path, "x+b")  # noqa: SIM115  (closed by FlatWriter.close)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise BackendError(f"weights: {path} cannot be created: {error}") from error
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            return file, path
-        file.close()  # another process cleaned up between our open and our lock
+    try:
+        handle, name = tempfile.mkstemp(prefix=f"{PREFIX}{token}-{os.getpid()}-", suffix=".weights", dir=directory)
+    except OSError as error:
+        raise BackendError(f"weights: no file can be made in {directory}: {error}") from error
+    file, path = open(handle, "r+b"), Path(name)  # noqa: SIM115  (closed by FlatWriter.close)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    if path.exists():
+        return file, path
+    file.close()  # another process cleaned up between our open and our lock
+    return _create(directory, token)
