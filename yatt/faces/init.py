@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from yatt.config.facts import ModelFacts, local_gpus, model_facts
-from yatt.config.load import REQUIRED, Setting, describe
+from yatt.config.load import REQUIRED, describe
 from yatt.errors import ConfigError
 
 TRAIN_ROWS, EVAL_ROWS = 200, 40
@@ -105,35 +105,24 @@ def _chosen(name: str, model: str, facts: ModelFacts) -> dict[str, Any]:
 def config_text(chosen: Mapping[str, Any]) -> str:
     """A config of the chosen settings, with every other one in a comment: its default, and what it is for."""
     lines = ["# Settings. A line behind # shows a default. Paths are relative to where yatt is run."]
-    open_sections: tuple[str, ...] = ()
+    last: list[str] = []
     for setting in describe():
-        *sections, key = _place(setting.name)
-        shared = 0
-        while shared < min(len(sections), len(open_sections)) and sections[shared] == open_sections[shared]:
-            shared += 1
-        if not shared:
+        # A setting of an item of a list or mapping stands behind that list's name.
+        head, mark, tail = re.fullmatch(r"(.*?)(\[\]\.|\.NAME\.|$)(.*)", setting.name).groups()
+        *sections, key = head.split(".")
+        if sections[:1] != last[:1]:
             lines.append("")
-        lines += [f"{'  ' * depth}{sections[depth]}:" for depth in range(shared, len(sections))]
-        open_sections = tuple(sections)
-        lines.append("  " * len(sections) + _line(setting, key, chosen))
+        for depth, section in enumerate(sections):
+            if sections[: depth + 1] != last[: depth + 1]:
+                lines.append(f"{'  ' * depth}{section}:")
+        last = sections
+        value = chosen.get(setting.name, setting.default)
+        shown = "(required)" if value == REQUIRED else _yaml(value)
+        off = "" if setting.name in chosen else "# "
+        lines.append(
+            f"{'  ' * len(sections)}{off}{key}{mark}{tail}: {shown}  # {setting.description} [{setting.takes}]"
+        )
     return "\n".join(lines) + "\n"
-
-
-def _place(name: str) -> list[str]:
-    """Where a setting is written: its sections, then its key. An item of a list or mapping stands behind its name."""
-    for mark in ("[].", ".NAME."):
-        if mark in name:
-            head, _, tail = name.partition(mark)
-            *sections, key = head.split(".")
-            return [*sections, f"{key}{mark}{tail}"]
-    return name.split(".")
-
-
-def _line(setting: Setting, key: str, chosen: Mapping[str, Any]) -> str:
-    value = chosen.get(setting.name, setting.default)
-    shown = "(required)" if value == REQUIRED else _yaml(value)
-    about = f"{setting.description} [{setting.takes}]".strip()
-    return f"{'' if setting.name in chosen else '# '}{key}: {shown}  # {about}"
 
 
 def _yaml(value: Any) -> str:
