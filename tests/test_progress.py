@@ -34,7 +34,7 @@ def make(total, kind="rl", *, terminal=False, width=100, **options):
 def test_without_a_terminal_every_step_is_one_plain_line():
     progress, out, clock = make(3, width=20)
     with progress:
-        progress.phase("engine 0", "loading", "weights")
+        progress.phase("engine 0", "loading")
         clock.now += 12.3
         progress.phase("engine 0", "ready")
         progress.warn("2 rows skipped")
@@ -43,7 +43,7 @@ def test_without_a_terminal_every_step_is_one_plain_line():
             progress.step(row(step, reward_failures=int(step == 2)))
         progress.finish(["report  runs/a/report.html", "next    yatt eval runs/a"])
     assert out.getvalue().splitlines() == [
-        "  engine 0: loading (weights)",
+        "  engine 0: loading",
         "  engine 0: ready, 12.3 s",
         "warning: 2 rows skipped",
         "step 1/3  reward 0.500  kl 1.2e-06  len 17/60  tok/s 3.5k  2.00 s  rollout 1.50s train 0.50s  ETA 0:04",

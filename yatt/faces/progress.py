@@ -21,7 +21,6 @@ from rich.table import Table
 from rich.text import Text
 
 DONE = ("done", "ready")
-FAILED = ("failed",)
 LINE_SECONDS = 5.0
 
 
@@ -38,7 +37,7 @@ class Progress:
     ) -> None:
         self.total, self.kind, self.clock = total_steps, kind, clock
         self.console = console or Console(highlight=False)
-        self._running: dict[str, tuple[float, str]] = {}
+        self._running: dict[str, float] = {}
         self._row: Mapping[str, Any] | None = None
         self._ends: deque[tuple[float, int]] = deque(maxlen=20)
         self._last_line = -LINE_SECONDS
@@ -56,19 +55,16 @@ class Progress:
     ) -> None:
         self._live.stop()
 
-    def phase(self, name: str, state: str, detail: str = "") -> None:
-        """A named startup task is now in `state`: one of `DONE` or `FAILED` ends it, any other is under way."""
-        started, last = self._running.get(name, (self.clock(), ""))
-        said = f"{name}: {state}" + (f" ({detail})" if detail else "")
-        if state in DONE or state in FAILED:
-            self._running.pop(name, None)
-            mark, style = ("✓", "green") if state in DONE else ("✗", "bold red")
-            mark = f"{mark} " if self.console.is_terminal else "  "
-            self._print(Text.assemble((mark, style), said, (f", {self.clock() - started:.1f} s", "dim")))
-        else:
-            self._running[name] = (started, said)
-            if not self.console.is_terminal and said != last:
-                self._print(Text(f"  {said}"))
+    def phase(self, name: str, state: str) -> None:
+        """A named startup task is now in `state`: one of `DONE` ends it, any other is under way."""
+        if state in DONE:
+            took = self.clock() - self._running.pop(name, self.clock())
+            mark = ("✓ ", "green") if self.console.is_terminal else "  "
+            self._print(Text.assemble(mark, f"{name}: {state}", (f", {took:.1f} s", "dim")))
+            return
+        self._running[name] = self.clock()
+        if not self.console.is_terminal:
+            self._print(Text(f"  {name}: {state}"))
 
     def step(self, row: Mapping[str, Any]) -> None:
         """A step has ended. Every rl step has its line; sft lines come each tenth of the run, and every 5 s."""
@@ -135,8 +131,8 @@ class Progress:
     def _region(self) -> RenderableType:
         """The live region: tasks under way, then the bar of the run."""
         rows: list[RenderableType] = []
-        for started, said in self._running.values():
-            rows.append(Spinner("dots", Text.assemble(said, (f" {self.clock() - started:.0f} s", "dim"))))
+        for name, started in self._running.items():
+            rows.append(Spinner("dots", Text.assemble(name, (f" {self.clock() - started:.0f} s", "dim"))))
         if self._row is not None:
             grid = Table.grid(padding=(0, 1), expand=False)
             bar = ProgressBar(total=self.total, completed=self._row["step"], width=max(8, self.console.width // 3))
