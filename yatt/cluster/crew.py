@@ -40,6 +40,7 @@ class ClusterCrew:
         self._controllers: dict[str, Any] = {}
         self._actors: list[Any] = []
         self._trainer: RemoteTrainer | None = None
+        self._up = False
         self.slots: list[Slot] = []
         self.payload = 0
 
@@ -76,6 +77,7 @@ class ClusterCrew:
         await self._start(
             "controllers", {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}, timeout
         )
+        self._up = True
 
     async def _start(self, what: str, calls: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Wait for actors to come up, telling of each as it does."""
@@ -192,10 +194,11 @@ class ClusterCrew:
         return self._trainer
 
     async def close(self) -> None:
-        """End every actor; what an actor started ends with it. Waits ten seconds for those that can say goodbye."""
-        farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(self._actors)}
-        with contextlib.suppress(Exception):  # one that is gone or stuck is killed like the rest
-            await wait_all("closing", farewells, 10.0)
+        """End every actor; what an actor started ends with it. Once all are up, waits ten seconds for their goodbye."""
+        if self._up:
+            farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(self._actors)}
+            with contextlib.suppress(Exception):  # one that is gone or stuck is killed like the rest
+                await wait_all("closing", farewells, 10.0)
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()

@@ -14,6 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from yatt.config.schema import ClusterConfig
 from yatt.errors import ConfigError
+from yatt.weights import SHARED_MEMORY
+from yatt.weights.flat import remove_stale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        remove_stale(SHARED_MEMORY)  # what a killed rank of this machine left
 
 
 def find_slots(config: ClusterConfig) -> list[Slot]:

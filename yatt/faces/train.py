@@ -212,6 +212,7 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
         if stop():
             say("stopping: finishing the step under way, then saving; once more to stop at once")
         elif task is not None:
+            say("stopping at once")
             task.cancel()
 
     for number in (signal.SIGINT, signal.SIGTERM):
