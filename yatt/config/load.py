@@ -60,9 +60,17 @@ def save_config(config: Config, path: str | Path) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def describe() -> Iterator[Setting]:
+def describe(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Setting]:
     """Every setting there is, in the order of the schema."""
-    return _describe(Config, "")
+    for key, field in model.model_fields.items():
+        name, inner, item = prefix + key, _section(field.annotation), _item(field.annotation)
+        if inner is not None:
+            yield from describe(inner, name + ".")
+        elif item is not None:
+            yield from describe(item[1], f"{name}{item[0]}.")
+        else:
+            default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
+            yield Setting(name, _expected(field), default, field.description or "")
 
 
 def setting_count() -> int:
@@ -91,13 +99,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
-
-
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = _parse_yaml(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read the config {path}: {reason}") from None
@@ -123,7 +127,7 @@ def _parse_word(word: str) -> tuple[str, Any]:
     annotation = field.annotation if field is not None else None
     textual = str in _members(annotation)
     try:
-        value = _parse_yaml(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         if textual:
             return key, text
@@ -240,18 +244,6 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, int]:
             name += f"[{loc[depth]}]" if item[0] == "[]" else f".{loc[depth]}"
             model, field, depth = item[1], None, depth + 1
     return name, field, depth
-
-
-def _describe(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
-    for key, field in model.model_fields.items():
-        name, inner, item = prefix + key, _section(field.annotation), _item(field.annotation)
-        if inner is not None:
-            yield from _describe(inner, name + ".")
-        elif item is not None:
-            yield from _describe(item[1], f"{name}{item[0]}.")
-        else:
-            default = REQUIRED if field.is_required() else field.get_default(call_default_factory=True)
-            yield Setting(name, _expected(field), default, field.description or "")
 
 
 def _expected(field: FieldInfo | None) -> str:
