@@ -58,12 +58,8 @@ class Trackers:
     def _start(self, name: str, run_dir: Path, config: Mapping[str, Any]) -> None:
         kind = LOGGER_TYPE_TO_CLASS[name]
         options = {RUN_NAME_OPTION[name]: run_dir.name} if name in RUN_NAME_OPTION else {}
-        if name == "tensorboard":
-            tracker = kind("tensorboard", str(run_dir))
-        elif kind.requires_logging_directory:
-            tracker = kind(PROJECT, str(run_dir), **options)
-        else:
-            tracker = kind(PROJECT, **options)
+        folder = [str(run_dir)] if kind.requires_logging_directory else []
+        tracker = kind("tensorboard" if name == "tensorboard" else PROJECT, *folder, **options)
         tracker.start()
         self._trackers[name] = tracker
         if name != "tensorboard":  # its hyperparameters become a second run in a subfolder; config.yaml has them
