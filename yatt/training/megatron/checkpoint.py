@@ -6,6 +6,7 @@ A folder is complete when it has the description written last, and every file li
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ def save(
             preprocess_common_before_consistancy_check=lambda common: {k: v for k, v in common.items() if k != "rng"},
         )
     except (torch_checkpoint.CheckpointException, OSError, RuntimeError) as error:
-        raise BackendError(f"checkpoint {path} could not be written: {error}") from error
+        failures = getattr(error, "failures", None)
+        cause = next(iter(failures.values()))[0] if failures else error
+        # torch hides "no space left" behind what its archive writer says on the way out.
+        free = f"its disk has {shutil.disk_usage(folder).free / 2**20:.1f} MiB free"
+        why = str(cause).partition("\n")[0]
+        raise BackendError(f"checkpoint {path} could not be written: {why}; {free}") from error
     _together(lambda: _describe(folder, described), path, groups)
 
 
