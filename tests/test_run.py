@@ -3,20 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
+from real_runs import Driver, all_gone, descendants, make_place, rows, wait_for, yatt
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
-
-ROOT = Path(__file__).parents[1]
-QUICKSTART = ROOT / "examples" / "quickstart"
 
 REWARD = '''
 import time
@@ -38,45 +31,7 @@ ROW_KEYS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder as a user would have it: the quickstart's model before any training, its data, a reward, a config."""
-    folder = tmp_path_factory.mktemp("run")
-    subprocess.run([sys.executable, QUICKSTART / "prepare.py", "--out", folder / "work"], check=True, timeout=120)
-    (folder / "reward.py").write_text(REWARD)
-    config = {
-        "model": {"path": "work/model", "dtype": "float32", "context_length": 64},
-        "data": {"path": "work/train.jsonl"},
-        "reward": {"function": "reward.py:even"},
-        "rollout": {
-            "n": 4,
-            "max_tokens": 12,
-            "max_refills": 0,
-            "engine_args": {"max_num_seqs": 64, "kv_cache_memory_bytes": 16 << 20},
-        },
-        "train": {
-            "steps": 4,
-            "batch_size": 8,
-            "tokens_per_micro_batch": 256,
-            "optimizer": {"learning_rate": 1e-3},
-        },
-        "cluster": {"device": "cpu", "slots": 2, "threads": 1, "controllers": 2},
-        "evaluate": {"path": "work/eval.jsonl", "size": 8},
-        "checkpoint": {"every": 2, "keep": 3},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def yatt(place, *words, status=0, timeout=240):
-    done = subprocess.run(
-        [sys.executable, "-m", "yatt", *words], cwd=place, capture_output=True, text=True, timeout=timeout
-    )
-    logs = "".join(f"\n== {p}\n{p.read_text()[-1500:]}" for p in place.glob("runs/*/log/*.log")) if status == 0 else ""
-    assert done.returncode == status, f"{done.stdout}\n{done.stderr}{logs if done.returncode else ''}"
-    return done
-
-
-def rows(place, name):
-    return [json.loads(line) for line in (place / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    return make_place(tmp_path_factory.mktemp("run"), REWARD, "even", evaluate={"path": "work/eval.jsonl", "size": 8})
 
 
 def uids(place, name, step):
@@ -159,40 +114,20 @@ def test_eval_prints_pass_at_k(straight):
     assert set(report["pass_at_k"]) == {"1", "2"}
 
 
-def descendants(pid):
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.2)
-
-
 def start_long_run(place, name):
-    words = ["train", "config.yaml", f"run.name={name}", "train.steps=1000", "evaluate.path=null", "evaluate.size=null"]
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "yatt", *words], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    metrics = place / "runs" / name / "metrics.jsonl"
-    wait_for(lambda: driver.poll() is not None or (metrics.exists() and metrics.read_text()), 180, "a step")
-    assert driver.poll() is None, driver.communicate()[0]
+    words = (f"run.name={name}", "train.steps=1000", "evaluate.path=null", "evaluate.size=null")
+    driver = Driver(place, *words)
+    wait_for(lambda: driver.ended() or driver.steps(name), 180, "a step")
+    assert not driver.ended(), driver.said()
     return driver, descendants(driver.pid)
-
-
-def all_gone(processes):
-    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_ctrl_c_saves_and_leaves_no_process_behind(place):
     driver, started = start_long_run(place, "interrupted")
     assert len(started) >= 6
     driver.send_signal(signal.SIGINT)
-    output, _ = driver.communicate(timeout=120)
+    driver.wait(timeout=120)
+    output = driver.said()
     assert driver.returncode == 130, output
     assert "finishing the step under way" in output and "resume=auto" in output
     steps = [row["step"] for row in rows(place, "interrupted")]
@@ -210,5 +145,5 @@ def test_a_killed_driver_takes_everything_with_it(place):
     ours = [p for p in started if not any("Agent" in word or "agent" in word for word in p.cmdline())]
     assert len(ours) >= 6
     driver.kill()
-    driver.communicate(timeout=30)
+    driver.wait(timeout=30)
     wait_for(lambda: all_gone(ours), 60, "the processes of a killed driver to end")
