@@ -205,7 +205,7 @@ def _data(case: Case) -> Iterator[str]:
                 yield f"{setting}={name}: no such file or folder, from {os.getcwd()}"
     if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
         yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
-    elif evaluate.size and evaluate.path is None and not data.tasks:
+    elif evaluate.size and evaluate.path is None and not (data.tasks or case.sft):
         yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
