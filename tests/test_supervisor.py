@@ -10,7 +10,8 @@ from doubles import Ticks
 
 from yatt.cluster.payload import payload_bytes
 from yatt.config.load import load_config
-from yatt.errors import BackendError, CheckpointError
+from yatt.errors import BackendError, CheckpointError, ConfigError
+from yatt.faces import train as faces_train
 from yatt.faces.checkpoints import Checkpoints, read_checkpoint
 from yatt.faces.rundir import RunDirectory
 from yatt.supervisor import Supervisor
@@ -169,3 +170,39 @@ async def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path, d
     with pytest.raises(CheckpointError, match="there is no such folder"):
         read_checkpoint(tmp_path / "none")
     assert CheckpointError.exit_status == 2 and BackendError.exit_status == 1
+
+
+def test_resume_auto_begins_anew_where_nothing_was_saved(tmp_path, monkeypatch):
+    begun = []
+
+    async def begin(config, run, checkpoints, resume, progress):
+        begun.append((resume, run.read_metrics()))
+        return 0
+
+    for name, stand_in in {
+        "check_data": lambda config: [],
+        "check_rewards": lambda config: None,
+        "_train": begin,
+    }.items():
+        monkeypatch.setattr(faces_train, name, stand_in)
+    run = RunDirectory(tmp_path / "a").create()
+    run.append_metrics({"step": 0})
+    config = settings("train.steps=1", "run.name=a", f"run.dir={tmp_path}")
+    with pytest.raises(ConfigError, match="holds a run already; resume=auto goes on with it"):
+        faces_train.train(config)
+    assert faces_train.train(config.model_copy(update={"resume": "auto"})) == 0
+    assert begun == [(None, [])]
+
+
+async def test_stop_during_the_first_evaluation_does_not_wait_for_a_step():
+    asked = []
+
+    class Stopping(Crew):
+        async def evaluate(self, step):
+            asked.append(self.supervisor.stop())
+            return EVALUATION
+
+    crew = Stopping([])
+    crew.supervisor = Supervisor(settings("train.steps=3"), crew, Journal([]), Ticks())
+    await crew.supervisor.run(1)
+    assert asked[0] is False

@@ -99,5 +99,8 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"yatt: {line}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except OSError as error:
+        print(f"yatt: {error}; the run folder, its disk or the network refused", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

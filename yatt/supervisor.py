@@ -53,16 +53,16 @@ class Supervisor:
 
     async def run(self, first: int) -> int:
         """Returns the last step done; `first - 1` when there was nothing left to do."""
-        last, self._running = self._config.train.steps, True
+        last = self._config.train.steps
         if first == 1 and self._evaluates:
             self._journal.start(await self._timed("evaluate", self._crew.evaluate, 0), self._take_spans())
+        self._running = True
         for step in range(first, last + 1):
             report = await self._crew.step(step)
-            ending = step == last or self._stopping
             evaluate = self._evaluates and (step == last or _due(step, self._config.evaluate.every))
             evaluation = await self._timed("evaluate", self._crew.evaluate, step) if evaluate else None
             self._journal.step(report, evaluation, self._take_spans())
-            if ending or self._stopping or _due(step, self._config.checkpoint.every):
+            if step == last or self._stopping or _due(step, self._config.checkpoint.every):
                 await self._save(step)
             if self._stopping:
                 return step

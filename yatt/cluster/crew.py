@@ -50,9 +50,9 @@ class ClusterCrew:
         self.slots = find_slots(self._config.cluster)
         groups = self._generator_groups() if generate else []
         engines = {f"generator {i}": self._place_generator(i, slots, model) for i, slots in enumerate(groups)}
-        ranks = [self._place_rank(slot) for slot in self.slots] if train else []
+        count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
+        ranks = [self._place_rank(slot, count) for slot in self.slots] if train else []
         nodes = list(dict.fromkeys(slot.node for slot in self.slots))
-        count = self._config.cluster.controllers or len(nodes)
         self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
         timeout = self._config.cluster.start_timeout
         started = await asyncio.gather(
@@ -140,9 +140,8 @@ class ClusterCrew:
         process = self._process(f"generator {index}", slots[0].device)
         return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model))
 
-    def _place_rank(self, slot: Slot) -> Any:
+    def _place_rank(self, slot: Slot, controllers: int) -> Any:
         process = self._process(f"rank {slot.index}", slot.device)
-        controllers = self._config.cluster.controllers or len({s.node for s in self.slots})
         keywords = {"rank": slot.index, "world_size": len(self.slots), "controllers": controllers}
         return self._keep(place(RankActor, slot.node, slot_environment(slot), process, self._config, **keywords))
 

@@ -47,7 +47,7 @@ def train(config: Config) -> int:
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
             verify(resume.trainer, identity(hf, config.model.dtype))
-        if resume is None and run.holds_run():
+        if config.resume == "never" and run.holds_run():
             raise ConfigError(
                 f"run.name={config.run.name}: {run.path} holds a run already; "
                 "resume=auto goes on with it, another run.name starts a new one"
@@ -62,8 +62,10 @@ def train(config: Config) -> int:
             try:
                 return asyncio.run(_train(config, run, checkpoints, resume, progress))
             except asyncio.CancelledError:
+                write_report(run.path)
                 return 130
             except (BackendError, WaitTimeout):
+                write_report(run.path)
                 if run.latest_checkpoint():
                     progress.note(f"go on with   yatt train {run.config} resume=auto")
                 raise
@@ -84,6 +86,8 @@ async def _train(
         try:
             with interruptible(supervisor.stop, progress.note):
                 await crew.start(model=config.model.path, train=True, generate=config.algorithm.name != "sft")
+                if config.resume == "auto" and not resume:
+                    progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
                     await crew.restore(resume.trainer, resume.state)
                     progress.note(f"resumed after step {resume.step}")
