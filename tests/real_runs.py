@@ -46,7 +46,7 @@ def make_place(folder: Path, reward: str, function: str, **sections: Any) -> Pat
     return folder
 
 
-def yatt(place: Path, *words: str, status: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def yatt(place: Path, *words: str, status: int = 0, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; it must end with `status`."""
     done = subprocess.run(
         [sys.executable, "-m", "yatt", *words], cwd=place, capture_output=True, text=True, timeout=timeout

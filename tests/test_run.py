@@ -117,7 +117,7 @@ def test_eval_prints_pass_at_k(straight):
 def start_long_run(place, name):
     words = (f"run.name={name}", "train.steps=1000", "evaluate.path=null", "evaluate.size=null")
     driver = Driver(place, *words)
-    wait_for(lambda: driver.ended() or driver.steps(name), 180, "a step")
+    wait_for(lambda: driver.ended() or driver.steps(name), 600, "a step")
     assert not driver.ended(), driver.said()
     return driver, descendants(driver.pid)
 
@@ -126,13 +126,13 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(place):
     driver, started = start_long_run(place, "interrupted")
     assert len(started) >= 6
     driver.send_signal(signal.SIGINT)
-    driver.wait(timeout=120)
+    driver.wait(timeout=400)
     output = driver.said()
     assert driver.returncode == 130, output
     assert "finishing the step under way" in output and "resume=auto" in output
     steps = [row["step"] for row in rows(place, "interrupted")]
     assert (place / "runs" / "interrupted" / "checkpoints" / f"step-{steps[-1]}" / "complete.json").exists()
-    wait_for(lambda: all_gone(started), 20, "the processes of a stopped run to end")
+    wait_for(lambda: all_gone(started), 60, "the processes of a stopped run to end")
     assert not [f for f in os.listdir("/dev/shm") if f.startswith(f"yatt-{driver.pid}")]
     words = ("run.name=interrupted", f"train.steps={steps[-1] + 1}", "resume=auto")
     assert f"resumed after step {steps[-1]}" in yatt(place, "train", "config.yaml", *words).stdout
