@@ -8,7 +8,7 @@ import torch
 
 from yatt.algorithm.advantage import ESTIMATORS
 from yatt.config.schema import AlgorithmConfig
-from yatt.types import Denominator, Group, Sample, SampleKey, Trajectory
+from yatt.types import Group, Sample, SampleKey, Trajectory
 
 
 def samples(groups: Sequence[Group], config: AlgorithmConfig, max_tokens: int) -> list[Sample]:
@@ -34,12 +34,6 @@ def samples(groups: Sequence[Group], config: AlgorithmConfig, max_tokens: int) -
         for (_, trajectory), advantage in zip(placed, advantages, strict=True)
         if not (config.overlong == "mask" and trajectory.finish == "length")
     ]
-
-
-def count(chosen: Sequence[Sample]) -> Denominator:
-    """What these samples add to a loss denominator: trained tokens, and sequences that have any."""
-    trained = [sample.trained_tokens for sample in chosen]
-    return Denominator(tokens=sum(trained), sequences=sum(tokens > 0 for tokens in trained))
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:

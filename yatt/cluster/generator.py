@@ -133,7 +133,7 @@ class RemoteGenerator:
             del self._streams[stream]
 
     def _flush(self) -> None:
-        self._submitted = self._actor.submit.remote(self._client, self._outbox)
+        self._actor.submit.remote(self._client, self._outbox)
         self._outbox = []
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._drain())

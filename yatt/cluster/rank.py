@@ -152,7 +152,7 @@ class RemoteTrainer:
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         answers = await self.on_all("export", version)
         manifests = {r.node: answers[r.name] for r in self._ranks if answers[r.name] is not None}
-        return manifests if self._weights_kind == "shm" else dict.fromkeys([EVERY_NODE], next(iter(manifests.values())))
+        return manifests if self._weights_kind == "shm" else {EVERY_NODE: next(iter(manifests.values()))}
 
     async def offload(self) -> None:
         await self.on_all("offload")
