@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from yatt.types import (
     Completion,
+    Media,
+    Pulse,
     Request,
     SampleKey,
     Score,
@@ -63,6 +67,10 @@ class Generator(Protocol):
         """The policy version now served."""
         ...
 
+    async def pulse(self) -> Pulse:
+        """What it is doing now; answered while it samples."""
+        ...
+
     async def close(self) -> None:
         """Abort what runs and free everything."""
         ...
@@ -80,12 +88,20 @@ class Scorer(Protocol):
         ...
 
 
+class MediaStore(Protocol):
+    """Where a controller's images lie until the step is over: once each, on its own node."""
+
+    def hold(self, data: np.ndarray) -> Media:
+        """Take the bytes ([N] uint8) in; they are freed when the last reference to the answer is gone."""
+        ...
+
+
 class Trainer(Protocol):
     """The ranks, seen from one controller. Calls are collective over controllers where it says so."""
 
-    async def update(self, shares: Sequence[Share]) -> UpdateReport:
-        """Collective. `shares[r]` goes to data-parallel rank r. Runs every optimizer update of the step once all
-        controllers' shares have come; every controller gets the same report."""
+    async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
+        """Collective. Each share goes to its `rank`, which runs every optimizer update of the step once all its
+        senders' shares have come. The step's report, the same for everyone; None to whom had nothing to send."""
         ...
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
@@ -134,8 +150,21 @@ class Source(Protocol[T_co]):
         """How many this controller has drawn in this step."""
         ...
 
-    def end_step(self, drawn: Sequence[int]) -> None:
-        """Close the step with every controller's number of draws: the cursor now has exactly those behind it."""
+    def give_back(self, uid: int) -> None:
+        """Offer this position again from the next step on: it was drawn, and nothing came of it."""
+        ...
+
+    def returned(self) -> list[int]:
+        """Positions this controller has given back in this step."""
+        ...
+
+    def again(self, uid: int) -> T_co:
+        """The row at a position that was drawn before."""
+        ...
+
+    def end_step(self, drawn: Sequence[int], returned: Sequence[int] = ()) -> None:
+        """Close the step with every controller's number of draws, and all positions given back: the cursor now has
+        exactly the others behind it."""
         ...
 
     def state(self) -> dict[str, Any]:

@@ -28,6 +28,15 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Media:
+    """One image of a prompt, held once by the runtime. `handle` is what its store gave for the bytes, and means
+    something to that runtime only; whoever receives one opens it there."""
+
+    handle: Any
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included);
     `row` is its row in the dataset."""
@@ -38,7 +47,7 @@ class Prompt:
     tokens: np.ndarray
     answer: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    media: tuple[str, ...] = ()
+    media: tuple[Media, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +70,15 @@ class Request:
     tokens: np.ndarray
     params: SamplingParams
     seed: int
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """How an engine is doing: requests it is working on, and tokens it has sampled since it started."""
+
+    running: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +174,7 @@ class Sample:
     loss_mask: np.ndarray
     rollout_logprobs: np.ndarray | None = None
     advantage: float = 1.0
+    media: tuple[Media, ...] = ()
 
     @property
     def trained_tokens(self) -> int:
@@ -173,14 +192,17 @@ class Denominator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one controller sends to one data-parallel rank for one step.
+    """What one controller sends to data-parallel rank `rank` for one step.
 
-    `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every controller sends the
-    same numbers of updates and micro-batches, some of them empty. `denominators[u]` is global.
+    `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every sender names the same
+    numbers of updates and micro-batches, some of them empty. `denominators[u]` is global. `senders` are all controllers
+    that send this rank a share in this step: those with samples for it, or the first where nobody has any.
     """
 
     step: int
+    rank: int
     controller: int
+    senders: tuple[int, ...]
     updates: tuple[tuple[tuple[Sample, ...], ...], ...]
     denominators: tuple[Denominator, ...]
 
@@ -254,10 +276,21 @@ class PhaseSpan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutCounts:
-    """Numbers of one step's rollout on one controller; they add up over controllers."""
+    """Numbers of one step's rollout on one controller; they add up over controllers.
+
+    `groups` are those the step trains on, `groups_carried` of them kept from an earlier step; `groups_missing` what the
+    quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
+    too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
+    """
 
     groups: int = 0
     groups_dropped: int = 0
+    groups_missing: int = 0
+    groups_carried: int = 0
+    groups_surplus: int = 0
+    groups_wasted: int = 0
+    tokens_wasted: int = 0
+    media_bytes: int = 0
     refills: int = 0
     reward_failures: int = 0
     reward_timeouts: int = 0
@@ -300,3 +333,4 @@ class StepReport:
     spans: tuple[PhaseSpan, ...]
     seconds: float
     bad_rows: int = 0
+    generators: int = 0

@@ -42,6 +42,7 @@ class DataConfig(Section):
     prompt_key: str = Field("prompt", description="Column of the prompt: text, or a list of chat messages.")
     response_key: str = Field("response", description="Column of the demonstration (sft).")
     answer_key: str = Field("answer", description="Column of the reference answer; may be absent from the data.")
+    media_key: str | None = Field(None, description="Column of a prompt's images: a path, base64 text, or a list.")
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
@@ -79,8 +80,16 @@ class RolloutConfig(Section):
     )
     top_k: int = Field(-1, ge=-1, description="-1 keeps every token.")
     stop: list[str] = Field(default_factory=list, description="Strings that end a response.")
-    filter: Literal["none", "all_equal"] = Field("none", description="Groups that are dropped.")
-    max_refills: int = Field(2, ge=0, description="Prompts drawn, one after another, to replace a dropped group.")
+    filter: str = Field("none", description="Groups dropped: none, all_equal, band, or FILE.py:NAME (rewards -> bool).")
+    reward_band: tuple[float, float] | None = Field(
+        None, strict=False, description="Lowest and highest mean reward of a group that is kept (filter band)."
+    )
+    refill: Literal["estimate", "one"] = Field(
+        "estimate", description="Prompts drawn for missing groups: by the acceptance rate, or one per dropped group."
+    )
+    oversample: float = Field(1.0, ge=1, description="Prompts in flight over those needed; the first to end are used.")
+    max_refills: int = Field(2, ge=0, description="Waves: at most this many times the quota is drawn beyond it.")
+    max_staleness: int = Field(0, ge=0, description="Oldest groups, in updates, that are carried over to a later step.")
     sleep: bool = Field(True, description="Free the engines' KV cache while training.")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="The engine's own options, passed through.")
 
