@@ -29,7 +29,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """Sizes of a model. `embedding_rows` is the weight files', the rest is config.json's."""
+    """Sizes of a model. `embedding_rows` is the weight files', where they were read; the rest is config.json's."""
 
     hidden_size: int
     intermediate_size: int
@@ -39,10 +39,19 @@ class ModelFacts:
     vocab_size: int
     max_positions: int
     embedding_rows: int
+    head_dim: int
+    tied: bool
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices and embeddings; norms and biases, under a thousandth, are left out."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.heads + self.kv_heads)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        return self.layers * layer + (1 if self.tied else 2) * self.embedding_rows * self.hidden_size
 
 
-def model_facts(path: str, setting: str = "model.path") -> ModelFacts:
-    """Reads config.json and the headers of the weight files.
+def model_facts(path: str, setting: str = "model.path", *, weights: bool = True) -> ModelFacts:
+    """Reads config.json and the headers of the weight files; without `weights`, config.json alone.
 
     Raises ConfigError naming `setting` where one is missing, torn, or of an architecture that is not supported.
     """
@@ -58,9 +67,10 @@ def model_facts(path: str, setting: str = "model.path") -> ModelFacts:
     wrong = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if wrong:
         raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
-    shapes = _weights(folder, setting)
-    for name in (_EMBEDDING,) if config.get("tie_word_embeddings") else (_EMBEDDING, _HEAD):
-        if name not in shapes:
+    tied = bool(config.get("tie_word_embeddings"))
+    shapes = _weights(folder, setting) if weights else {}
+    for name in (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
+        if weights and name not in shapes:
             raise ConfigError(f"{setting}={path}: its weight files have no {name}; save the model with save_pretrained")
     return ModelFacts(
         hidden_size=config["hidden_size"],
@@ -70,7 +80,9 @@ def model_facts(path: str, setting: str = "model.path") -> ModelFacts:
         kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         vocab_size=config["vocab_size"],
         max_positions=config["max_position_embeddings"],
-        embedding_rows=shapes[_EMBEDDING][0],
+        embedding_rows=shapes[_EMBEDDING][0] if weights else config["vocab_size"],
+        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        tied=tied,
     )
 
 
