@@ -74,7 +74,7 @@ def _rank(folder: str, algorithm: str) -> MegatronRank:
 
 def _share(samples: list[Sample]) -> list[Share]:
     total = Denominator(tokens=sum(s.trained_tokens for s in samples), sequences=len(samples))
-    return [Share(step=0, controller=0, updates=((tuple(samples),),), denominators=(total,))]
+    return [Share(step=0, rank=0, controller=0, senders=(0,), updates=((tuple(samples),),), denominators=(total,))]
 
 
 def measure(quick: bool) -> dict[str, Any]:

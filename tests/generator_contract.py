@@ -161,6 +161,16 @@ class GeneratorContract:
         assert same(await task, await answers(generator, requests(2, max_tokens=LONG, seed=40)))
         assert len((await late)[0].tokens) == 4
 
+    async def test_pulse_counts_what_runs_and_what_was_sampled(self, generator):
+        before = (await generator.pulse()).tokens
+        task = asyncio.create_task(answers(generator, requests(3, max_tokens=LONG)))
+        await until_sampled(generator, 10)
+        during = await generator.pulse()
+        assert during.running == 3 and before + 10 <= during.tokens < before + 3 * LONG
+        await task
+        after = await generator.pulse()
+        assert (after.running, after.tokens) == (0, before + 3 * LONG)
+
     async def test_load_gives_new_tokens_the_new_version(self, generator, publish):
         version = await generator.version()
         before = await answers(generator, requests(2, seed=50))

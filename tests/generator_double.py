@@ -12,7 +12,7 @@ import xxhash
 
 from yatt.errors import BackendError
 from yatt.protocols import Clock
-from yatt.types import Completion, Finish, Request, SampleKey, Span, WeightManifest
+from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, WeightManifest
 from yatt.weights import verify
 
 
@@ -115,6 +115,9 @@ class DoubleGenerator:
 
     async def version(self) -> int:
         return self._version
+
+    async def pulse(self) -> Pulse:
+        return Pulse(running=len(self._drawings), tokens=self.tokens_sampled)
 
     async def close(self) -> None:
         self._end(list(self._drawings))

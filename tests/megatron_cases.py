@@ -68,7 +68,9 @@ def shares(samples: list[Sample], replicas: int, micro_batches: int = 2, control
             [
                 Share(
                     step=0,
+                    rank=r,
                     controller=c,
+                    senders=tuple(range(controllers)),
                     updates=(tuple(tuple(part[c::controllers]) for part in parts),),
                     denominators=(total,),
                 )

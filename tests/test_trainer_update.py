@@ -30,7 +30,18 @@ def with_algorithm(base: dict[str, Any], **algorithm: Any) -> dict[str, Any]:
 def step_of(*updates: list[Sample]) -> list[list[Share]]:
     """One controller, one replica, one micro-batch per update."""
     parts = tuple((tuple(samples),) for samples in updates)
-    return [[Share(step=0, controller=0, updates=parts, denominators=tuple(denominator(u) for u in updates))]]
+    return [
+        [
+            Share(
+                step=0,
+                rank=0,
+                controller=0,
+                senders=(0,),
+                updates=parts,
+                denominators=tuple(denominator(u) for u in updates),
+            )
+        ]
+    ]
 
 
 def mask_of(sample: Sample) -> torch.Tensor:
@@ -177,7 +188,9 @@ def test_a_replica_may_have_nothing(folder: str, world: int, train: dict[str, An
     samples = make_samples(5, 4)
     total = denominator(samples)
     both = (tuple(samples[:2]), tuple(samples[2:]))
-    full, none = (Share(step=0, controller=0, updates=(u,), denominators=(total,)) for u in (both, ((), ())))
+    full, none = (
+        Share(step=0, rank=0, controller=0, senders=(0,), updates=(u,), denominators=(total,)) for u in (both, ((), ()))
+    )
     expected, weights = play(1, config(folder), [("update", [[full]]), ("export",)])[0]
     for by_replica in ([[full], [none]], [[none], [full]]):
         report, found = play(world, config(folder, **train), [("update", by_replica), ("export",)])[0]
@@ -188,8 +201,15 @@ def test_a_replica_may_have_nothing(folder: str, world: int, train: dict[str, An
 
 def test_an_update_without_samples_is_no_update(folder: str) -> None:
     samples, nothing = make_samples(6), Denominator(tokens=0, sequences=0)
-    empty = Share(step=0, controller=0, updates=(((),),), denominators=(nothing,))
-    half = Share(step=0, controller=0, updates=(((),), (tuple(samples),)), denominators=(nothing, denominator(samples)))
+    empty = Share(step=0, rank=0, controller=0, senders=(0,), updates=(((),),), denominators=(nothing,))
+    half = Share(
+        step=0,
+        rank=0,
+        controller=0,
+        senders=(0,),
+        updates=(((),), (tuple(samples),)),
+        denominators=(nothing, denominator(samples)),
+    )
     script = [("export",), ("update", [[empty]]), ("export",), ("update", [[half]])]
     before, report, after, second = play(1, config(folder), script)[0]
     assert same(before, after)

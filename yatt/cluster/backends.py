@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import Any
 
+from yatt.config.schema import Config
+
 GENERATORS = {"vllm": "yatt.generation.vllm:VllmGenerator"}
-TRAINERS = {"megatron": "yatt.training.megatron.rank:MegatronRank"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backends:
+    """What a cluster is made of, each as "module:name", called as its default is."""
+
+    generator: str
+    trainer: str = "yatt.training.megatron.rank:MegatronRank"
+    scorer: str = "yatt.reward.pool:FunctionScorer"
+    tokenizer: str = "yatt.data.prompts:load_tokenizer"
+
+
+def backends(config: Config) -> Backends:
+    """Those the settings ask for."""
+    return Backends(generator=GENERATORS[config.rollout.engine])
 
 
 def load(backend: str) -> Any:
-    """The class at "module:name"."""
+    """What stands at "module:name"."""
     module, name = backend.split(":")
     return getattr(importlib.import_module(module), name)

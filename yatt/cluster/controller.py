@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
+import ray
 
-from yatt.algorithm.samples import samples
+from yatt.balance import quadratic_cost
+from yatt.cluster.backends import Backends, load
 from yatt.cluster.calls import first_error
+from yatt.cluster.clock import WallClock
 from yatt.cluster.generator import RemoteGenerator
+from yatt.cluster.media import RayMediaStore
 from yatt.cluster.process import SlotProcess, settle
 from yatt.cluster.rank import RankHandle, RemoteTrainer
+from yatt.cluster.samplelog import SampleLog
 from yatt.config.facts import model_facts
 from yatt.config.schema import Config
+from yatt.controller.assembly import Assembly, Engines, Parts, sft_controller
+from yatt.controller.carry import CarriedGroup
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Responder, Rollouter
-from yatt.controller.router import Router
-from yatt.controller.stage import Publisher, Stage
-from yatt.controller.step import Controller, Desk, SftController
+from yatt.controller.step import Controller, SftController
 from yatt.data.loader import Loader, evaluation_prompts
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
+from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
 from yatt.data.source import open_source
-from yatt.placement.plan import colocated, resident
 from yatt.protocols import Peers
-from yatt.reward.pool import FunctionScorer
-from yatt.types import EvaluationReport, Group, StepReport, Trajectory
+from yatt.reward.filter import load_filter
+from yatt.types import EvaluationReport, StepReport
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,27 +60,20 @@ class Wiring:
     sleep: bool
 
 
-class WallClock:
-    """Seconds since the epoch."""
-
-    def now(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
 class ControllerActor:
     """Hosts one controller."""
 
-    def __init__(self, process: SlotProcess, config: Config, *, index: int, count: int, run_path: str) -> None:
+    def __init__(
+        self, process: SlotProcess, config: Config, backends: Backends, *, index: int, count: int, run_path: str
+    ) -> None:
         settle(process)
         self._config = config
+        self._backends = backends
         self._index = index
         self._count = count
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
-        self._scorer: FunctionScorer | None = None
+        self._scorer: Any = None
         self._controller: Controller | SftController | None = None
         self._evaluator: Evaluator | None = None
 
@@ -91,70 +86,64 @@ class ControllerActor:
         config = self._config
         gather = self._hub.gather if self._index == 0 else partial(_over_the_wire, wiring.hub)
         peers = HubPeers(self._index, self._count, gather)
-        trainer = RemoteTrainer(
-            wiring.ranks, weights_kind=config.weights.transport, timeout=config.cluster.step_timeout
+        parts = Parts(
+            config=config,
+            peers=peers,
+            trainer=RemoteTrainer(
+                wiring.ranks, weights_kind=config.weights.transport, timeout=config.cluster.step_timeout
+            ),
+            exchange=self._exchange(peers, wiring),
+            clock=WallClock(),
         )
-        tokenizer = load_tokenizer(config.model.path)
+        tokenizer = load(self._backends.tokenizer)(config.model.path)
         if config.algorithm.name == "sft":
             encoder = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
-            self._controller = SftController(desk=self._desk(encoder, peers, trainer, wiring))
+            self._controller = sft_controller(parts, self._loader(encoder))
             return
-        self._scorer = FunctionScorer(config.reward)
+        self._scorer = load(self._backends.scorer)(config.reward)
         await self._scorer.start()
-        client, timeout = f"controller {self._index}", config.cluster.step_timeout
-        generators = [
-            RemoteGenerator(g.actor, name=g.name, client=client, slots=g.slots, node=g.node, timeout=timeout)
-            for g in wiring.generators
-        ]
-        plan = (colocated if wiring.sleep else resident)(s for g in generators for s in g.slots)
-        stage = Stage(plan, generators, trainer, peers)
-        prompts = PromptEncoder(tokenizer, config.data, config.model.context_length, config.rollout.max_tokens)
-        respond = partial(
-            Responder, Router(generators, first=self._index), self._scorer, partial(_decode, tokenizer), config.run.seed
-        )
-        self._evaluator = self._evaluation(prompts, respond("evaluate"), peers, stage)
+        length, store = config.model.context_length, RayMediaStore()
+        prompts = PromptEncoder(tokenizer, config.data, length, config.rollout.max_tokens, store)
+        assembly = Assembly(parts, self._engines(wiring, tokenizer))
+        if config.evaluate.path is not None or config.evaluate.size is not None:
+            held_out = evaluation_prompts(config, prompts, index=self._index, count=self._count)
+            self._evaluator = assembly.evaluator(held_out, self._log.evaluation)
         if wiring.ranks:
-            desk = self._desk(prompts, peers, trainer, wiring)
-            self._controller = Controller(
-                desk=desk,
-                rollouter=Rollouter(source=desk.source, responder=respond("rollout"), config=config.rollout),
-                to_samples=partial(samples, config=config.algorithm, max_tokens=config.rollout.max_tokens),
-                stage=stage,
-                publisher=Publisher(generators, trainer, peers),
-                on_groups=self._log.groups,
-            )
+            drop = load_filter(config.rollout)
+            self._controller = assembly.controller(self._loader(prompts), drop, self._log.groups)
 
-    def _evaluation(self, encode: PromptEncoder, responder: Responder, peers: Peers, stage: Stage) -> Evaluator | None:
-        """The evaluator of this controller's share of the held-out rows, where there are any."""
-        config = self._config
-        if config.evaluate.path is None and config.evaluate.size is None:
-            return None
-        prompts = evaluation_prompts(config, encode, index=self._index, count=self._count)
-        return Evaluator(
-            prompts=prompts,
-            responder=responder,
-            rollout=config.rollout,
-            config=config.evaluate,
-            peers=peers,
-            stage=stage,
-            on_evaluated=self._log.evaluation,
+    def _engines(self, wiring: Wiring, tokenizer: Any) -> Engines:
+        client, timeout = f"controller {self._index}", self._config.cluster.step_timeout
+        return Engines(
+            generators=[
+                RemoteGenerator(g.actor, name=g.name, client=client, slots=g.slots, node=g.node, timeout=timeout)
+                for g in wiring.generators
+            ],
+            scorer=self._scorer,
+            decode=partial(_decode, tokenizer),
+            sleep=wiring.sleep,
         )
 
-    def _desk(self, encode: Any, peers: Peers, trainer: RemoteTrainer, wiring: Wiring) -> Desk[Any]:
-        train = self._config.train
-        return Desk(
-            peers=peers,
-            source=self._loader(encode),
-            exchange=Exchange(
-                peers,
-                ranks=wiring.dp_size,
-                updates=train.updates_per_step,
-                budget=train.tokens_per_micro_batch,
-                quadratic=1 / (12 * model_facts(self._config.model.path).hidden_size),
+    def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
+        train, facts = self._config.train, model_facts(self._config.model.path)
+        nodes = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}
+        return Exchange(
+            peers,
+            ranks=wiring.dp_size,
+            updates=train.updates_per_step,
+            budget=train.tokens_per_micro_batch,
+            stages=train.pp,
+            quadratic=quadratic_cost(
+                hidden=facts.hidden_size,
+                intermediate=facts.intermediate_size,
+                layers=facts.layers,
+                heads=facts.heads,
+                kv_heads=facts.kv_heads,
+                head_dim=facts.head_dim,
+                vocab=facts.vocab_size,
             ),
-            trainer=trainer,
-            recorder=Recorder(f"controller {self._index}", WallClock()),
-            batch_size=train.batch_size,
+            node=ray.get_runtime_context().get_node_id(),
+            rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],
         )
 
     def _loader(self, encode: Any) -> Loader[Any]:
@@ -170,26 +159,35 @@ class ControllerActor:
         )
 
     async def step(self, step: int) -> StepReport:
-        try:
-            return await self._controller.step(step)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+        return await _first(self._controller.step(step))
 
     async def evaluate(self, step: int) -> EvaluationReport:
-        try:
-            return await self._evaluator.evaluate(step)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from group
+        return await _first(self._evaluator.evaluate(step))
 
-    async def state(self) -> dict[str, Any]:
-        return await self._controller.state()
+    async def save(self, folder: str) -> dict[str, Any]:
+        """Write the groups carried over into `folder`; returns the state that is the same for all. Collective."""
+        state, carried = await self._controller.state()
+        if carried:
+            with open(Path(folder) / f"controller-{self._index}.jsonl", "w", encoding="utf-8") as out:
+                out.writelines(json.dumps(asdict(group)) + "\n" for group in carried)
+        return state
 
-    async def restore(self, state: dict[str, Any]) -> None:
-        await self._controller.restore(state)
+    async def restore(self, state: dict[str, Any], folder: str) -> None:
+        """Go on from what `save` returned and what all controllers wrote into `folder`. Collective."""
+        lines = [line for file in sorted(Path(folder).glob("controller-*.jsonl")) for line in file.open()]
+        await self._controller.restore(state, [CarriedGroup(**json.loads(line)) for line in lines])
 
     async def close(self) -> None:
         if self._scorer is not None:
             await self._scorer.close()
+
+
+async def _first(work: Awaitable[R]) -> R:
+    """What `work` gives; of several errors at once, the one that tells why."""
+    try:
+        return await work
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
 
 
 async def _over_the_wire(hub: Any, tag: str, index: int, value: Any) -> list[Any]:
@@ -198,44 +196,3 @@ async def _over_the_wire(hub: Any, tag: str, index: int, value: Any) -> list[Any
 
 def _decode(tokenizer: Any, tokens: np.ndarray) -> str:
     return tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
-
-
-class SampleLog:
-    """A few trajectories to read, straight from the controller to the run folder."""
-
-    def __init__(self, folder: Path, index: int, limit: int) -> None:
-        self._folder = folder
-        self._index = index
-        self._limit = limit
-
-    def groups(self, step: int, groups: Sequence[Group]) -> None:
-        """The first trajectory of the step's first groups, failed ones included."""
-        chosen = [(group.failures + group.trajectories)[0] for group in groups[: self._limit]]
-        self._write("step", step, chosen, None)
-
-    def evaluation(self, step: int, trajectories: Sequence[Trajectory]) -> None:
-        """Every response to the first prompts; sibling 0 is the greedy one."""
-        uids = list(dict.fromkeys(t.prompt.uid for t in trajectories))[: self._limit]
-        chosen = [t for t in trajectories if t.prompt.uid in uids]
-        self._write("eval", step, chosen, lambda t: "sampled" if t.sibling else "greedy")
-
-    def _write(self, kind: Literal["step", "eval"], step: int, chosen: Sequence[Trajectory], mode: Any) -> None:
-        if not chosen or not self._limit:
-            return
-        with open(self._folder / f"{kind}-{step}.c{self._index}.jsonl", "w", encoding="utf-8") as out:
-            for t in chosen:
-                row = {
-                    "step": step,
-                    "uid": t.prompt.uid,
-                    "sibling": t.sibling,
-                    "prompt": t.prompt.text,
-                    "response": t.text,
-                    "reward": t.score.value if t.score else None,
-                    "parts": dict(t.score.parts) if t.score else {},
-                    "status": t.score.status if t.score else None,
-                    "detail": t.score.detail if t.score else "",
-                    "finish": t.finish,
-                    "response_tokens": t.response_tokens,
-                    "answer": t.prompt.answer,
-                }
-                out.write(json.dumps(row | ({"mode": mode(t)} if mode else {}), ensure_ascii=False) + "\n")

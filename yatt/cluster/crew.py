@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from yatt.cluster.backends import Backends, backends
 from yatt.cluster.calls import wait_all, wait_one
 from yatt.cluster.controller import ControllerActor, GeneratorHandle, Wiring
 from yatt.cluster.generator import GeneratorActor
@@ -33,8 +34,9 @@ class ClusterCrew:
     """The controllers, generators and ranks of one run, on Ray. What steps and evaluations send to the driver passes
     through `_receive`, which counts the bytes of data in it: `payload` stays 0."""
 
-    def __init__(self, config: Config, run_path: Path, on_phase: OnPhase) -> None:
+    def __init__(self, config: Config, run_path: Path, on_phase: OnPhase, made_of: Backends | None = None) -> None:
         self._config = config
+        self._backends = made_of or backends(config)
         self._run_path = run_path.absolute()
         self._on_phase = on_phase
         self._controllers: dict[str, Any] = {}
@@ -51,13 +53,13 @@ class ClusterCrew:
         groups = self._generator_groups() if generate else []
         engines = {f"generator {i}": self._place_generator(i, slots, model) for i, slots in enumerate(groups)}
         count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
-        ranks = [self._place_rank(slot, count) for slot in self.slots] if train else []
+        ranks = [self._place_rank(slot) for slot in self.slots] if train else []
         nodes = list(dict.fromkeys(slot.node for slot in self.slots))
         self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
         timeout = self._config.cluster.start_timeout
         started = await asyncio.gather(
             self._start("engines", {name: actor.start.remote() for name, actor in engines.items()}, timeout),
-            self._start_ranks(ranks, count, timeout),
+            self._start_ranks(ranks, timeout),
         )
         handles: tuple[RankHandle, ...] = started[1]
         dp_size = len({h.dp_rank for h in handles})
@@ -91,7 +93,7 @@ class ClusterCrew:
         answers = await asyncio.gather(*(tell(name, call) for name, call in calls.items()))
         return dict(zip(calls, answers, strict=True))
 
-    async def _start_ranks(self, ranks: Sequence[Any], controllers: int, timeout: float) -> tuple[RankHandle, ...]:
+    async def _start_ranks(self, ranks: Sequence[Any], timeout: float) -> tuple[RankHandle, ...]:
         if not ranks:
             return ()
         host, port = await wait_one("starting ranks", "rank 0", ranks[0].endpoint.remote(), timeout)
@@ -137,20 +139,22 @@ class ClusterCrew:
         env = slot_environment(slots[0]) | environment(slots[0].device)
         if slots[0].device == "cuda":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.device_index) for slot in slots)
-        process = self._process(f"generator {index}", slots[0].device)
-        return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model))
+        process, backend = self._process(f"generator {index}", slots[0].device), self._backends.generator
+        return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model, backend))
 
-    def _place_rank(self, slot: Slot, controllers: int) -> Any:
-        process = self._process(f"rank {slot.index}", slot.device)
-        keywords = {"rank": slot.index, "world_size": len(self.slots), "controllers": controllers}
-        return self._keep(place(RankActor, slot.node, slot_environment(slot), process, self._config, **keywords))
+    def _place_rank(self, slot: Slot) -> Any:
+        process, backend = self._process(f"rank {slot.index}", slot.device), self._backends.trainer
+        place_of = {"rank": slot.index, "world_size": len(self.slots)}
+        return self._keep(
+            place(RankActor, slot.node, slot_environment(slot), process, self._config, backend, **place_of)
+        )
 
     def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
         process = self._process(f"controller {index}", "cpu")
         env = slot_environment(replace(self.slots[0], device="cpu", threads=1)) | {"CUDA_VISIBLE_DEVICES": ""}
         keywords = {"index": index, "count": count, "run_path": str(self._run_path)}
         node = nodes[index % len(nodes)]
-        return self._keep(place(ControllerActor, node, env, process, self._config, **keywords))
+        return self._keep(place(ControllerActor, node, env, process, self._config, self._backends, **keywords))
 
     def _keep(self, actor: Any) -> Any:
         self._actors.append(actor)
@@ -172,14 +176,16 @@ class ClusterCrew:
     async def evaluate(self, step: int) -> EvaluationReport:
         return self._receive(await self._on_controllers("evaluate", step))
 
-    async def state(self) -> dict[str, Any]:
-        """The controllers' state, in global terms."""
-        return (await self._on_controllers("state"))[0]
+    async def write_state(self, folder: Path) -> dict[str, Any]:
+        """Have ranks and controllers write what they hold into `folder`; returns what all controllers share."""
+        states = await self._on_controllers("save", str(folder / "controllers"))
+        await self.trainer.on_all("save", str(folder / "trainer"))
+        return self._receive(states)
 
-    async def restore(self, folder: str, state: dict[str, Any]) -> None:
-        """Load a checkpoint into the ranks, its state into the controllers, and its weights into the engines."""
-        await self.trainer.on_all("load", folder)
-        await self._on_controllers("restore", state)
+    async def restore(self, trainer: str, controllers: str, state: dict[str, Any]) -> None:
+        """Load a checkpoint's folders and state into ranks and controllers, and its weights into the engines."""
+        await self.trainer.on_all("load", trainer)
+        await self._on_controllers("restore", state, controllers)
 
     @property
     def controllers(self) -> int:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import ray
+from ray import ObjectRef
 
-from yatt.cluster.backends import TRAINERS, load
+from yatt.cluster.backends import load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.process import SlotProcess, free_port, settle
+from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
@@ -20,6 +22,7 @@ from yatt.types import Share, UpdateReport, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
 T = TypeVar("T")
+Collective = Literal["save", "load", "save_folder", "offload", "onload"]
 
 
 @dataclass(slots=True)
@@ -29,14 +32,14 @@ class _Delivery:
 
 
 class RankActor:
-    """Hosts one rank. Everything that touches the model runs on one thread; an update begins once every controller's
-    share has come."""
+    """Hosts one rank. Everything that touches the model runs on one thread; an update begins once the share of every
+    controller that has one for this rank has come."""
 
-    def __init__(self, process: SlotProcess, config: Config, *, rank: int, world_size: int, controllers: int) -> None:
+    def __init__(self, process: SlotProcess, config: Config, backend: str, *, rank: int, world_size: int) -> None:
         settle(process)
         self._config = config
+        self._backend = backend
         self._place = (rank, world_size)
-        self._controllers = controllers
         self._deliveries: dict[int, _Delivery] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
         self._rank: Any = None
@@ -52,8 +55,7 @@ class RankActor:
         """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes
         this rank the one that writes its node's weights."""
         rank, world_size = self._place
-        backend = load(TRAINERS["megatron"])
-        self._rank = backend(self._config, rank=rank, world_size=world_size, address=address, port=port)
+        self._rank = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
         await self._run(self._rank.start)
         if token is not None:
             kind = self._config.weights.transport
@@ -63,21 +65,21 @@ class RankActor:
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
-    async def update(self, share: Share) -> UpdateReport | None:
-        """Collective over controllers and ranks. Only rank 0 answers with the report. Raises WaitTimeout naming the
-        controllers whose shares did not come."""
+    async def update(self, columns: ShareColumns, *images: Any) -> UpdateReport:
+        """Collective over the senders that the share names, and over ranks. Every rank answers with the report.
+        Raises WaitTimeout naming the controllers whose shares did not come."""
         loop = asyncio.get_running_loop()
+        share = read_share(columns, images)
         delivery = self._deliveries.setdefault(share.step, _Delivery({}, loop.create_future()))
         delivery.shares[share.controller] = share
-        if len(delivery.shares) == self._controllers:
+        if delivery.shares.keys() >= set(share.senders):
             self._updating = loop.create_task(self._update(share.step, delivery))
         try:
-            report = await asyncio.wait_for(asyncio.shield(delivery.report), self._config.cluster.step_timeout)
+            return await asyncio.wait_for(asyncio.shield(delivery.report), self._config.cluster.step_timeout)
         except TimeoutError:
-            missing = sorted(set(range(self._controllers)) - delivery.shares.keys())
+            missing = sorted(set(share.senders) - delivery.shares.keys())
             whom = f"the shares of controllers {missing}" if missing else "its own update"
             raise WaitTimeout(f"rank {self._place[0]} waited in step {share.step} for {whom}") from None
-        return report if self._place[0] == 0 else None
 
     async def _update(self, step: int, delivery: _Delivery) -> None:
         shares = [delivery.shares[i] for i in sorted(delivery.shares)]
@@ -99,20 +101,9 @@ class RankActor:
             pass
         return None
 
-    async def save(self, path: str) -> None:
-        await self._run(self._rank.save, path)
-
-    async def load(self, path: str) -> None:
-        await self._run(self._rank.load, path)
-
-    async def save_folder(self, path: str) -> None:
-        await self._run(self._rank.save_folder, path)
-
-    async def offload(self) -> None:
-        await self._run(self._rank.offload)
-
-    async def onload(self) -> None:
-        await self._run(self._rank.onload)
+    async def call(self, method: Collective, *arguments: Any) -> None:
+        """What the model does by itself."""
+        await self._run(getattr(self._rank, method), *arguments)
 
     async def close(self) -> None:
         if self._writer is not None:
@@ -131,26 +122,29 @@ class RankHandle:
     dp_rank: int
 
 
-Collective = Literal["export", "save", "load", "save_folder", "offload", "onload", "close"]
-
-
 class RemoteTrainer:
-    """`Trainer` over the wire: every controller talks to every rank directly."""
+    """`Trainer` over the wire: a controller talks directly to the ranks that train its samples."""
 
     def __init__(self, ranks: Sequence[RankHandle], *, weights_kind: Literal["shm", "disk"], timeout: float) -> None:
         self._ranks = ranks
         self._weights_kind = weights_kind
         self._timeout = timeout
 
-    async def update(self, shares: Sequence[Share]) -> UpdateReport:
+    async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
         """Each share is stored once and goes by reference to the ranks of its data-parallel group."""
-        references = [ray.put(share) for share in shares]
-        calls = {rank.name: rank.actor.update.remote(references[rank.dp_rank]) for rank in self._ranks}
+        calls: dict[str, ObjectRef[UpdateReport]] = {}
+        for share in shares:
+            columns, images = pack_share(share)
+            stored = ray.put(columns)
+            calls |= {r.name: r.actor.update.remote(stored, *images) for r in self._ranks if r.dp_rank == share.rank}
+        if not calls:
+            return None
         reports = await wait_all(f"update of step {shares[0].step}", calls, self._timeout)
-        return next(report for report in reports.values() if report is not None)
+        return next(iter(reports.values()))
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
-        answers = await self.on_all("export", version)
+        calls = {rank.name: rank.actor.export.remote(version) for rank in self._ranks}
+        answers = await wait_all("export", calls, self._timeout)
         manifests = {r.node: answers[r.name] for r in self._ranks if answers[r.name] is not None}
         return manifests if self._weights_kind == "shm" else {EVERY_NODE: next(iter(manifests.values()))}
 
@@ -160,7 +154,7 @@ class RemoteTrainer:
     async def onload(self) -> None:
         await self.on_all("onload")
 
-    async def on_all(self, method: Collective, *arguments: Any) -> dict[str, Any]:
-        """Call every rank and wait for all, by rank name."""
-        calls = {rank.name: getattr(rank.actor, method).remote(*arguments) for rank in self._ranks}
-        return await wait_all(method, calls, self._timeout)
+    async def on_all(self, method: Collective, *arguments: Any) -> None:
+        """Call every rank and wait for all."""
+        calls = {rank.name: rank.actor.call.remote(method, *arguments) for rank in self._ranks}
+        await wait_all(method, calls, self._timeout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
@@ -17,13 +17,14 @@ from yatt.errors import ConfigError
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What a rule looks at. `model` is None where the folder cannot be read, which is a mistake of its own; `slots` is
-    None where only the cluster knows."""
+    None where only the cluster knows; `slots_name` is how the user says their number."""
 
     config: Config
     model: ModelFacts | None
     gpus: int
     slots: int | None
     sft: bool
+    slots_name: str = "cluster.slots"
 
 
 def check(config: Config) -> list[str]:
@@ -38,11 +39,26 @@ def check(config: Config) -> list[str]:
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
     sft = config.algorithm.name == "sft"
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset, sft=sft)
-    for rule in (_model, _layout, _lengths, _batch, _algorithm, _optimizer, _data, _reward, _devices, _trackers):
+    for rule in (*PLANNED, _model, _data, _reward, _devices, _trackers):
         mistakes += rule(case)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return list(_warnings(case))
+
+
+def check_plan(config: Config, devices: Sequence[int]) -> ModelFacts:
+    """Check what can be simulated on each number of devices: the settings and the model's config.json, without weights,
+    tokenizer, data, reward or GPUs. Raises ConfigError with one line per broken rule."""
+    if config.algorithm.name == "sft":
+        raise ConfigError("algorithm.name=sft has no rollout to plan; use a config of grpo or rloo")
+    model = model_facts(config.model.path, weights=False)
+    cases = [
+        Case(config=config, model=model, gpus=0, slots=slots, sft=False, slots_name="--devices") for slots in devices
+    ]
+    mistakes = [mistake for case in cases for rule in PLANNED for mistake in rule(case)]
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return model
 
 
 def _model(case: Case) -> Iterator[str]:
@@ -96,8 +112,8 @@ def _layout(case: Case) -> Iterator[str]:
     size = train.tp * train.pp
     if case.slots is not None and case.slots % size:
         yield (
-            f"cluster.slots={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
-            f"use {_either(_multiples(case.slots, size))} slots"
+            f"{case.slots_name}={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
+            f"use {_either(_multiples(case.slots, size))}{' slots' if case.slots_name == 'cluster.slots' else ''}"
         )
     if train.sequence_parallel and train.tp == 1:
         yield "train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false"
@@ -180,6 +196,28 @@ def _algorithm(case: Case) -> Iterator[str]:
         yield "rollout.temperature=0 makes all responses to a prompt the same: nothing to learn from; use 1"
 
 
+_FILTERS = ("none", "all_equal", "band")
+
+
+def _sampling(case: Case) -> Iterator[str]:
+    rollout, file = case.config.rollout, case.config.rollout.filter.rpartition(":")[0]
+    if file.endswith(".py") and not os.path.isfile(file):
+        yield f"rollout.filter={rollout.filter}: no such file, from {os.getcwd()}"
+    elif not file and rollout.filter not in _FILTERS:
+        yield f"rollout.filter={rollout.filter} is not one of {', '.join(_FILTERS)}; use FILE.py:NAME for your own"
+    band = rollout.reward_band
+    if (band is None) == (rollout.filter == "band"):
+        yield (
+            f"rollout.filter=band needs rollout.reward_band, such as [0.2, 0.8]; it is {band}"
+            if band is None
+            else f"rollout.reward_band={list(band)} is only for rollout.filter=band, not {rollout.filter}; unset it"
+        )
+    elif band is not None and band[0] > band[1]:
+        yield f"rollout.reward_band={list(band)} is empty; give the lower mean reward first"
+    if rollout.refill == "one" and rollout.oversample != 1:
+        yield f"rollout.oversample={rollout.oversample} needs rollout.refill=estimate, not one; set it to 1"
+
+
 def _optimizer(case: Case) -> Iterator[str]:
     optimizer, weights = case.config.train.optimizer, case.config.weights
     if optimizer.min_learning_rate > optimizer.learning_rate:
@@ -194,6 +232,25 @@ def _optimizer(case: Case) -> Iterator[str]:
         yield f"weights.dir={weights.dir} needs weights.transport=disk, not {weights.transport}; unset it"
 
 
+def _plan(case: Case) -> Iterator[str]:
+    config, plan = case.config, case.config.plan
+    median, p99, prompt = plan.response_median, plan.response_p99, plan.prompt_tokens
+    if median is None and p99 is not None:
+        yield f"plan.response_p99={p99} needs plan.response_median; set both"
+    elif median is not None and p99 is not None and p99 < median:
+        yield f"plan.response_p99={p99} is under plan.response_median={median}; use at least {median}"
+    if prompt is not None and prompt + config.rollout.max_tokens > config.model.context_length:
+        yield (
+            f"plan.prompt_tokens={prompt} and rollout.max_tokens={config.rollout.max_tokens} are together over "
+            f"model.context_length={config.model.context_length}; "
+            f"lower plan.prompt_tokens to {max(1, config.model.context_length - config.rollout.max_tokens)}"
+        )
+
+
+PLANNED = (_layout, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
+"""Rules that need nothing but the settings and the model's sizes."""
+
+
 def _data(case: Case) -> Iterator[str]:
     config = case.config
     data, evaluate = config.data, config.evaluate
@@ -203,6 +260,9 @@ def _data(case: Case) -> Iterator[str]:
         for name in [path] if isinstance(path, str) else path or []:
             if not os.path.exists(name) and not glob.glob(name, recursive=True):
                 yield f"{setting}={name}: no such file or folder, from {os.getcwd()}"
+    if data.media_key is not None:
+        what = "algorithm.name=sft" if case.sft else f"rollout.engine={config.rollout.engine}"
+        yield f"data.media_key={data.media_key}: {what} takes no images yet; unset it"
     if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
         yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
     elif evaluate.size and evaluate.path is None and not (data.tasks or case.sft):

@@ -9,9 +9,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
+from yatt.data.media import read_media
 from yatt.data.rows import BadRow, Row
 from yatt.errors import ConfigError
-from yatt.types import Prompt, Sample, SampleKey
+from yatt.protocols import MediaStore
+from yatt.types import Media, Prompt, Sample, SampleKey
 
 Messages = list[dict[str, Any]]
 
@@ -21,13 +23,19 @@ class PromptEncoder:
 
     Chat messages, and text where the tokenizer has a chat template and `data.chat_template` allows it, go through the
     template with its generation prompt; other text is tokenised as it stands, with the tokenizer's own special tokens.
-    `data.system_prompt` opens every chat that brings no system message of its own.
+    `data.system_prompt` opens every chat that brings no system message of its own. Images go into `store`; without one
+    they are only looked at.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int, max_tokens: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        data: DataConfig,
+        context_length: int,
+        max_tokens: int,
+        store: MediaStore | None = None,
     ) -> None:
-        self._tokenizer, self._data = tokenizer, data
+        self._tokenizer, self._data, self._store = tokenizer, data, store
         self._template = data.chat_template == "auto" and tokenizer.chat_template is not None
         room = context_length - max_tokens
         self._limit = room if data.max_prompt_tokens is None else min(room, data.max_prompt_tokens)
@@ -46,7 +54,13 @@ class PromptEncoder:
             raise BadRow(f"no column {self._data.prompt_key!r} (it has {_names(row)}); see data.prompt_key")
         text, tokens = self.encode(row[self._data.prompt_key])
         return Prompt(
-            uid=uid, row=index, text=text, tokens=tokens, answer=self._answer(row), metadata=self._metadata(row)
+            uid=uid,
+            row=index,
+            text=text,
+            tokens=tokens,
+            answer=self._answer(row),
+            metadata=self._metadata(row),
+            media=self._media(row),
         )
 
     def encode(self, prompt: Any) -> tuple[str, np.ndarray]:
@@ -85,10 +99,20 @@ class PromptEncoder:
             return str(answer)
         raise BadRow(f"column {self._data.answer_key!r} holds a {type(answer).__name__}; it must be text or a number")
 
+    def _media(self, row: Row) -> tuple[Media, ...]:
+        key = self._data.media_key
+        if key is None:
+            return ()
+        if key not in row:
+            raise BadRow(f"no column {key!r} (it has {_names(row)}); see data.media_key")
+        images = read_media(row[key], key)
+        return () if self._store is None else tuple(map(self._store.hold, images))
+
     def _metadata(self, row: Row) -> dict[str, Any]:
         data = self._data
         if data.metadata_keys is None:
-            return {key: value for key, value in row.items() if key not in (data.prompt_key, data.answer_key)}
+            taken = (data.prompt_key, data.answer_key, data.media_key)
+            return {key: value for key, value in row.items() if key not in taken}
         for key in data.metadata_keys:
             if key not in row:
                 raise BadRow(f"no column {key!r} (it has {_names(row)}); see data.metadata_keys")

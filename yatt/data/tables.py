@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, Image, load_from_disk
 
 
 class TableRows:
-    """Rows of a table, counted from 1 in their origin as lines are."""
+    """Rows of a table, counted from 1 in their origin as lines are. Images stay as they are stored, not decoded."""
 
-    def __init__(self, table: Any, path: str) -> None:
+    def __init__(self, table: Dataset, path: str) -> None:
+        for name, feature in table.features.items():
+            if isinstance(feature, Image):
+                table = table.cast_column(name, Image(decode=False))
         self._table, self._path = table, path
 
     def __len__(self) -> int:

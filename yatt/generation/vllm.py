@@ -21,7 +21,7 @@ from tokenizers.decoders import DecodeStream
 
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError, WaitTimeout, YattError
-from yatt.types import Completion, Finish, Request, SampleKey, Span, WeightManifest
+from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, WeightManifest
 
 if TYPE_CHECKING:
     from yatt.generation.vllm_engine import Device, Engine
@@ -143,6 +143,8 @@ class VllmGenerator:
                     f"request {request.key}: its prompt of {len(request.tokens)} tokens leaves no room "
                     f"in model.context_length={self._context_length}"
                 )
+            if request.media:
+                raise BackendError(f"request {request.key} has images, and rollout.engine=vllm takes none yet")
         stream, pending = Stream(), len(requests)
         try:
             await self._call(self._admit, requests, stream)
@@ -174,6 +176,9 @@ class VllmGenerator:
 
     async def version(self) -> int:
         return self._version
+
+    async def pulse(self) -> Pulse:
+        return Pulse(running=len(self._running), tokens=self.tokens_sampled)
 
     async def close(self) -> None:
         if self._thread is None:

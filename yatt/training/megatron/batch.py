@@ -39,11 +39,11 @@ class Update:
 
 
 def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample]]]]:
-    """Per update, its denominator and this rank's non-empty micro-batches over all controllers.
+    """Per update, its denominator and this rank's non-empty micro-batches over all senders.
 
     Samples lie in the order of their keys, so nothing depends on which controller sent them. Raises BackendError where
     shares disagree about the step's shape."""
-    shapes = {(s.step, s.denominators, tuple(len(update) for update in s.updates)) for s in shares}
+    shapes = {(s.step, s.rank, s.senders, s.denominators, tuple(len(update) for update in s.updates)) for s in shares}
     if len(shapes) != 1:
         raise BackendError(
             f"shares of controllers {[s.controller for s in shares]} differ in shape: {sorted(map(str, shapes))}"
