@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
 
 import numpy as np
 
-from yatt.algorithm.samples import samples
-from yatt.config.schema import AlgorithmConfig, RolloutConfig
+from yatt.config.schema import Config, ModelConfig, RolloutConfig, RunConfig, TrainConfig
+from yatt.controller.assembly import Assembly, Engines, Parts
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Responder, Rollouter
-from yatt.controller.router import Router
-from yatt.controller.stage import Publisher, Stage
-from yatt.controller.step import Controller, Desk
+from yatt.controller.step import Controller
 from yatt.data.loader import Loader
-from yatt.placement.plan import colocated
+from yatt.errors import ProcessDied
 from yatt.protocols import EVERY_NODE
+from yatt.reward.filter import load_filter
 from yatt.types import (
     Completion,
     Prompt,
+    Pulse,
     Request,
     Sample,
     Score,
@@ -102,6 +99,9 @@ class ScriptedGenerator:
     async def version(self) -> int:
         return self.served
 
+    async def pulse(self) -> Pulse:
+        return Pulse(running=0, tokens=0)
+
     async def close(self) -> None:
         self.events.append("close")
 
@@ -122,27 +122,34 @@ class ScriptedScorer:
 
 
 class RecordingTrainer:
-    """Keeps the samples of every micro-batch in key order, and answers once all controllers have delivered."""
+    """Keeps the samples of every micro-batch in key order, and answers once every rank has all its senders' shares."""
 
-    def __init__(self, controllers: int) -> None:
-        self.controllers = controllers
-        self.delivered: dict[int, list[Sequence[Share]]] = {}
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.delivered: dict[int, list[Share]] = {}
         self.steps: dict[int, list[list[list[list[Sample]]]]] = {}
         self.done: dict[int, asyncio.Event] = {}
         self.exported: list[int] = []
         self.awake = True
 
-    async def update(self, shares: Sequence[Share]) -> UpdateReport:
+    async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
         assert self.awake, "an update needs the ranks awake"
+        if not shares:
+            return None
         step = shares[0].step
         done = self.done.setdefault(step, asyncio.Event())
-        deliveries = self.delivered.setdefault(step, [])
-        deliveries.append(shares)
-        if len(deliveries) == self.controllers:
-            self.steps[step] = merge(deliveries)
+        delivered = self.delivered.setdefault(step, [])
+        delivered += shares
+        if all(self._complete(rank, delivered) for rank in range(self.ranks)):
+            self.steps[step] = merge(delivered, self.ranks)
             done.set()
         await done.wait()
         return UpdateReport(loss=float(step), grad_norm=0.0, learning_rate=0.0)
+
+    @staticmethod
+    def _complete(rank: int, delivered: Sequence[Share]) -> bool:
+        mine = [share for share in delivered if share.rank == rank]
+        return bool(mine) and sorted(share.controller for share in mine) == sorted(mine[0].senders)
 
     async def export(self, version: int) -> dict[str, WeightManifest]:
         self.exported.append(version)
@@ -155,18 +162,20 @@ class RecordingTrainer:
         self.awake = True
 
 
-def merge(deliveries: Sequence[Sequence[Share]]) -> list[list[list[list[Sample]]]]:
+def merge(shares: Sequence[Share], ranks: int) -> list[list[list[list[Sample]]]]:
     """[update][rank][micro-batch] -> samples in key order, whoever sent them."""
-    updates = len(deliveries[0][0].updates)
     return [
         [
             [
-                sorted((s for shares in deliveries for s in shares[rank].updates[update][micro]), key=lambda s: s.key)
-                for micro in range(len(deliveries[0][rank].updates[update]))
+                sorted(
+                    (s for share in shares if share.rank == rank for s in share.updates[update][micro]),
+                    key=lambda s: s.key,
+                )
+                for micro in range(len(shares[0].updates[update]))
             ]
-            for rank in range(len(deliveries[0]))
+            for rank in range(ranks)
         ]
-        for update in range(updates)
+        for update in range(len(shares[0].updates))
     ]
 
 
@@ -202,38 +211,35 @@ class World:
         rows: int = 50,
         order: Callable[[int], Sequence[int]] = range,
         rollout: RolloutConfig | None = None,
+        generators: Sequence[ScriptedGenerator] = (),
     ) -> None:
-        self.generators = [ScriptedGenerator(slot, order) for slot in range(2)]
-        self.trainer = RecordingTrainer(controllers)
+        self.generators = generators or [ScriptedGenerator(slot, order) for slot in range(2)]
+        self.trainer = RecordingTrainer(2)
         self.groups: dict[int, list[int]] = {}
-        config = rollout or RolloutConfig(n=4)
+        self.config = Config(
+            run=RunConfig(seed=11),
+            model=ModelConfig(path="none"),
+            rollout=rollout or RolloutConfig(n=4),
+            train=TrainConfig(steps=9, batch_size=batch),
+        )
         hub = Hub(controllers, timeout=5)
         self.controllers = [
-            self._controller(HubPeers(i, controllers, hub.gather), judge, batch, rows, config)
-            for i in range(controllers)
+            self._controller(HubPeers(i, controllers, hub.gather), judge, rows) for i in range(controllers)
         ]
 
-    def _controller(self, peers: HubPeers, judge, batch: int, rows: int, config: RolloutConfig) -> Controller:
+    def _controller(self, peers: HubPeers, judge, rows: int) -> Controller:
         source = Loader(
             Numbers(rows), number_prompt, seed=3, shuffle=True, index=peers.index, count=peers.count, bad_rows="fail"
         )
-        desk = Desk(
-            peers=peers,
-            source=source,
-            exchange=Exchange(peers, ranks=2, updates=1, budget=64),
-            trainer=self.trainer,
-            recorder=Recorder(f"controller {peers.index}", Ticks()),
-            batch_size=batch,
+        exchange = Exchange(peers, ranks=2, updates=1, budget=64, quadratic=1e-4)
+        parts = Parts(config=self.config, peers=peers, trainer=self.trainer, exchange=exchange, clock=Ticks())
+        engines = Engines(
+            generators=self.generators, scorer=ScriptedScorer(judge), decode=lambda t: str(t.tolist()), sleep=True
         )
-        router = Router(self.generators, first=peers.index)
-        responder = Responder(router, ScriptedScorer(judge), lambda t: str(t.tolist()), 11, "rollout")
-        return Controller(
-            desk=desk,
-            rollouter=Rollouter(source=source, responder=responder, config=config),
-            to_samples=partial(samples, config=AlgorithmConfig(), max_tokens=8),
-            stage=Stage(colocated([0, 1]), self.generators, self.trainer, peers),
-            publisher=Publisher(self.generators, self.trainer, peers),
-            on_groups=lambda step, groups: self.groups.setdefault(step, []).extend(g.prompt.uid for g in groups),
+        return Assembly(parts, engines).controller(
+            source,
+            load_filter(self.config.rollout),
+            lambda step, groups: self.groups.setdefault(step, []).extend(g.prompt.uid for g in groups),
         )
 
     async def step(self, step: int):

@@ -5,18 +5,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from doubles import RecordingTrainer, ScriptedGenerator, ScriptedScorer, World, merge
+from doubles import RecordingTrainer, ScriptedGenerator, ScriptedScorer, Ticks, World, merge
 
 from yatt.config.schema import EvaluateConfig, RolloutConfig
 from yatt.controller.evaluator import Evaluator, pass_at_k
 from yatt.controller.exchange import Exchange
+from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.rollouter import Responder, request_seed
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.errors import BackendError, WaitTimeout
 from yatt.placement.plan import Change, colocated, difference, resident
-from yatt.types import Prompt, Request, Sample, SampleKey, SamplingParams, WeightManifest
+from yatt.types import Prompt, Sample, SampleKey, WeightManifest
 
 
 def by_seed(trajectory):
@@ -56,6 +57,7 @@ async def test_counts_add_up_over_controllers_and_reports_agree():
     assert (counts.groups, counts.responses, counts.scored, counts.response_tokens) == (7, 28, 28, 56)
     seeds = [request_seed(11, SampleKey(uid, sibling), "rollout") for uid in range(7) for sibling in range(4)]
     assert counts.reward_sum == counts.part_sums["r"] == sum(seed % 7 % 3 for seed in seeds)
+    assert (counts.groups_missing, counts.groups_wasted, reports[0].generators) == (0, 0, 2)
     assert set(reports[0].phases) == {"rollout", "balance", "train", "sync", "report"}
 
 
@@ -64,7 +66,7 @@ async def test_dropped_groups_are_replaced_by_the_next_prompts_whatever_ends_fir
     # Rows 1, 3, 5 ... teach nothing. One controller owes 4: it takes the shortest run of its order with 4 even rows.
     world = World(
         1, lambda t: float(t.sibling) if t.prompt.row % 2 == 0 else 1.0, batch=4, order=order,
-        rollout=RolloutConfig(n=2, filter="all_equal", max_refills=5),
+        rollout=RolloutConfig(n=2, filter="all_equal", refill="one", max_refills=5),
     )  # fmt: skip
     source = world.controllers[0].desk.source
     source.begin_step()
@@ -77,14 +79,16 @@ async def test_dropped_groups_are_replaced_by_the_next_prompts_whatever_ends_fir
 
 async def test_refills_are_bounded_and_the_step_goes_on_with_what_it_has():
     judge = lambda t: float(t.sibling) if t.prompt.uid < 2 else 1.0  # noqa: E731
-    world = World(1, judge, batch=3, rollout=RolloutConfig(n=2, filter="all_equal", max_refills=2))
+    world = World(1, judge, batch=3, rollout=RolloutConfig(n=2, filter="all_equal", refill="one", max_refills=2))
     counts = (await world.step(1))[0].counts
     assert (counts.groups, counts.groups_dropped, counts.refills) == (2, 7, 6)
     assert len(world.trained(1)) == 4
 
 
 async def test_a_step_without_any_group_still_ends():
-    world = World(2, lambda t: 1.0, batch=2, rollout=RolloutConfig(n=2, filter="all_equal", max_refills=0))
+    world = World(
+        2, lambda t: 1.0, batch=2, rollout=RolloutConfig(n=2, filter="all_equal", refill="one", max_refills=0)
+    )
     reports = await world.step(1)
     assert reports[0].counts.groups == 0
     assert world.trained(1) == []
@@ -103,7 +107,9 @@ async def test_failed_rewards_are_excluded_and_counted_never_zero():
 
 
 async def test_a_group_with_one_score_left_is_dropped():
-    world = World(1, lambda t: None if t.sibling else 1.0, batch=1, rollout=RolloutConfig(n=3, max_refills=1))
+    world = World(
+        1, lambda t: None if t.sibling else 1.0, batch=1, rollout=RolloutConfig(n=3, refill="one", max_refills=1)
+    )
     counts = (await world.step(1))[0].counts
     assert (counts.groups, counts.groups_dropped, counts.refills) == (0, 2, 1)
 
@@ -118,7 +124,8 @@ async def test_a_resumed_run_sees_the_prompts_that_an_uninterrupted_one_sees():
     await asyncio.gather(*(c.stage.enter("rollout") for c in first.controllers))  # as an evaluation leaves it
     states = await asyncio.gather(*(c.state() for c in first.controllers))
     assert states[0] == states[1]
-    state = states[0]
+    state, carried = states[0]
+    assert carried == []
     assert first.trainer.awake, "what only training needs is saved too: the ranks must have it back"
     second = World(3, by_seed)
     await asyncio.gather(*(c.restore(state) for c in second.controllers))
@@ -139,19 +146,22 @@ async def test_the_exchange_sends_each_sample_once_and_counts_globally():
     results = []
     for count in (1, 3):
         hub = Hub(count, timeout=5)
-        shares = await asyncio.gather(
+        each = await asyncio.gather(
             *(
-                Exchange(HubPeers(i, count, hub.gather), ranks=4, updates=2, budget=24).balance(5, everything[i::count])
+                Exchange(HubPeers(i, count, hub.gather), ranks=4, updates=2, budget=24, quadratic=0.01).balance(
+                    5, everything[i::count]
+                )
                 for i in range(count)
             )
         )
-        merged = merge(shares)
+        shares = [share for mine in each for share in mine]
+        merged = merge(shares, 4)
         sent = Counter(s.key for update in merged for rank in update for micro in rank for s in micro)
         assert sent == Counter(s.key for s in everything)
         assert all(sum(len(s.tokens) for s in micro) <= 24 for u in merged for rank in u for micro in rank)
         assert all(len({len(rank) for rank in update}) == 1 for update in merged)
-        denominators = shares[0][0].denominators
-        assert all(s.denominators == denominators for mine in shares for s in mine)
+        denominators = shares[0].denominators
+        assert all(s.denominators == denominators for s in shares)
         for update, denominator in zip(merged, denominators, strict=True):
             held = [s for rank in update for micro in rank for s in micro]
             assert denominator.tokens == sum(s.trained_tokens for s in held)
@@ -169,26 +179,6 @@ async def test_the_hub_names_who_did_not_come():
         assert await asyncio.gather(hub.gather("y", 1, "b"), hub.gather("y", 0, "a")) == [["a", "b"]] * 2
 
 
-async def test_work_goes_to_the_generator_with_least_of_it():
-    generators = [ScriptedGenerator(slot) for slot in range(2)]
-    for g in generators:
-        await g.resume()
-    router = Router(generators, first=1)
-    stream = router.generate(requests(0, 3))
-    await anext(stream)
-    assert router._outstanding == [2, 0]
-    await anext(other := router.generate(requests(1, 1)))
-    assert router._outstanding == [2, 0]
-    await stream.aclose()
-    await other.aclose()
-    assert router._outstanding == [0, 0]
-
-
-def requests(uid, n):
-    params = SamplingParams(max_tokens=2)
-    return [Request(key=SampleKey(uid, i), tokens=np.array([1]), params=params, seed=i) for i in range(n)]
-
-
 def test_seeds_depend_on_run_prompt_sibling_and_purpose_alone():
     keys = [SampleKey(u, s) for u in range(50) for s in range(8)]
     seeds = {request_seed(0, k, "rollout") for k in keys} | {request_seed(1, k, "rollout") for k in keys}
@@ -204,7 +194,7 @@ async def test_an_engine_left_behind_is_an_error():
 
     peers = HubPeers(0, 1, Hub(1, 1).gather)
     with pytest.raises(BackendError, match=r"version 3 did not reach the generators on slots \[\(0,\)\]"):
-        await Publisher([Stubborn(0)], RecordingTrainer(1), peers).publish(3)
+        await Publisher(Fleet([Stubborn(0)]), RecordingTrainer(1), peers).publish(3)
 
 
 async def test_a_node_without_a_manifest_is_named():
@@ -213,7 +203,7 @@ async def test_a_node_without_a_manifest_is_named():
             return {"there": WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
-        await Publisher([ScriptedGenerator(0)], Elsewhere(1), HubPeers(0, 1, Hub(1, 1).gather)).publish(1)
+        await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1).gather)).publish(1)
 
 
 def test_plans_differ_by_sleeps_then_wakes():
@@ -257,11 +247,11 @@ async def test_evaluation_counts_what_was_right(controllers):
         peers = HubPeers(i, controllers, hub.gather)
         return Evaluator(
             prompts=prompts[i::controllers],
-            responder=Responder(Router([generator]), ScriptedScorer(judge), str, 0, "evaluate"),
+            responder=Responder(Router(Fleet([generator]), clock=Ticks()), ScriptedScorer(judge), str, 0, "evaluate"),
             rollout=RolloutConfig(),
             config=EvaluateConfig(samples=2),
             peers=peers,
-            stage=Stage(resident([0]), [generator], RecordingTrainer(1), peers),
+            stage=Stage(resident([0]), Fleet([generator]), RecordingTrainer(1), peers),
             on_evaluated=lambda step, ts: logged.extend(ts),
         )
 

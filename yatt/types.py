@@ -133,7 +133,7 @@ class Trajectory:
         return len(self.tokens) - len(self.prompt.tokens)
 
     @classmethod
-    def single_turn(cls, prompt: Prompt, completion: Completion, text: str) -> Trajectory:
+    def single_turn(cls, prompt: Prompt, completion: Completion, text: str, score: Score | None = None) -> Trajectory:
         """The trajectory of one prompt and one completion; every response token is trained."""
         p, r = len(prompt.tokens), len(completion.tokens)
         mask = np.zeros(p + r, dtype=bool)
@@ -149,6 +149,7 @@ class Trajectory:
             spans=completion.spans,
             finish=completion.finish,
             text=text,
+            score=score,
         )
 
 
@@ -303,6 +304,11 @@ class RolloutCounts:
     reward_square_sum: float = 0.0
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def groups_accepted(self) -> int:
+        """Good groups that ended in this step, trained or not."""
+        return self.groups - self.groups_carried + self.groups_surplus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+Filter = Callable[[Sequence[float]], bool]
+"""A group's rewards -> whether it is dropped."""
+
 
 def keep(rewards: Sequence[float]) -> bool:
     """Drop nothing."""
@@ -15,5 +18,52 @@ def all_equal(rewards: Sequence[float], tolerance: float = 1e-9) -> bool:
     return not rewards or max(rewards) - min(rewards) <= tolerance
 
 
-# rollout.filter: true means that the group is dropped.
-FILTERS: dict[str, Callable[[Sequence[float]], bool]] = {"none": keep, "all_equal": all_equal}
+def band(low: float, high: float) -> Filter:
+    """Drop a group whose mean reward is outside [low, high]: too hard or too easy (PRIME, arXiv 2502.01456)."""
+
+    def outside(rewards: Sequence[float]) -> bool:
+        return not rewards or not low <= sum(rewards) / len(rewards) <= high
+
+    return outside
+
+
+# rollout.filter, beside "band" and a function of the user's.
+FILTERS: dict[str, Filter] = {"none": keep, "all_equal": all_equal}
+
+
+class AcceptanceRate:
+    """A running estimate of the share of groups that are kept: (1 + kept) / (1 + ended), older steps fading by half.
+
+    It begins at 1 and is never 0, so that what it sizes is finite. `see` counts a group of this step as soon as it has
+    ended; `close` takes the counts of all controllers in place of those seen here, so that everyone starts the next
+    step with the same estimate.
+    """
+
+    FADING = 0.5
+
+    def __init__(self) -> None:
+        self._past = (0.0, 0.0)
+        self._kept = self._ended = 0
+
+    def see(self, kept: bool) -> None:
+        self._kept += kept
+        self._ended += 1
+
+    def close(self, kept: int, ended: int) -> None:
+        past_kept, past_ended = self._past
+        self._past = (self.FADING * past_kept + kept, self.FADING * past_ended + ended)
+        self._kept = self._ended = 0
+
+    @property
+    def value(self) -> float:
+        kept, ended = self._past
+        return (1.0 + kept + self._kept) / (1.0 + ended + self._ended)
+
+    def state(self) -> list[float]:
+        """As of the last `close`."""
+        return list(self._past)
+
+    def restore(self, state: Sequence[float]) -> None:
+        kept, ended = state
+        self._past = (float(kept), float(ended))
+        self._kept = self._ended = 0

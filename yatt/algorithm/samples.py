@@ -30,6 +30,7 @@ def samples(groups: Sequence[Group], config: AlgorithmConfig, max_tokens: int) -
             loss_mask=trajectory.loss_mask,
             rollout_logprobs=trajectory.rollout_logprobs,
             advantage=advantage,
+            media=trajectory.prompt.media,
         )
         for (_, trajectory), advantage in zip(placed, advantages, strict=True)
         if not (config.overlong == "mask" and trajectory.finish == "length")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
+from math import ceil
 
 import numpy as np
 
-from yatt.algorithm.filter import FILTERS
+from yatt.algorithm.filter import AcceptanceRate, Filter
 from yatt.config.schema import RolloutConfig
 from yatt.controller.router import Router
 from yatt.errors import BackendError
@@ -36,40 +38,81 @@ class Responder:
         self._seed = seed
         self._purpose = purpose
 
-    async def respond(self, prompt: Prompt, params: Sequence[SamplingParams]) -> list[Trajectory]:
-        """One scored trajectory per entry of `params`, in that order; each is scored as soon as it ends."""
+    async def respond(
+        self, prompt: Prompt, params: Sequence[SamplingParams], on_drawn: Callable[[], object] = lambda: None
+    ) -> list[Trajectory]:
+        """One trajectory per entry of `params`, in that order; each is scored as soon as it ends. `on_drawn` is called
+        when the last response has been drawn. Where any was aborted, none has a score."""
         keys = [SampleKey(prompt.uid, sibling) for sibling in range(len(params))]
         requests = [
-            Request(key=key, tokens=prompt.tokens, params=p, seed=request_seed(self._seed, key, self._purpose))
+            Request(
+                key=key,
+                tokens=prompt.tokens,
+                params=p,
+                seed=request_seed(self._seed, key, self._purpose),
+                media=prompt.media,
+            )
             for key, p in zip(keys, params, strict=True)
         ]
+        drawn: list[Trajectory] = []
         async with asyncio.TaskGroup() as scoring:
             tasks = []
             async for completions in self._router.generate(requests):
                 ended = [Trajectory.single_turn(prompt, c, self._decode(c.tokens)) for c in completions]
-                tasks.append(scoring.create_task(self._score(ended)))
-        trajectories = sorted((t for task in tasks for t in task.result()), key=lambda t: t.sibling)
+                drawn += ended
+                if whole := [t for t in ended if t.finish != "aborted"]:
+                    tasks.append(scoring.create_task(self._score(whole)))
+            on_drawn()
+            if aborted := any(t.finish == "aborted" for t in drawn):
+                for task in tasks:
+                    task.cancel()
+        trajectories = drawn if aborted else [t for task in tasks for t in task.result()]
         if len(trajectories) != len(params):
             raise BackendError(
                 f"a generator answered {len(trajectories)} of {len(params)} requests of prompt {prompt.uid}"
             )
-        return trajectories
+        return sorted(trajectories, key=lambda t: t.sibling)
+
+    async def abort(self, prompts: Sequence[Prompt], siblings: int) -> None:
+        """End what is being drawn for these prompts."""
+        await self._router.abort({SampleKey(p.uid, sibling) for p in prompts for sibling in range(siblings)})
 
     async def _score(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         scores = await self._scorer.score(trajectories)
         return [replace(t, score=s) for t, s in zip(trajectories, scores, strict=True)]
 
 
-class Rollouter:
-    """Owes `quota` groups a step. A dropped group is replaced by the next prompt at once, up to `max_refills * quota`
-    times; past that the step goes on with what there is. Which prompts are drawn depends on the answers, never on their
-    timing: they are the shortest run of this controller's order that holds the quota, or all that the bound allows."""
+@dataclass(slots=True)
+class _Tally:
+    """What has happened since the end of the last step."""
 
-    def __init__(self, *, source: Source[Prompt], responder: Responder, config: RolloutConfig) -> None:
+    kept: list[Group] = field(default_factory=list)
+    finished: list[Group] = field(default_factory=list)
+    dropped: int = 0
+    surplus: int = 0
+    wasted: int = 0
+    tokens_wasted: int = 0
+    media_bytes: int = 0
+    drawn: int = 0
+    open: set[int] = field(default_factory=set)  # uids drawn in this step that have not ended
+
+
+class Rollouter:
+    """Owes `quota` groups a step, and moves between drawing, scoring and refilling on its own.
+
+    While groups are missing it keeps `missing * oversample / acceptance rate` prompts in flight, and draws at most
+    `max_refills * quota` beyond the quota; past that, or when no prompt is left, the step goes on with what there is.
+    Once the quota is full, what is still being drawn is aborted. A good group that comes later is carried over to a
+    step whose version is at most `max_staleness` newer, otherwise wasted. Prompts of aborted and wasted groups are
+    offered again. With `refill: one` each dropped group is replaced by one prompt: nothing is drawn in vain, and which
+    prompts are drawn depends on the answers, never on their timing.
+    """
+
+    def __init__(self, *, source: Source[Prompt], responder: Responder, drop: Filter, config: RolloutConfig) -> None:
         self._source = source
         self._responder = responder
-        self._drop = FILTERS[config.filter]
-        self._max_refills = config.max_refills
+        self._drop = drop
+        self._config = config
         self._params = [
             SamplingParams(
                 max_tokens=config.max_tokens,
@@ -79,30 +122,107 @@ class Rollouter:
                 stop=tuple(config.stop),
             )
         ] * config.n
+        self.rate = AcceptanceRate()
+        self.carried: list[Group] = []
+        self._tally = _Tally()
+        self._running: dict[int, asyncio.Task[None]] = {}  # by uid, those that only wait for scores included
+        self._drawing: dict[int, Prompt] = {}
+        self._ended: asyncio.Queue[tuple[Prompt, Group | Exception]] = asyncio.Queue()
 
-    async def collect(self, quota: int) -> tuple[list[Group], RolloutCounts]:
-        """The step's groups in prompt order, and the numbers of all that was generated, dropped groups included."""
-        finished: list[Group] = []
-        kept: list[Group] = []
-        refills = self._max_refills * quota
+    async def collect(self, quota: int, version: int) -> tuple[list[Group], RolloutCounts]:
+        """The step's groups in prompt order, and the numbers of all that ended since the last step, dropped groups
+        included. `version` is the policy's now."""
+        tally = self._tally
+        tally.kept, self.carried = self.carried[:quota], self.carried[quota:]
+        carried = len(tally.kept)
+        try:
+            while len(tally.kept) < quota:
+                self._draw(quota)
+                if not tally.open:
+                    break
+                self._settle(quota, *await self._ended.get())
+            await self._stop(quota)
+        except BaseException:
+            for task in self._running.values():
+                task.cancel()
+            raise
+        self._discard_stale(version + 1)
+        self._tally = _Tally()
+        return sorted(tally.kept, key=lambda group: group.prompt.uid), _count(tally, quota, carried)
 
-        async def owe(prompt: Prompt | None, tasks: asyncio.TaskGroup) -> None:
-            nonlocal refills
+    async def rest(self, version: int) -> None:
+        """Wait for the scores still to come, so that `carried` is all there is; `version` is the policy's now."""
+        while self._running:
+            self._settle(0, *await self._ended.get())
+        self._discard_stale(version)
+
+    def _draw(self, quota: int) -> None:
+        """Start as many prompts as the groups missing are likely to take."""
+        tally, config = self._tally, self._config
+        rate = self.rate.value if config.refill == "estimate" else 1.0
+        wanted = ceil((quota - len(tally.kept)) * config.oversample / rate - 1e-9)
+        bound = quota * (1 + config.max_refills)
+        while len(tally.open) < wanted and tally.drawn < bound:
+            prompt = self._source.draw()
             if prompt is None:
                 return
-            group = as_group(prompt, await self._responder.respond(prompt, self._params))
-            finished.append(group)
-            if usable(group) and not self._drop(group.rewards):
-                kept.append(group)
-            elif refills:
-                refills -= 1
-                tasks.create_task(owe(self._source.draw(), tasks))
+            tally.drawn += 1
+            tally.media_bytes += sum(media.nbytes for media in prompt.media)
+            tally.open.add(prompt.uid)
+            self._drawing[prompt.uid] = prompt
+            self._running[prompt.uid] = asyncio.create_task(self._respond(prompt))
 
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(quota):
-                tasks.create_task(owe(self._source.draw(), tasks))
-        counts = count(finished, kept, refills=self._max_refills * quota - refills)
-        return sorted(kept, key=lambda group: group.prompt.uid), counts
+    async def _respond(self, prompt: Prompt) -> None:
+        try:
+            on_drawn = partial(self._drawing.pop, prompt.uid)
+            trajectories = await self._responder.respond(prompt, self._params, on_drawn)
+            self._ended.put_nowait((prompt, as_group(prompt, trajectories)))
+        except Exception as error:
+            self._ended.put_nowait((prompt, error))
+
+    def _settle(self, quota: int, prompt: Prompt, outcome: Group | Exception) -> None:
+        """One group has ended: keep it, drop it, or set it aside."""
+        del self._running[prompt.uid]
+        if isinstance(outcome, Exception):
+            raise outcome
+        tally = self._tally
+        tally.open.discard(prompt.uid)
+        if any(t.finish == "aborted" for t in outcome.failures):
+            self._waste(outcome)
+            return
+        tally.finished.append(outcome)
+        good = usable(outcome) and not self._drop(outcome.rewards)
+        self.rate.see(good)
+        if not good:
+            tally.dropped += 1
+        elif len(tally.kept) < quota:
+            tally.kept.append(outcome)
+        else:
+            tally.surplus += 1
+            self.carried.append(outcome)
+
+    async def _stop(self, quota: int) -> None:
+        """End what is still being drawn. Groups that only wait for scores come in later."""
+        if self._drawing:
+            await self._responder.abort(list(self._drawing.values()), len(self._params))
+        while self._drawing or not self._ended.empty():
+            self._settle(quota, *await self._ended.get())
+
+    def _discard_stale(self, version: int) -> None:
+        """Give up carried groups that a step under `version` may not train on."""
+        fresh: list[Group] = []
+        for group in self.carried:
+            oldest = min((span.version for t in group.trajectories for span in t.spans), default=version)
+            if version - oldest <= self._config.max_staleness:
+                fresh.append(group)
+            else:
+                self._waste(group)
+        self.carried = fresh
+
+    def _waste(self, group: Group) -> None:
+        self._tally.wasted += 1
+        self._tally.tokens_wasted += sum(t.response_tokens for t in (*group.trajectories, *group.failures))
+        self._source.give_back(group.prompt.uid)
 
 
 def as_group(prompt: Prompt, trajectories: Sequence[Trajectory]) -> Group:
@@ -120,26 +240,32 @@ def usable(group: Group) -> bool:
     return len(group.trajectories) >= 2
 
 
-def count(finished: Sequence[Group], kept: Sequence[Group], *, refills: int) -> RolloutCounts:
+def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
     """The numbers of one controller's rollout; rewards and parts are over every scored trajectory, kept or not."""
-    scored = [t for group in finished for t in group.trajectories]
-    failed = [t for group in finished for t in group.failures]
+    scored = [t for group in tally.finished for t in group.trajectories]
+    failed = [t for group in tally.finished for t in group.failures]
     lengths = [t.response_tokens for t in (*scored, *failed)]
     rewards = [t.score.value for t in scored if t.score is not None and t.score.value is not None]
     parts: Counter[str] = Counter()
     for t in scored:
         parts.update(t.score.parts if t.score is not None else {})
     return RolloutCounts(
-        groups=len(kept),
-        groups_dropped=len(finished) - len(kept),
-        refills=refills,
+        groups=len(tally.kept),
+        groups_dropped=tally.dropped,
+        groups_missing=quota - len(tally.kept),
+        groups_carried=carried,
+        groups_surplus=tally.surplus,
+        groups_wasted=tally.wasted,
+        tokens_wasted=tally.tokens_wasted,
+        media_bytes=tally.media_bytes,
+        refills=max(0, tally.drawn - quota),
         reward_failures=len(failed),
         reward_timeouts=sum(t.score is not None and t.score.status == "timed_out" for t in failed),
         responses=len(lengths),
         scored=len(scored),
         truncated=sum(t.finish == "length" for t in (*scored, *failed)),
         response_tokens=sum(lengths),
-        prompt_tokens=sum(len(g.prompt.tokens) * (len(g.trajectories) + len(g.failures)) for g in finished),
+        prompt_tokens=sum(len(g.prompt.tokens) * (len(g.trajectories) + len(g.failures)) for g in tally.finished),
         reward_sum=sum(rewards),
         reward_square_sum=sum(r * r for r in rewards),
         longest_response=max(lengths, default=0),

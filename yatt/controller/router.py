@@ -1,29 +1,314 @@
-"""Which generator draws what: the one with the least outstanding work; siblings of a group stay together."""
+"""Which generator draws what: the one with the least to do; and what is done when one turns slow or dies."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import statistics
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass, replace
 
-from yatt.protocols import Generator
-from yatt.types import Completion, Request
+import numpy as np
+
+from yatt.controller.fleet import Fleet, PlacedGenerator
+from yatt.errors import ProcessDied, WaitTimeout
+from yatt.protocols import Clock
+from yatt.types import Completion, Pulse, Request, SampleKey
+
+PREFILL = 1 / 32
+"""Work of reading a prompt token, in response tokens."""
+WATCH_SECONDS = 10.0
+"""How often busy generators are looked at."""
+PULSE_DEADLINE = 120.0
+"""A generator that does not say how it is doing for so long is given up for dead."""
+SLOW = 4.0
+"""A generator is slow when others are this many times as fast, both in all and per request."""
+
+Inbox = asyncio.Queue["list[Completion] | Exception"]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Requests at one generator that have not come back."""
+
+    number: int
+    pending: dict[SampleKey, Request]
+    inbox: Inbox
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A group that no generator has room for yet."""
+
+    requests: Sequence[Request]
+    room: asyncio.Future[bool]
 
 
 class Router:
-    """Spreads groups over generators. Ties begin at `first`, so that controllers do not all start at the same one."""
+    """Spreads groups over the fleet, from one controller.
 
-    def __init__(self, generators: Sequence[Generator], *, first: int = 0) -> None:
-        self._generators = [generators[(first + i) % len(generators)] for i in range(len(generators))]
-        self._outstanding = [0] * len(generators)
+    A group goes whole to the generator with the least outstanding work, so that its prompt is read once. Each generator
+    is given at most `limit` requests at a time: where none has room for the whole group it is split over those that
+    have some, and where all are full together it waits its turn, at most `timeout` seconds. Ties begin at generator
+    `first`, so that controllers do not all start at the same one.
+
+    What a dead generator had not answered is drawn anew elsewhere; what a slow one has begun is ended there and goes on
+    elsewhere after the tokens so far, each with its logprob and version.
+    """
+
+    def __init__(
+        self, fleet: Fleet, *, clock: Clock, limit: int = 512, first: int = 0, timeout: float = 3600.0
+    ) -> None:
+        self._fleet = fleet
+        self._clock = clock
+        self._limit = limit
+        self._timeout = timeout
+        size = len(fleet)
+        self._ties = 1e-6 * ((np.arange(size) - first) % max(1, size))
+        self._counts = np.zeros(size, dtype=np.int64)
+        self._work = np.zeros(size)
+        self._pace = np.ones(size)
+        self._length = 0.0  # mean response tokens seen so far
+        self._ended = 0
+        self._calls: dict[_Call, asyncio.Task[None]] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._promised = 0  # requests of groups that were told of room and have not taken it
+        self._moving: set[SampleKey] = set()
+        self._unwanted: set[SampleKey] = set()
+        self._begun: dict[SampleKey, Completion] = {}
+        self._watching: asyncio.Task[None] | None = None
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        """Completions of one group in the order they end, from one generator."""
-        chosen = min(range(len(self._generators)), key=self._outstanding.__getitem__)
+        """Completions of one group, in the order they end. Left early, it ends what is still running."""
+        inbox: Inbox = asyncio.Queue()
+        if not await self._admit(requests):
+            yield [_unbegun(request) for request in requests]
+            return
+        self._send(requests, inbox)
         left = len(requests)
-        self._outstanding[chosen] += left
         try:
-            async for completions in self._generators[chosen].generate(requests):
-                left -= len(completions)
-                self._outstanding[chosen] -= len(completions)
-                yield completions
+            while left:
+                ended = await inbox.get()
+                if isinstance(ended, Exception):
+                    raise ended
+                left -= len(ended)
+                yield ended
         finally:
-            self._outstanding[chosen] -= left
+            for call in [call for call in self._calls if call.inbox is inbox]:
+                self._calls[call].cancel()
+            for request in requests:
+                self._begun.pop(request.key, None)
+                self._moving.discard(request.key)
+                self._unwanted.discard(request.key)
+
+    async def abort(self, keys: Collection[SampleKey]) -> None:
+        """End these requests: each comes back at once with the tokens so far, if any."""
+        self._moving.difference_update(keys)
+        self._unwanted.update(keys)
+        for waiting in [w for w in self._waiting if not w.room.done() and w.requests[0].key in keys]:
+            waiting.room.set_result(False)
+            self._waiting.remove(waiting)
+        await self._end(keys)
+
+    async def _end(self, keys: Collection[SampleKey]) -> None:
+        at: dict[int, list[SampleKey]] = {}
+        for call in self._calls:
+            at.setdefault(call.number, []).extend(key for key in call.pending if key in keys)
+        at = {number: mine for number, mine in at.items() if mine}
+        await self._fleet.each(lambda number, generator: generator.abort(at[number]), among=at)
+
+    async def _admit(self, requests: Sequence[Request]) -> bool:
+        """Wait for room, first come, first served. False where it was aborted meanwhile."""
+        if not self._waiting and self._room() >= min(len(requests), self._most()):
+            return True
+        waiting = _Waiting(requests, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        try:
+            admitted = await asyncio.wait_for(waiting.room, self._timeout)
+            self._promised -= len(requests) if admitted else 0
+            return admitted
+        except TimeoutError:
+            raise WaitTimeout(
+                f"prompt {requests[0].key.uid} waited {self._timeout:g} s for one of {self._fleet.alive} "
+                "generators to have room"
+            ) from None
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+
+    def _most(self) -> int:
+        """What all generators together may be given."""
+        return self._limit * self._fleet.alive
+
+    def _room(self) -> int:
+        return int(np.maximum(0, self._limit - self._counts[self._fleet.up]).sum()) - self._promised
+
+    def _send(self, requests: Sequence[Request], inbox: Inbox) -> None:
+        """Place requests now, together where one generator has room for all."""
+        load = np.where(self._fleet.up, self._work / self._pace + self._ties, np.inf)
+        room = self._limit - self._counts
+        fits = np.where(room >= len(requests), load, np.inf)
+        if np.isfinite(fits.min()) or room[np.isfinite(load)].max() <= 0:
+            best = int((fits if np.isfinite(fits.min()) else load).argmin())
+            self._call(best, requests, inbox)
+            return
+        number = int(np.where(room > 0, load, np.inf).argmin())
+        self._call(number, requests[: room[number]], inbox)
+        self._send(requests[room[number] :], inbox)
+
+    def _call(self, number: int, requests: Sequence[Request], inbox: Inbox) -> None:
+        call = _Call(number, {request.key: request for request in requests}, inbox)
+        self._counts[number] += len(requests)
+        self._work[number] += sum(map(self._weight, requests))
+        self._calls[call] = asyncio.create_task(self._run(call))
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _run(self, call: _Call) -> None:
+        again: list[Request] = []
+        try:
+            async for completions in self._fleet.generators[call.number].generate(list(call.pending.values())):
+                again += self._deliver(call, completions)
+        except ProcessDied as error:
+            again += self._bury(call, error)
+        except asyncio.CancelledError:
+            if self._fleet.up[call.number]:
+                raise
+            again += call.pending.values()
+        except Exception as error:
+            call.inbox.put_nowait(error)
+        finally:
+            self._release(call, list(call.pending.values()))
+            del self._calls[call]
+        if unwanted := [request for request in again if request.key in self._unwanted]:
+            call.inbox.put_nowait([joined(self._begun.pop(r.key, None), _unbegun(r)) for r in unwanted])
+        if again := [request for request in again if request.key not in self._unwanted]:
+            self._send(again, call.inbox)
+
+    def _bury(self, call: _Call, error: ProcessDied) -> list[Request]:
+        """What is to be drawn anew; where nobody is left to do it, the caller hears why."""
+        try:
+            self._fleet.lose(call.number, error)
+        except ProcessDied:
+            call.inbox.put_nowait(error)
+            return []
+        return list(call.pending.values())
+
+    def _deliver(self, call: _Call, completions: Sequence[Completion]) -> list[Request]:
+        """Hand on what has ended; returns what is to go on elsewhere."""
+        ended, again, released = [], [], []
+        for completion in completions:
+            request = call.pending.pop(completion.key)
+            released.append(request)
+            whole = joined(self._begun.pop(completion.key, None), completion)
+            moving = completion.key in self._moving
+            self._moving.discard(completion.key)
+            if completion.finish == "aborted" and moving:
+                self._begun[completion.key] = whole
+                again.append(continued(request, completion))
+            else:
+                ended.append(whole)
+                self._ended += 1
+                self._length += (len(whole.tokens) - self._length) / self._ended
+        self._release(call, released)
+        if ended:
+            call.inbox.put_nowait(ended)
+        return again
+
+    def _release(self, call: _Call, requests: Sequence[Request]) -> None:
+        self._counts[call.number] -= len(requests)
+        # Weights drift with the mean length: an idle generator has no work, whatever was added for it.
+        gone = sum(map(self._weight, requests))
+        self._work[call.number] = max(0.0, self._work[call.number] - gone) if self._counts[call.number] else 0.0
+        while self._waiting:
+            waiting = self._waiting[0]
+            if self._room() < min(len(waiting.requests), self._most()):
+                break
+            self._waiting.popleft()
+            if not waiting.room.done():
+                self._promised += len(waiting.requests)
+                waiting.room.set_result(True)
+
+    def _weight(self, request: Request) -> float:
+        """Expected work, in response tokens."""
+        return 1.0 + min(self._length, request.params.max_tokens) + PREFILL * len(request.tokens)
+
+    async def _watch(self) -> None:
+        """While anything runs, look for generators that are slow or gone."""
+        before: dict[int, Pulse] = {}
+        while self._calls:
+            await self._clock.sleep(WATCH_SECONDS)
+            try:
+                pulses = await self._fleet.each(self._pulse, among={call.number for call in self._calls})
+            except ProcessDied as error:
+                for call in self._calls:
+                    call.inbox.put_nowait(error)
+                return
+            for call, task in list(self._calls.items()):
+                if not self._fleet.up[call.number]:
+                    task.cancel()
+            slow = slow_ones({n: (before[n], pulses[n]) for n in pulses if n in before})
+            self._pace[list(pulses)] = 1.0
+            self._pace[slow] = 1 / SLOW
+            keys = {key for call in self._calls if call.number in slow for key in call.pending}
+            self._moving |= keys
+            await self._end(keys)
+            before = pulses
+
+    @staticmethod
+    async def _pulse(number: int, generator: PlacedGenerator) -> Pulse:
+        try:
+            return await asyncio.wait_for(generator.pulse(), PULSE_DEADLINE)
+        except TimeoutError:
+            raise ProcessDied(f"generator {number} gave no sign of life for {PULSE_DEADLINE:g} s") from None
+
+
+def slow_ones(pulses: dict[int, tuple[Pulse, Pulse]]) -> list[int]:
+    """Those whose tokens since the last look are few against the median of all busy ones, in all and per request.
+
+    Few in all alone may be a generator with a few requests left, few per request one with a large batch.
+    """
+    total = {
+        n: after.tokens - before.tokens for n, (before, after) in pulses.items() if before.running and after.running
+    }
+    each = {n: total[n] / max(pulses[n][0].running, pulses[n][1].running) for n in total}
+    if len(total) < 2:
+        return []
+    usual, usual_each = statistics.median_high(total.values()), statistics.median_high(each.values())
+    return [n for n in total if SLOW * total[n] < usual and SLOW * each[n] < usual_each]
+
+
+def continued(request: Request, done: Completion) -> Request:
+    """The rest of a request that was ended after `done`'s tokens."""
+    if not len(done.tokens):
+        return request
+    return replace(
+        request,
+        tokens=np.concatenate([request.tokens, done.tokens]).astype(np.int32),
+        params=replace(request.params, max_tokens=request.params.max_tokens - len(done.tokens)),
+        seed=(request.seed + len(done.tokens)) & 0x7FFFFFFF,
+    )
+
+
+def joined(begun: Completion | None, rest: Completion) -> Completion:
+    """One completion of what was drawn before and after a move."""
+    if begun is None:
+        return rest
+    shift = len(begun.tokens)
+    moved = tuple(replace(span, start=span.start + shift, stop=span.stop + shift) for span in rest.spans)
+    return replace(
+        rest,
+        tokens=np.concatenate([begun.tokens, rest.tokens]),
+        rollout_logprobs=np.concatenate([begun.rollout_logprobs, rest.rollout_logprobs]),
+        spans=begun.spans + moved,
+    )
+
+
+def _unbegun(request: Request) -> Completion:
+    return Completion(
+        key=request.key,
+        tokens=np.zeros(0, dtype=np.int32),
+        rollout_logprobs=np.zeros(0, dtype=np.float32),
+        spans=(),
+        finish="aborted",
+    )

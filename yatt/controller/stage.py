@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
 
+from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.errors import BackendError
 from yatt.placement.plan import Phase, Plan, Role, difference
-from yatt.protocols import EVERY_NODE, Generator, Peers, Trainer
+from yatt.protocols import EVERY_NODE, Peers, Trainer
 from yatt.types import WeightManifest
-
-
-class PlacedGenerator(Generator, Protocol):
-    """A generator that knows which slots it occupies and on which node it runs."""
-
-    slots: tuple[int, ...]
-    node: str
 
 
 class Stage:
     """The leader applies, the others wait. Engines sample in phase "rollout" only, whatever the plan keeps awake."""
 
-    def __init__(self, plan: Plan, generators: Sequence[PlacedGenerator], trainer: Trainer, peers: Peers) -> None:
+    def __init__(self, plan: Plan, fleet: Fleet, trainer: Trainer, peers: Peers) -> None:
         self._plan = plan
-        self._generators = generators
+        self._fleet = fleet
         self._trainer = trainer
         self._peers = peers
         self._phase: Phase | None = None
@@ -36,7 +28,7 @@ class Stage:
         """Collective: returns once every slot is as the plan wants it in `phase`."""
         if phase == self._phase:
             return
-        if self._peers.index == 0 and self._generators:
+        if self._peers.index == 0 and len(self._fleet):
             await self._apply(phase)
         self._awake, self._phase = self._plan[phase], phase
         await self._peers.barrier(f"phase/{phase}")
@@ -45,27 +37,27 @@ class Stage:
         changes = difference(self._awake, self._plan[phase])
         for awake in (False, True):
             moved = {(c.slot, c.role) for c in changes if c.awake == awake}
-            generators = [g for g in self._generators if (g.slots[0], "generator") in moved]
-            await asyncio.gather(*(g.wake() if awake else g.sleep() for g in generators))
+            engines = {n for n, g in enumerate(self._fleet.generators) if (g.slots[0], "generator") in moved}
+            await self._fleet.each(lambda _, g, awake=awake: g.wake() if awake else g.sleep(), among=engines)
             if any(role == "trainer" for _, role in moved):
                 await (self._trainer.onload() if awake else self._trainer.offload())
-        await asyncio.gather(*(g.resume() if phase == "rollout" else g.pause() for g in self._generators))
+        await self._fleet.each(lambda _, g: g.resume() if phase == "rollout" else g.pause())
 
 
 class Publisher:
     """Version + 1 reaches every engine, whole, before anyone goes on."""
 
-    def __init__(self, generators: Sequence[PlacedGenerator], trainer: Trainer, peers: Peers) -> None:
-        self._generators = generators
+    def __init__(self, fleet: Fleet, trainer: Trainer, peers: Peers) -> None:
+        self._fleet = fleet
         self._trainer = trainer
         self._peers = peers
 
     async def publish(self, version: int) -> None:
         """Collective. Raises BackendError where an engine ends up with another version."""
-        if self._peers.index == 0 and self._generators:
+        if self._peers.index == 0 and len(self._fleet):
             manifests = await self._trainer.export(version)
-            served = await asyncio.gather(*(g.load(self._manifest(g, manifests)) for g in self._generators))
-            if stale := [g.slots for g, v in zip(self._generators, served, strict=True) if v != version]:
+            served = await self._fleet.each(lambda _, g: g.load(self._manifest(g, manifests)))
+            if stale := [self._fleet.generators[n].slots for n, v in served.items() if v != version]:
                 raise BackendError(f"weights of version {version} did not reach the generators on slots {stale}")
         await self._peers.barrier(f"published/{version}")
 

@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
+from yatt.controller.carry import CarriedGroup, carried_group, restored_group
 from yatt.controller.exchange import Exchange
+from yatt.controller.fleet import Fleet
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.stage import Publisher, Stage
 from yatt.protocols import Peers, Source, Trainer
-from yatt.types import Group, Prompt, RolloutCounts, Sample, StepReport, UpdateReport
+from yatt.types import Group, Prompt, RolloutCounts, Sample, Share, StepReport, UpdateReport
 
 T = TypeVar("T", Prompt, Sample)
 ToSamples = Callable[[Sequence[Group]], list[Sample]]
@@ -45,15 +47,20 @@ class Desk(Generic[T]):
         self.version += 1
         return self.version
 
+    async def update(self, step: int, shares: Sequence[Share]) -> UpdateReport:
+        """Have the ranks train; returns once they all have, also to whom had nothing to send. Collective."""
+        reports = await self.peers.all_gather(f"trained/{step}", await self.trainer.update(shares))
+        return next(report for report in reports if report is not None)
+
     async def close_step(self, step: int, counts: RolloutCounts) -> RolloutCounts:
         """Everyone's draws move the cursor; returns everyone's counts added up. Collective."""
-        mine = (self.source.drawn(), counts, self.source.bad_rows)
-        gathered = await self.peers.all_gather(f"report/{step}", mine)
-        self.source.end_step([drawn for drawn, _, _ in gathered])
-        self.bad_rows = sum(bad for _, _, bad in gathered)
-        return add_counts([c for _, c, _ in gathered])
+        mine = (self.source.drawn(), self.source.returned(), counts, self.source.bad_rows)
+        drawn, returned, everyones, bad = zip(*await self.peers.all_gather(f"report/{step}", mine), strict=True)
+        self.source.end_step(drawn, [uid for uids in returned for uid in uids])
+        self.bad_rows = sum(bad)
+        return add_counts(everyones)
 
-    def report(self, step: int, counts: RolloutCounts | None, update: UpdateReport) -> StepReport:
+    def report(self, step: int, counts: RolloutCounts | None, update: UpdateReport, generators: int = 0) -> StepReport:
         spans = self.recorder.take()
         phases: Counter[str] = Counter()
         for span in spans:
@@ -69,7 +76,13 @@ class Desk(Generic[T]):
             spans=spans,
             seconds=spans[-1].stop - spans[0].start,
             bad_rows=self.bad_rows,
+            generators=generators,
         )
+
+    async def fold(self) -> None:
+        """Take positions given back since the last step into the cursor. Collective."""
+        everyones = await self.peers.all_gather("returned", self.source.returned())
+        self.source.end_step([0] * self.peers.count, [uid for uids in everyones for uid in uids])
 
     def state(self) -> dict[str, Any]:
         return {"policy_version": self.version, "source": self.source.state()}
@@ -90,6 +103,7 @@ class Controller:
         to_samples: ToSamples,
         stage: Stage,
         publisher: Publisher,
+        fleet: Fleet,
         on_groups: OnGroups,
     ) -> None:
         self.desk = desk
@@ -97,6 +111,7 @@ class Controller:
         self.to_samples = to_samples
         self.stage = stage
         self.publisher = publisher
+        self.fleet = fleet
         self.on_groups = on_groups
 
     async def step(self, step: int) -> StepReport:
@@ -105,30 +120,38 @@ class Controller:
         async with phase("rollout"):
             await self.stage.enter("rollout")
             self.desk.source.begin_step()
-            groups, counts = await self.rollouter.collect(self.desk.quota)
+            groups, counts = await self.rollouter.collect(self.desk.quota, self.desk.version)
         async with phase("balance"):
             shares = await self.desk.exchange.balance(step, self.to_samples(groups))
         async with phase("train"):
             await self.stage.enter("train")
-            update = await self.desk.trainer.update(shares)
+            update = await self.desk.update(step, shares)
         async with phase("sync"):
             await self.publisher.publish(self.desk.next_version())
         async with phase("report"):
             self.on_groups(step, groups)
             counts = await self.desk.close_step(step, counts)
-        return self.desk.report(step, counts, update)
+            self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
+        return self.desk.report(step, counts, update, self.fleet.alive)
 
-    async def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint whose weights the ranks have loaded: bring them to the engines."""
+    async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:
+        """What a resumed run needs of the controllers: numbers in global terms, the same on all of them, and the groups
+        that this one carries over. The ranks are awake afterwards, so that they can save what they hold. Collective."""
+        await self.stage.enter("train")
+        await self.rollouter.rest(self.desk.version)
+        await self.desk.fold()
+        carried = [carried_group(group) for group in self.rollouter.carried]
+        return self.desk.state() | {"acceptance": self.rollouter.rate.state()}, carried
+
+    async def restore(self, state: dict[str, Any], carried: Sequence[CarriedGroup] = ()) -> None:
+        """Go on from a checkpoint whose weights the ranks have loaded: bring them to the engines. `carried` are the
+        groups of all controllers there were; each takes its share of them. Collective."""
         self.desk.restore(state)
+        self.rollouter.rate.restore(state.get("acceptance", (0.0, 0.0)))
+        mine = sorted(carried, key=lambda group: group.uid)[self.desk.peers.index :: self.desk.peers.count]
+        self.rollouter.carried = [restored_group(group, self.desk.source.again(group.uid)) for group in mine]
         await self.stage.enter("train")
         await self.publisher.publish(self.desk.version)
-
-    async def state(self) -> dict[str, Any]:
-        """What a resumed run needs of the controllers, in global terms: the same on all of them. The ranks are awake
-        afterwards, so that they can save what they hold."""
-        await self.stage.enter("train")
-        return self.desk.state()
 
 
 class SftController:
@@ -145,17 +168,17 @@ class SftController:
         async with phase("balance"):
             shares = await self.desk.exchange.balance(step, samples)
         async with phase("train"):
-            update = await self.desk.trainer.update(shares)
+            update = await self.desk.update(step, shares)
         self.desk.next_version()
         async with phase("report"):
             await self.desk.close_step(step, RolloutCounts())
         return self.desk.report(step, None, update)
 
-    async def restore(self, state: dict[str, Any]) -> None:
-        self.desk.restore(state)
+    async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:
+        return self.desk.state(), []
 
-    async def state(self) -> dict[str, Any]:
-        return self.desk.state()
+    async def restore(self, state: dict[str, Any], carried: Sequence[CarriedGroup] = ()) -> None:
+        self.desk.restore(state)
 
 
 def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:

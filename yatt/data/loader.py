@@ -29,7 +29,7 @@ class Loader(Generic[T]):
     The cursor is the first position never offered (`next`) and the earlier ones that nobody drew (`holes`). A step's
     pending order is the holes, then next, next + 1, ...; controller c of C draws elements c, c + C, c + 2C, ... of it.
     Closing the step with everyone's number of draws gives everyone the same new cursor, so every position is drawn
-    exactly once however many controllers there are from step to step.
+    exactly once however many controllers there are from step to step. A position given back is a hole again.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Loader(Generic[T]):
         self._index, self._count = index, count
         self._next, self._holes = 0, []  # type: int, list[int]
         self._drawn = 0
+        self._returned: list[int] = []
         self._order = lru_cache(maxsize=2)(self._permutation)
         self.bad = BadRows()
 
@@ -82,8 +83,21 @@ class Loader(Generic[T]):
         """Positions this controller has drawn in this step, bad rows included."""
         return self._drawn
 
-    def end_step(self, drawn: Sequence[int]) -> None:
-        """Move the cursor past what all controllers drew; `drawn[c]` is controller c's count."""
+    def give_back(self, uid: int) -> None:
+        self._returned.append(uid)
+
+    def returned(self) -> list[int]:
+        """Positions this controller gave back since the last `end_step`."""
+        return list(self._returned)
+
+    def again(self, uid: int) -> T:
+        """The row at position `uid`, encoded anew. Raises BadRow where it can no longer be used."""
+        row = self._row(uid)
+        return self._encode(self._source.row(row), uid, row)
+
+    def end_step(self, drawn: Sequence[int], returned: Sequence[int] = ()) -> None:
+        """Move the cursor past what all controllers drew, but for what they gave back; `drawn[c]` is controller c's
+        count."""
         if len(drawn) != self._count or drawn[self._index] != self._drawn:
             raise ValueError(
                 f"drawn={list(drawn)} does not fit controller {self._index} of {self._count}: {self._drawn}"
@@ -92,7 +106,8 @@ class Loader(Generic[T]):
         offered = max(taken, default=-1) + 1
         fresh = max(0, offered - len(self._holes))
         left = [self._pending(e) for e in range(len(self._holes) + fresh) if e not in taken]
-        self._next, self._holes, self._drawn = self._next + fresh, left, 0
+        self._next, self._holes, self._drawn = self._next + fresh, sorted({*left, *returned}), 0
+        self._returned = []
 
     def state(self) -> dict[str, Any]:
         """The cursor as of the last `end_step`, in global terms: any number of controllers can go on from it."""
@@ -109,6 +124,7 @@ class Loader(Generic[T]):
                     f"change; go on with {state[key]}, or start a new run"
                 )
         self._next, self._holes, self._drawn = int(state["next"]), [int(p) for p in state["holes"]], 0
+        self._returned = []
 
     @property
     def epoch(self) -> float:

@@ -14,32 +14,36 @@ from yatt.config.schema import Config
 from yatt.errors import CheckpointError
 from yatt.faces.rundir import COMPLETE, RunDirectory
 
-WeightsWriter = Callable[[str], Awaitable[Any]]
+StateWriter = Callable[[Path], Awaitable[dict[str, Any]]]
 
 
 class Resume(NamedTuple):
-    """Where a run goes on: the step that was completed, the ranks' folder, and the controllers' state."""
+    """Where a run goes on: the step that was completed, the ranks' and the controllers' folders, and the state that all
+    controllers share."""
 
     step: int
     trainer: str
+    controllers: str
     state: dict[str, Any]
 
 
 class Checkpoints:
-    """Saves and finds a run's checkpoints: `trainer/` by the ranks, `state.json` and `config.yaml` by the driver."""
+    """Saves and finds a run's checkpoints: `trainer/` by the ranks, `controllers/` by the controllers, `state.json` and
+    `config.yaml` by the driver."""
 
     def __init__(self, run: RunDirectory, config: Config) -> None:
         self._run = run
         self._config = config
 
-    async def save(self, step: int, state: dict[str, Any], write: WeightsWriter) -> Path:
-        """Have the ranks write, then make it visible whole. Raises what they raise; nothing half-written stays."""
+    async def save(self, step: int, write: StateWriter) -> Path:
+        """Have everyone `write` and tell the state, then make it visible whole. Raises what they raise; nothing
+        half-written stays."""
         final = self._run.checkpoints_folder / f"step-{step}"
         aside = final.with_name(f".step-{step}.part")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        (aside / "controllers").mkdir(parents=True)
         try:
-            await write(str((aside / "trainer").absolute()))
+            state = await write(aside.absolute())
             save_config(self._config, aside / "config.yaml")
             _write_json(aside / "state.json", state)
             _write_json(aside / COMPLETE, {"step": step, "model": self._config.model.path})
@@ -74,7 +78,8 @@ def read_checkpoint(folder: Path) -> Resume:
             f"resume={folder}: half-written checkpoint ({error}); remove it and use resume=auto, "
             "which takes the last complete one"
         ) from None
-    return Resume(step, str((folder / "trainer").absolute()), state)
+    folder = folder.absolute()
+    return Resume(step, str(folder / "trainer"), str(folder / "controllers"), state)
 
 
 def _write_json(path: Path, value: Any) -> None:

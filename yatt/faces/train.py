@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from yatt.cluster.controller import WallClock
+from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.process import free_port
 from yatt.cluster.session import ray_session
@@ -89,7 +89,7 @@ async def _train(
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
-                    await crew.restore(resume.trainer, resume.state)
+                    await crew.restore(resume.trainer, resume.controllers, resume.state)
                     progress.note(f"resumed after step {resume.step}")
                 last = await supervisor.run(first)
                 if last == config.train.steps and config.checkpoint.export:
@@ -146,10 +146,7 @@ class CheckpointingCrew(ClusterCrew):
         self._checkpoints = checkpoints
 
     async def save(self, step: int) -> None:
-        async def write(path: str) -> None:
-            await self.trainer.on_all("save", path)
-
-        await self._checkpoints.save(step, await self.state(), write)
+        await self._checkpoints.save(step, self.write_state)
 
 
 class RunJournal:

@@ -60,7 +60,7 @@ class RewardFunction:
     def __init__(self, spec: FunctionSpec, loop: asyncio.AbstractEventLoop) -> None:
         self.spec = spec
         self._loop = loop
-        self._function = _find(spec)
+        self._function = find(spec)
         self._keywords = _keywords(spec, self._function)
 
     def __call__(self, item: Item) -> dict[str, float]:
@@ -80,11 +80,12 @@ def describe(error: BaseException) -> str:
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
 
 
-def _find(spec: FunctionSpec) -> Callable[..., Any]:
-    location, _, name = BUILTINS.get(spec.reference, spec.reference).rpartition(":")
+def find(spec: FunctionSpec, builtins: Mapping[str, str] = BUILTINS) -> Callable[..., Any]:
+    """The function that `spec` names. Raises ConfigError where there is none, or its module does not import."""
+    location, _, name = builtins.get(spec.reference, spec.reference).rpartition(":")
     if not location:
-        known = ", ".join(BUILTINS)
-        raise ConfigError(f"{spec} is no built-in reward{_nearest(name, BUILTINS)}; use FILE.py:NAME or one of {known}")
+        known = ", ".join(builtins)
+        raise ConfigError(f"{spec} is not built in{_nearest(name, builtins)}; use FILE.py:NAME or one of {known}")
     if location.endswith(".py") and not Path(location).is_file():
         raise ConfigError(f"{spec}: there is no file {location}")
     try:

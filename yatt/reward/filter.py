@@ -1,0 +1,27 @@
+"""The filter of groups that a run asks for."""
+
+from __future__ import annotations
+
+from yatt.algorithm.filter import FILTERS, Filter, band
+from yatt.config.schema import RolloutConfig
+from yatt.errors import BackendError
+from yatt.reward.function import FunctionSpec, describe, find
+
+
+def load_filter(config: RolloutConfig) -> Filter:
+    """`rollout.filter` by name, or the user's function: a group's rewards (a list of floats) -> whether it is dropped.
+    Raises ConfigError where that cannot be found, BackendError when it fails on a group."""
+    if config.filter == "band" and config.reward_band is not None:
+        return band(*config.reward_band)
+    if config.filter in FILTERS:
+        return FILTERS[config.filter]
+    spec = FunctionSpec(key="filter", setting="rollout.filter", reference=config.filter)
+    function = find(spec, dict.fromkeys((*FILTERS, "band"), ""))
+
+    def drop(rewards: object) -> bool:
+        try:
+            return bool(function(rewards))
+        except Exception as error:
+            raise BackendError(f"rollout.filter={config.filter} failed: {describe(error)}") from error
+
+    return drop
