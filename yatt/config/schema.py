@@ -166,6 +166,22 @@ class LogConfig(Section):
     samples: int = Field(4, ge=0, description="Trajectories written per step and controller, to read.")
 
 
+class PlanConfig(Section):
+    """What `yatt plan` simulates with; `yatt train` does not look at it."""
+
+    device: str = Field("H100", description="Accelerator of an estimate, as the table of `yatt plan` spells it.")
+    calibration: str | None = Field(None, description="File of `yatt plan --calibrate`, in place of an estimate.")
+    prompt_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a prompt, its images' included; data.max_prompt_tokens or the context's rest.",
+    )
+    response_median: float | None = Field(None, gt=0, description="Median response; a quarter of rollout.max_tokens.")
+    response_p99: float | None = Field(None, gt=0, description="99th percentile of responses; four times the median.")
+    equal_groups: float | None = Field(None, ge=0, lt=1, description="Share of groups of equal rewards; 0.")
+    image_bytes: int | None = Field(None, ge=0, description="Bytes of the images of a prompt; 0.")
+
+
 class Config(Section):
     run: RunConfig = Field(default_factory=RunConfig)
     model: ModelConfig
@@ -179,4 +195,5 @@ class Config(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     log: LogConfig = Field(default_factory=LogConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
     resume: str = Field("never", description="never, auto (the run's last complete checkpoint, if any), or a path.")

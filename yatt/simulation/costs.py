@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from yatt.config.facts import ModelFacts
 from yatt.errors import ConfigError
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 Z99 = 2.3263478740408408
 """The standard normal's 99th percentile: ln(p99 / median) = Z99 * sigma of a lognormal."""
@@ -24,15 +29,15 @@ class EngineCosts:
     """One generator. A decode step that gives one token to each of R running requests, whose prefixes hold K tokens
     together, takes `step + per_request * R + per_kv_token * K` seconds."""
 
-    step: float  # seconds of a decode step, whatever runs: reading the weights, launching
-    per_request: float  # seconds per running request in a decode step
-    per_kv_token: float  # seconds per token of KV cache read in a decode step
-    prefill: float  # seconds per prompt token computed; siblings share their prompt's
-    kv_tokens: int  # tokens the KV cache holds
-    max_running: int  # requests decoded at once; others wait
-    sleep: float  # seconds to free the KV cache
-    wake: float  # seconds to take it back
-    load: float  # seconds to take a new set of weights
+    step: Amount  # seconds of a decode step, whatever runs: reading the weights, launching
+    per_request: Amount  # seconds per running request in a decode step
+    per_kv_token: Amount  # seconds per token of KV cache read in a decode step
+    load: Amount  # seconds to take a new set of weights
+    prefill: Amount = 0.0  # seconds per prompt token computed; siblings share their prompt's
+    sleep: Amount = 0.0  # seconds to free the KV cache
+    wake: Amount = 0.0  # seconds to take it back
+    kv_tokens: Count = 10**12  # tokens the KV cache holds
+    max_running: Count = 256  # requests decoded at once; others wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,41 +45,41 @@ class TrainerCosts:
     """One data-parallel rank (all its tensor- and pipeline-parallel devices). A micro-batch of samples of T tokens each
     takes `per_micro_batch + sum(per_token * T + per_token_squared * T^2)` seconds, all passes over it included."""
 
-    per_token: float  # seconds per token of a sample
-    per_token_squared: float  # seconds per squared token of a sample: attention
-    per_micro_batch: float  # seconds of a micro-batch, whatever is in it
-    per_update: float  # seconds of an optimizer update: reducing gradients, the optimizer's step
-    offload: float  # seconds to give the memory that only training needs back
-    onload: float  # seconds to take it again
-    export: float  # seconds to write the weights for the engines
+    per_token: Amount  # seconds per token of a sample
+    per_token_squared: Amount  # seconds per squared token of a sample: attention
+    per_update: Amount  # seconds of an optimizer update: reducing gradients, the optimizer's step
+    per_micro_batch: Amount = 0.0  # seconds of a micro-batch, whatever is in it
+    offload: Amount = 0.0  # seconds to give the memory that only training needs back
+    onload: Amount = 0.0  # seconds to take it again
+    export: Amount = 0.0  # seconds to write the weights for the engines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScorerCosts:
-    """The reward of one trajectory."""
+    """The reward of one trajectory; the default is assumed of a rule."""
 
-    seconds: float  # seconds from request to score
+    seconds: Amount = 1e-3  # seconds from request to score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControllerCosts:
-    """A controller and the network it speaks through. A message of N bytes takes `link_latency + N / link_bandwidth`
-    seconds; a controller's messages follow each other on its link."""
+    """A controller and the network it speaks through; the defaults are assumed. A message of N bytes takes
+    `link_latency + N / link_bandwidth` seconds; a controller's messages follow each other on its link."""
 
-    per_response: float  # CPU seconds of a controller for one response, from prompt to share
-    per_step: float  # seconds per step outside the phases' own work: collectives, writing samples
-    link_bandwidth: float  # bytes/s in and out of a controller's node
-    link_latency: float  # seconds from node to node
-    storage_bandwidth: float  # bytes/s at which images are read
-    bytes_per_token: float  # bytes of one token of a sample on its way to a rank
+    per_response: Amount = 1e-3  # CPU seconds of a controller for one response, from prompt to share
+    per_step: Amount = 10e-3  # seconds per step outside the phases' own work: writing samples, the report
+    link_bandwidth: Positive = 3e9  # bytes/s in and out of a controller's node (25 Gb/s)
+    link_latency: Amount = 1e-3  # seconds from node to node
+    storage_bandwidth: Positive = 1e9  # bytes/s at which images are read
+    bytes_per_token: Amount = 13.0  # of a sample: int32 token, bool mask, float32 logprob; a response's tokens twice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lengths:
     """Response lengths of a step, in tokens: lognormal, cut at `rollout.max_tokens`."""
 
-    median: float
-    p99: float
+    median: Positive
+    p99: Positive
 
     @property
     def sigma(self) -> float:
@@ -82,14 +87,17 @@ class Lengths:
         return math.log(self.p99 / self.median) / Z99
 
 
+Trace = Annotated[tuple[Lengths, ...], Field(min_length=1)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """What the run has to do, apart from the settings: properties of the data and the policy."""
 
-    prompt_tokens: int  # tokens of a prompt, images' tokens included
-    responses: tuple[Lengths, ...]  # of step 1, 2, ...; the last one holds for all later steps
-    equal_groups: float = 0.0  # share of groups whose rewards are all equal
-    image_bytes: int = 0  # bytes of the images of one prompt
+    prompt_tokens: Count  # tokens of a prompt, images' tokens included
+    responses: Trace  # of step 1, 2, ...; the last one holds for all later steps
+    equal_groups: Amount = 0.0  # share of groups whose rewards are all equal
+    image_bytes: Annotated[int, Field(ge=0)] = 0  # bytes of the images of one prompt
 
     def lengths(self, step: int) -> Lengths:
         """Response lengths of step `step`, counted from 1."""
@@ -112,36 +120,14 @@ class Costs:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Costs:
-        """The inverse of `to_json`. Raises ConfigError naming what is missing, unknown or no number."""
-        parts = {name: _read(kind, values.get(name), name) for name, kind in _PARTS.items()}
-        return cls(source=str(values.get("source", "a file")), **parts)
-
-
-_PARTS: dict[str, type] = {
-    "engine": EngineCosts,
-    "trainer": TrainerCosts,
-    "scorer": ScorerCosts,
-    "controller": ControllerCosts,
-    "workload": Workload,
-}
-
-
-def _read(kind: type, values: Any, name: str) -> Any:
-    """One of the parts, every number checked."""
-    known = [field.name for field in fields(kind)]
-    if not isinstance(values, Mapping) or set(values) != set(known):
-        raise ConfigError(f"{name} must hold exactly {', '.join(known)}")
-    given = dict(values)
-    if kind is Workload:
-        listed = given.pop("responses")
-        if not isinstance(listed, (list, tuple)) or not listed:
-            raise ConfigError(f"{name}.responses must list the lengths of at least one step")
-        responses = tuple(_read(Lengths, one, f"{name}.responses") for one in listed)
-    for key, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            raise ConfigError(f"{name}.{key}={value!r} must be a number of at least 0")
-    return kind(**given, **({"responses": responses} if kind is Workload else {}))
+    def from_json(cls, values: Any) -> Costs:
+        """The inverse of `to_json`. Raises ConfigError naming the first value that is missing or no amount."""
+        try:
+            return TypeAdapter(cls).validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "it"
+            raise ConfigError(f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,16 +147,12 @@ DEVICES: dict[str, Device] = {
     "H200": Device(memory=141e9, bandwidth=4.8e12, flops=989e12, host_link=_PCIE5),
     "H100": Device(memory=80e9, bandwidth=3.35e12, flops=989e12, host_link=_PCIE5),  # SXM
     "H100-PCIe": Device(memory=80e9, bandwidth=2.0e12, flops=756e12, host_link=_PCIE5),
-    "H800": Device(memory=80e9, bandwidth=3.35e12, flops=989e12, host_link=_PCIE5),
     "H20": Device(memory=96e9, bandwidth=4.0e12, flops=148e12, host_link=_PCIE5),
     "A100": Device(memory=80e9, bandwidth=2.039e12, flops=312e12, host_link=_PCIE4),  # SXM, 80 GB
-    "A100-40GB": Device(memory=40e9, bandwidth=1.555e12, flops=312e12, host_link=_PCIE4),
-    "A800": Device(memory=80e9, bandwidth=2.039e12, flops=312e12, host_link=_PCIE4),
     "L40S": Device(memory=48e9, bandwidth=864e9, flops=362e12, host_link=_PCIE4),
-    "A10": Device(memory=24e9, bandwidth=600e9, flops=125e12, host_link=_PCIE4),
 }
 
-# What an estimate takes for granted beside the data sheet. All of it is stated by `yatt plan`.
+# What an estimate takes for granted beside the data sheet.
 ASSUMED: dict[str, float] = {
     "bandwidth_efficiency": 0.8,  # of the memory bandwidth, when decoding
     "decode_efficiency": 0.5,  # of the FLOP/s, in the matrices of a decode step and in prefill
@@ -180,14 +162,8 @@ ASSUMED: dict[str, float] = {
     "host_efficiency": 0.5,  # of the link to the host: offloading, and bringing weights over
     "network": 50e9,  # bytes/s between nodes for each device: gradients (400 Gb/s)
     "activations": 4e9,  # bytes an engine keeps back for them
-    "scorer": 1e-3,  # seconds of a rule
-    "per_response": 1e-3,  # CPU seconds of a controller
-    "per_step": 10e-3,
-    "controller_bandwidth": 3e9,  # bytes/s of a controller's link (25 Gb/s)
-    "controller_latency": 1e-3,
-    "storage": 1e9,  # bytes/s
+    "switch": 0.1,  # seconds to free a KV cache or to take it back
 }
-BYTES_PER_TOKEN = 13  # of a trajectory: int32 token, bool mask, float32 logprob; and the response's tokens once more
 
 
 def device(name: str) -> Device:
@@ -195,9 +171,7 @@ def device(name: str) -> Device:
     if name in DEVICES:
         return DEVICES[name]
     near = difflib.get_close_matches(name.upper(), DEVICES, n=1, cutoff=0.3)
-    raise ConfigError(
-        f"plan.device={name} is not in the table; use {near[0] if near else 'one of'} (known: {', '.join(DEVICES)})"
-    )
+    raise ConfigError(f"plan.device={name} is unknown; use {near[0] if near else 'one'} of {', '.join(DEVICES)}")
 
 
 def from_shape(
@@ -219,7 +193,8 @@ def from_shape(
     the two are added, though hardware overlaps them in part. A token costs 2 FLOPs per parameter forward and 6 with its
     backward pass (arXiv 2001.08361); causal attention adds 2 * layers * width * T^2 over a sequence of T. Training has
     a forward pass more for the old logprobs, and one for a `reference`. `tp`, `pp` are the trainer's, `engine_tp` the
-    engine's; pipeline bubbles are not counted. An engine takes `memory_share` of its devices.
+    engine's; pipeline bubbles and tensor-parallel messages are not counted. An engine takes `memory_share` of its
+    devices.
 
     Raises ConfigError where no KV cache fits.
     """
@@ -250,8 +225,8 @@ def from_shape(
             prefill=2 * parameters / multiply,
             kv_tokens=int(room / kv_token),
             max_running=max_running,
-            sleep=0.1,
-            wake=0.1,
+            sleep=ASSUMED["switch"],
+            wake=ASSUMED["switch"],
             load=weights / engine_tp / host,
         ),
         trainer=TrainerCosts(
@@ -263,14 +238,7 @@ def from_shape(
             onload=state / host,
             export=weights / (tp * pp) / host,
         ),
-        scorer=ScorerCosts(seconds=ASSUMED["scorer"]),
-        controller=ControllerCosts(
-            per_response=ASSUMED["per_response"],
-            per_step=ASSUMED["per_step"],
-            link_bandwidth=ASSUMED["controller_bandwidth"],
-            link_latency=ASSUMED["controller_latency"],
-            storage_bandwidth=ASSUMED["storage"],
-            bytes_per_token=BYTES_PER_TOKEN,
-        ),
+        scorer=ScorerCosts(),
+        controller=ControllerCosts(),
         workload=workload,
     )

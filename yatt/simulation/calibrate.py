@@ -1,0 +1,241 @@
+"""Fits costs to a real run: what its steps took, as a function of what they had to do."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yatt.config.schema import Config
+from yatt.errors import ConfigError
+from yatt.simulation.costs import (
+    Z99,
+    ControllerCosts,
+    Costs,
+    EngineCosts,
+    Lengths,
+    ScorerCosts,
+    TrainerCosts,
+    Workload,
+)
+
+FEWEST = 4
+"""Steps a fit needs, the first one not counted: it warms caches and kernels up."""
+VARIES = 0.05
+"""A quantity whose standard deviation is under this share of its mean cannot be told from a constant."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """One phase as a sum of terms. `terms` are seconds per unit; those that could not be told apart are in
+    `unidentified` and count as 0. `residual` is the root mean square error as a share of the mean."""
+
+    phase: str
+    mean: float
+    residual: float
+    terms: Mapping[str, float]
+    unidentified: tuple[str, ...]
+
+
+def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int) -> tuple[Costs, list[Fit]]:
+    """Costs of a run on `devices` devices, from its settings and the rows of its metrics.
+
+    Rollout seconds are fixed + decode steps (the longest response) + tokens and KV reads of an engine's share; train
+    seconds are fixed + tokens and squared tokens of a rank's share; coefficients are never negative. What cannot be
+    split is put where it was spent: a rollout's fixed part into waking the engines (into loading, where they never
+    sleep), a train phase's into the update, a sync's into loading.
+
+    Raises ConfigError for a run without rollouts, or one too short.
+    """
+    steps = [row for row in rows if row["step"] > 0 and row.get("responses")]
+    if len(steps) < FEWEST + 1:
+        raise ConfigError(f"{source} has {len(steps)} steps with a rollout; a fit takes at least {FEWEST + 1}")
+    engines = max(1, devices // engine_size(config))
+    ranks = max(1, devices // (config.train.tp * config.train.pp))
+    work = [_work(row, lengths_of(row), engines, ranks) for row in steps[1:]]
+    seconds = [row["phases"] for row in steps[1:]]
+    fits = {
+        phase: _fit(phase, [s.get(phase, 0.0) for s in seconds], [{name: w[name] for name in names} for w in work])
+        for phase, names in _TERMS.items()
+    }
+    rollout, train = fits["rollout"].terms, fits["train"].terms
+    costs = Costs(
+        source=f"calibration of {source}",
+        engine=EngineCosts(
+            step=rollout["decode step"],
+            per_request=rollout["sampled token"],
+            per_kv_token=rollout["KV token read"],
+            wake=rollout["fixed"] if config.rollout.sleep else 0.0,
+            load=fits["sync"].terms["fixed"] + (0.0 if config.rollout.sleep else rollout["fixed"]),
+            max_running=int(config.rollout.engine_args.get("max_num_seqs", 256)),
+        ),
+        trainer=TrainerCosts(
+            per_token=train["trained token"],
+            per_token_squared=train["squared token"],
+            per_update=train["fixed"] / config.train.updates_per_step,
+        ),
+        scorer=ScorerCosts(seconds=0.0),
+        controller=ControllerCosts(
+            per_response=0.0, per_step=fits["balance"].terms["fixed"] + fits["report"].terms["fixed"], link_latency=0.0
+        ),
+        workload=workload(steps),
+    )
+    return costs, list(fits.values())
+
+
+def to_file(path: Path, costs: Costs, fits: Sequence[Fit], config: Config) -> None:
+    """Write costs as `plan.calibration` reads them, with the fit and the layout they hold for."""
+    content = {"layout": _layout(config), "costs": costs.to_json(), "fit": [asdict(fit) for fit in fits]}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def from_file(path: str, config: Config) -> Costs:
+    """Read `plan.calibration`. Raises ConfigError where it is missing, something else, or of another layout."""
+    name, make = f"plan.calibration={path}", "write one with `yatt plan --calibrate RUN`"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        layout, values = content["layout"], content["costs"]
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}; {make}") from None
+    except (ValueError, TypeError, KeyError):
+        raise ConfigError(f"{name} is not a calibration; {make}") from None
+    for setting, value in _layout(config).items():
+        if layout.get(setting) != value:
+            raise ConfigError(
+                f"{name} was measured with {setting}={layout.get(setting)}, not {value}; {make} like this"
+            )
+    try:
+        return Costs.from_json(values)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}; {make}") from None
+
+
+def _layout(config: Config) -> dict[str, int]:
+    """What costs per engine and per rank depend on."""
+    return {
+        "train.tp": config.train.tp,
+        "train.pp": config.train.pp,
+        "rollout.engine_args.tensor_parallel_size": engine_size(config),
+    }
+
+
+def engine_size(config: Config) -> int:
+    """Devices of one engine."""
+    return int(config.rollout.engine_args.get("tensor_parallel_size", 1))
+
+
+_TERMS: dict[str, tuple[str, ...]] = {
+    "rollout": ("decode step", "sampled token", "KV token read", "fixed"),
+    "train": ("trained token", "squared token", "fixed"),
+    "sync": ("fixed",),
+    "balance": ("fixed",),
+    "report": ("fixed",),
+}
+UNSEEN = (
+    "seconds per prompt token, of scoring a response, of sleeping and offloading: inside the fixed parts",
+    "KV cache size, link and storage bandwidth: not in a run's metrics",
+)
+
+
+def workload(rows: Sequence[Row]) -> Workload:
+    """What these steps had to do: response lengths step by step, and means of the rest."""
+    total = {name: sum(row.get(name, 0) for row in rows) for name in _COUNTED}
+    groups = total["groups"] + total["groups_dropped"]
+    return Workload(
+        prompt_tokens=max(1, round(total["prompt_tokens"] / max(1, total["responses"]))),
+        responses=tuple(lengths_of(row) for row in rows),
+        equal_groups=total["groups_dropped"] / max(1, groups),
+        image_bytes=round(total["media_bytes"] / max(1, groups)),
+    )
+
+
+_COUNTED = ("groups", "groups_dropped", "responses", "prompt_tokens", "media_bytes")
+
+
+def lengths_of(row: Row) -> Lengths:
+    """The lognormal whose mean and whose expected longest of N responses are the step's.
+
+    With mean m = exp(mu + sigma^2 / 2) and longest L = exp(mu + z sigma), z the normal quantile at 1 - 1 / N:
+    sigma^2 / 2 - z sigma + ln(L / m) = 0, of which the smaller root is taken.
+    """
+    mean, longest = max(1.0, row["response_length_mean"]), max(1.0, row["longest_response"])
+    z = _upper_quantile(1 / max(2, row["responses"]))
+    sigma = z - math.sqrt(max(0.0, z * z - 2 * math.log(max(1.0, longest / mean))))
+    median = mean * math.exp(-sigma * sigma / 2)
+    return Lengths(median=median, p99=median * math.exp(Z99 * sigma))
+
+
+def _upper_quantile(share: float) -> float:
+    """z with P(Z > z) = share, of a standard normal, by bisection."""
+    low, high = -9.0, 9.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if math.erfc(middle / math.sqrt(2)) / 2 > share else (low, middle)
+    return low
+
+
+def _work(row: Row, lengths: Lengths, engines: int, ranks: int) -> dict[str, float]:
+    """What one step had to do, per engine and per rank."""
+    mean, responses = row["response_length_mean"], row["responses"]
+    prompt = row["prompt_tokens"] / responses
+    square = mean * mean * math.exp(lengths.sigma**2)  # the lognormal's second moment
+    trained = row["groups"] * responses / max(1, row["groups"] + row["groups_dropped"])
+    return {
+        "decode step": row["longest_response"],
+        "sampled token": row["response_tokens"] / engines,
+        "KV token read": responses * (prompt * mean + square / 2) / engines,
+        "trained token": trained * (prompt + mean) / ranks,
+        "squared token": trained * (prompt**2 + 2 * prompt * mean + square) / ranks,
+        "fixed": 1.0,
+    }
+
+
+def _fit(phase: str, seconds: Sequence[float], work: Sequence[Mapping[str, float]]) -> Fit:
+    """Non-negative least squares over the steps, without the terms that do not vary."""
+    y, names = np.asarray(seconds), list(work[0])
+    columns = np.array([[w[name] for name in names] for w in work])
+    means = columns.mean(axis=0)
+    varies = columns.std(axis=0) > VARIES * means
+    kept = [i for i, name in enumerate(names) if varies[i] or name == "fixed"]
+    found = np.zeros(len(names))
+    found[kept] = nnls(columns[:, kept] / means[kept], y) / means[kept]
+    error = math.sqrt(float(np.mean((columns @ found - y) ** 2)))
+    return Fit(
+        phase=phase,
+        mean=float(y.mean()),
+        residual=error / float(y.mean()) if y.mean() > 0 else 0.0,
+        terms={name: float(value) for name, value in zip(names, found, strict=True)},
+        unidentified=tuple(name for name, value in zip(names, found, strict=True) if value == 0),
+    )
+
+
+def nnls(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """argmin |a x - b| over x >= 0: [M, N], [M] -> [N].
+
+    The active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974, chapter 23).
+    """
+    x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], dtype=bool)
+    gradient = a.T @ b
+    tolerance = 1e-10 * max(1.0, float(np.abs(gradient).max()))
+    for _ in range(3 * a.shape[1]):
+        if free.all() or gradient[~free].max() <= tolerance:
+            break
+        free[np.argmax(np.where(free, -np.inf, gradient))] = True
+        while True:
+            best = np.zeros_like(x)
+            best[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+            over = free & (best <= 0)
+            if not over.any():
+                break
+            x += (x[over] / (x[over] - best[over])).min() * (best - x)
+            free &= x > 1e-14
+        x = best
+        gradient = a.T @ (b - a @ x)
+    return x
