@@ -11,7 +11,7 @@ import time
 from benchmarks.common import ENVIRONMENT
 
 BENCHMARKS = {
-    "exchange": "dealing samples to ranks",
+    "balance": "dealing samples to ranks and micro-batches",
     "rewards": "the reward pool against a plain call",
     "trainer": "a Megatron rank against Hugging Face and AdamW",
     "generator": "the vLLM generator against Hugging Face generate",

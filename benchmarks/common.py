@@ -10,7 +10,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,16 @@ def median(seconds: list[float], times: float = 1.0) -> float:
     return significant(statistics.median(seconds) * times)
 
 
-def main(name: str, measure: Callable[..., dict[str, Any]], **positional: str) -> None:
-    """Run one benchmark as a program and print one JSON object. `positional` arguments have these defaults."""
+def main(
+    name: str, measure: Callable[..., dict[str, Any]], flags: Mapping[str, type] | None = None, **positional: str
+) -> None:
+    """Run one benchmark as a program and print one JSON object. `positional` arguments have these defaults; `flags` of
+    these types are None where they are not given."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     for argument, default in positional.items():
         parser.add_argument(argument, nargs="?", default=default, help=f"default: {default}")
+    for flag, kind in (flags or {}).items():
+        parser.add_argument(f"--{flag}", type=kind)
     parser.add_argument("--quick", action="store_true", help="smallest settings: does it run? Its numbers mean little")
     parser.add_argument("--json", action="store_true", help="one line")
     options = vars(parser.parse_args())

@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common, exchange, overhead
+from benchmarks import balance, common, overhead
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"benchmark", "date", "quick", "machine"}
 RATIO = {"ratio", "ratio_middle_half"}
 KEYS = {
-    "exchange": {"rounds", "results"},
+    "balance": {"rounds", "results"},
     "rewards": {"ratio_of", "start_seconds", "rounds", "results"},
     "trainer": {"ratio_of", "rounds", "results"},
     "generator": {"ratio_of", "start_seconds", "sleep_seconds", "wake_seconds", "load_seconds", "rounds", "results"},
     "overhead": {"run", "steps"},
 }
 RESULT_KEYS = {
-    "exchange": {"samples", "ranks", "seconds", "max_over_mean", "round_robin", "least_possible"},
+    "balance": {"samples", "ranks", "max_over_mean", "floor", "seconds", "micro_batches"}
+    | {"equal_counts", "equal_counts_seconds"},
     "rewards": {"items", "pool_us_per_item", "in_process_us_per_item", "added_us_per_item"} | RATIO,
     "generator": {"lengths", "sequences", "tokens", "yatt_tokens_per_s", "hugging_face_tokens_per_s"} | RATIO,
     "trainer": {"algorithm", "sequences", "tokens", "yatt_ms", "hugging_face_ms"} | RATIO,
@@ -86,7 +87,21 @@ def test_overhead_says_when_there_is_no_run(tmp_path):
 
 def test_unevenness_by_hand():
     """Costs 1 + 2 and 3 + 6: the mean is 6, the costliest 9."""
-    assert exchange.unevenness(np.array([1.0, 2.0, 3.0, 6.0]), [[0, 1], [2, 3]]) == 1.5
+    assert balance.unevenness(np.array([1.0, 2.0, 3.0, 6.0]), np.array([0, 0, 1, 1]), 2) == 1.5
+
+
+def test_equal_counts_by_hand():
+    """9 and 5 first; then 4 to the 5 and 3 to the 9; the last goes to the 9 of 9 and 12."""
+    assert balance.equal_counts(np.array([3.0, 9.0, 1.0, 5.0, 4.0]), 2).tolist() == [0, 0, 1, 1, 1]
+
+
+def test_one_case_of_balance_is_one_object():
+    """Seven samples on one rank: the mean is the most."""
+    command = [sys.executable, "-m", "benchmarks.balance", "--samples", "7", "--ranks", "1", "--quick", "--json"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    result = json.loads(printed)
+    assert result.keys() >= ALWAYS | RESULT_KEYS["balance"]
+    assert (result["samples"], result["ranks"], result["max_over_mean"], result["floor"]) == (7, 1, 1.0, 1.0)
 
 
 def test_sides_take_turns_and_the_first_round_is_not_counted():

@@ -1,108 +1,188 @@
-"""Which rank trains which sample, in which micro-batch: an equal share of cost, within a budget of tokens."""
+"""Which rank trains which sample, in which micro-batch: an equal share of cost, within a budget of tokens.
+
+Pure functions of numbers: whoever calls them with the same numbers gets the same answer. Every tie goes to the lower
+index.
+"""
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from yatt.errors import ConfigError
 
-# Per layer of width h, causal attention costs T / (12 h) of what the matrices cost; this is h = 4096.
-QUADRATIC = 1 / (12 * 4096)
+# With this many micro-batches per pipeline stage the bubble, (S - 1) / (m + S - 1), is under a fifth of the time.
+MICROS_PER_STAGE = 4
 
-Costs = Sequence[float] | np.ndarray
+Numbers = Sequence[float] | Sequence[int] | np.ndarray
+Names = Sequence[str] | Sequence[int] | np.ndarray
 
 
-def sample_cost(lengths: Sequence[int] | np.ndarray, a: float = 1.0, b: float = QUADRATIC) -> np.ndarray:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Where each of N samples goes: optimizer update [N], data-parallel rank [N], micro-batch [N] within both.
+
+    `micros[u]` is how many micro-batches each rank has in update u."""
+
+    update: np.ndarray
+    rank: np.ndarray
+    micro: np.ndarray
+    micros: tuple[int, ...]
+
+
+def sample_cost(lengths: Numbers, a: float, b: float) -> np.ndarray:
     """a * tokens + b * tokens^2 of each sample: matrices grow with its tokens, attention with their square."""
     tokens = np.asarray(lengths, dtype=np.float64)
     return a * tokens + b * tokens * tokens
 
 
-def partition(costs: Costs, ranks: int) -> list[list[int]]:
-    """Indices over `ranks` parts of nearly equal cost: the costliest left goes to the cheapest part.
+def quadratic_cost(
+    *, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int, vocab: int
+) -> float:
+    """b / a of a model's samples: operations per token^2 of attention over those per token of all matrices.
 
-    Every index exactly once, in rising order within a part. Ties go to the lower index and to the lower part. The
-    costliest part is at most 4/3 of the best possible (Graham 1969).
+    Causal attention multiplies and adds twice per pair of tokens and per dimension of a head (QK^T and AV), over half
+    of the T^2 pairs: 2 * layers * heads * head_dim. Matrices do so once per parameter: 2 * parameters, of q and o, of
+    grouped k and v, of a gated MLP and of the head over the vocabulary. The backward pass is twice either.
     """
-    parts: list[list[int]] = [[] for _ in range(ranks)]
-    heap = [(0.0, rank) for rank in range(ranks)]
-    values = np.asarray(costs, dtype=np.float64)
-    for index in np.argsort(-values, kind="stable").tolist():
-        cost, rank = heap[0]
-        parts[rank].append(index)
-        heapq.heapreplace(heap, (cost + float(values[index]), rank))
-    return [sorted(part) for part in parts]
+    attention = 2 * hidden * head_dim * (heads + kv_heads)
+    parameters = layers * (attention + 3 * hidden * intermediate) + hidden * vocab
+    return layers * heads * head_dim / parameters
 
 
-def pack(lengths: Sequence[int] | np.ndarray, costs: Costs, budget: int) -> list[list[int]]:
-    """Indices in few micro-batches of at most `budget` tokens: the longest first, each into the fullest that takes it.
+def assign(
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    ranks: int,
+    updates: int,
+    budget: int,
+    quadratic: float,
+    stages: int = 1,
+    holders: Names | None = None,
+    rank_nodes: Names | None = None,
+) -> Assignment:
+    """Where the samples of a step go, given by their lengths in canonical order.
 
-    Every index exactly once; the costliest micro-batch first, so that those of equal place on several ranks are alike.
+    Updates take consecutive samples, as equal in number as can be. Within one, ranks get nearly equal costs and the
+    same number of micro-batches of at most `budget` tokens, of which none is empty while its rank has samples for all.
+    They stand in falling cost, so those of equal place are alike on all ranks.
+
+    Over a pipeline of S `stages` a rank takes sum + (S - 1) * costliest of its micro-batches, so there are at least
+    `MICROS_PER_STAGE` * S of them, or as many as the rank with fewest samples can fill.
+
+    `holders` [N] are the nodes that hold the samples, `rank_nodes` [ranks] those of the ranks. They decide only which
+    rank takes which part; while all ranks are on one node they change nothing.
+
     Raises ConfigError if one sample alone exceeds the budget.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     _check_budget(sizes, budget)
-    batches: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (tokens left, micro-batch), ascending
-    for index in np.argsort(-sizes, kind="stable").tolist():
-        size = int(sizes[index])
-        place = bisect_left(room, (size, -1))
-        if place < len(room):
-            left, batch = room.pop(place)
-        else:
-            left, batch = budget, len(batches)
-            batches.append([])
-        batches[batch].append(index)
-        insort(room, (left - size, batch))
-    return _by_cost([sorted(batch) for batch in batches], costs)
-
-
-def assign(
-    lengths: Sequence[int], *, ranks: int, updates: int, budget: int, quadratic: float = QUADRATIC
-) -> list[list[list[list[int]]]]:
-    """Samples of a step, given by their lengths in canonical order, to `[update][rank][micro]` lists of indices.
-
-    Updates take consecutive samples, as equal in number as can be; within one, ranks get nearly equal costs and the
-    same number of micro-batches: those with fewer split theirs, and only a rank with fewer samples than micro-batches
-    gets empty ones. Every index exactly once. Raises ConfigError if one sample alone exceeds `budget` tokens.
-    """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    _check_budget(sizes, budget)
-    costs = sample_cost(sizes, b=quadratic)
+    costs = sample_cost(sizes, 1.0, quadratic)
     bounds = [len(sizes) * update // updates for update in range(updates + 1)]
-    plan = []
-    for start, stop in pairwise(bounds):
-        packed = []
-        for part in partition(costs[start:stop], ranks):
-            chosen = np.asarray(part, dtype=np.int64) + start
-            batches = pack(sizes[chosen], costs[chosen], budget)
-            packed.append([[int(chosen[index]) for index in batch] for batch in batches])
-        count = max(len(batches) for batches in packed)
-        plan.append([_widen(batches, costs, count) for batches in packed])
-    return plan
+    update = np.repeat(np.arange(updates), np.diff(bounds))
+    rank, micro, micros = np.zeros_like(sizes), np.zeros_like(sizes), []
+    for some in (slice(*pair) for pair in pairwise(bounds)):
+        part = partition(costs[some], ranks)
+        least = min(MICROS_PER_STAGE * stages, np.bincount(part, minlength=ranks).min()) if stages > 1 else 1
+        micro[some], count = pack(sizes[some], costs[some], part, ranks=ranks, budget=budget, least=int(least))
+        micros.append(count)
+        if holders is not None and rank_nodes is not None:
+            part = place(part, sizes[some], np.asarray(holders)[some], rank_nodes)[part]
+        rank[some] = part
+    return Assignment(update=update, rank=rank, micro=micro, micros=tuple(micros))
 
 
-def _widen(batches: list[list[int]], costs: np.ndarray, count: int) -> list[list[int]]:
-    """The same indices in `count` micro-batches: the costliest that can be split is, while any can."""
-    batches = list(batches)
-    while len(batches) < count:
-        divisible = next((place for place, batch in enumerate(batches) if len(batch) > 1), None)
-        if divisible is None:
-            batches.append([])
-            continue
-        batch = batches.pop(divisible)
-        halves = [[batch[index] for index in half] for half in partition(costs[batch], 2)]
-        batches = _by_cost([*batches, *halves], costs)
-    return batches
+def partition(costs: Numbers, ranks: int) -> np.ndarray:
+    """The part [N] of each sample, of `ranks` parts of nearly equal cost: the costliest left goes to the cheapest part.
+
+    The costliest part is at most 4/3 of the best possible (Graham 1969).
+    """
+    values = np.asarray(costs, dtype=np.float64)
+    part = np.zeros(len(values), dtype=np.int64)
+    heap = [(0.0, number) for number in range(ranks)]
+    for index in np.argsort(-values, kind="stable").tolist():
+        cost, number = heap[0]
+        part[index] = number
+        heapq.heapreplace(heap, (cost + float(values[index]), number))
+    return part
 
 
-def _by_cost(batches: list[list[int]], costs: Costs) -> list[list[int]]:
-    return sorted(batches, key=lambda batch: (-sum(float(costs[index]) for index in batch), batch))
+def pack(
+    sizes: np.ndarray, costs: np.ndarray, part: np.ndarray, *, ranks: int, budget: int, least: int
+) -> tuple[np.ndarray, int]:
+    """The micro-batch [N] of each sample within its part, and how many each part has: `least`, or what they need.
+
+    From the costliest on, a sample goes to the cheapest micro-batch with room for it. If some find none, all start
+    again with as many more as these would fill on the part that has most of them.
+    """
+    if not len(sizes):
+        return np.zeros(0, dtype=np.int64), 0
+    counts = np.bincount(part, minlength=ranks)
+    turn = np.arange(len(part)) - np.repeat(np.cumsum(counts) - counts, counts)
+    by_turn = np.lexsort((-costs, part))[np.argsort(turn, kind="stable")]
+    # All parts advance together: the costliest sample of each, then the second of each, and so on.
+    turns = np.split(by_turn, np.cumsum(np.bincount(turn))[:-1])
+    count = max(least, _filled(np.bincount(part, weights=sizes), budget))
+    while True:
+        micro, load, left = _spread(sizes, costs, part, turns, (ranks, count), budget)
+        if not left.any():
+            break
+        count += _filled(left, budget)
+    falling = np.empty((ranks, count), dtype=np.int64)
+    np.put_along_axis(falling, np.argsort(-load, axis=1, kind="stable"), np.arange(count)[None], axis=1)
+    return falling[part, micro], count
+
+
+def _filled(tokens: np.ndarray, budget: int) -> int:
+    """Micro-batches that the fullest of these parts [ranks] takes at least."""
+    return int(-(-tokens.max() // budget))
+
+
+def _spread(
+    sizes: np.ndarray, costs: np.ndarray, part: np.ndarray, turns: list[np.ndarray], shape: tuple[int, int], budget: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Micro-batch [N], cost [ranks, micros], and the tokens [ranks] of samples that found no room."""
+    micro = np.zeros(len(sizes), dtype=np.int64)
+    load, room, left = np.zeros(shape), np.full(shape, budget), np.zeros(shape[0])
+    for chosen in turns:
+        row, size = part[chosen], sizes[chosen]
+        open_load = np.where(room[row] >= size[:, None], load[row], np.inf)
+        best = open_load.argmin(axis=1)
+        fits = room[row, best] >= size
+        if not fits.all():
+            left[row[~fits]] += size[~fits]
+            chosen, row, size, best = chosen[fits], row[fits], size[fits], best[fits]
+        micro[chosen] = best
+        load[row, best] += costs[chosen]
+        room[row, best] -= size
+    return micro, load, left
+
+
+def place(part: np.ndarray, sizes: np.ndarray, holders: Names, rank_nodes: Names) -> np.ndarray:
+    """The rank [ranks] of each part, so that many tokens stay on the node that holds them.
+
+    Greedy: the part and the node with most tokens in common come first, while the node has ranks left. Parts keep their
+    own numbers where that serves as well, so always where all ranks are on one node.
+    """
+    nodes, home = np.unique(np.asarray(rank_nodes), return_inverse=True)
+    ranks = len(home)
+    rank = np.arange(ranks)
+    if len(nodes) == 1:
+        return rank
+    holder = np.searchsorted(nodes, np.asarray(holders)).clip(max=len(nodes) - 1)
+    known = nodes[holder] == holders
+    held = np.zeros((ranks, len(nodes)))
+    np.add.at(held, (part[known], holder[known]), sizes[known])
+    free = [np.flatnonzero(home == node).tolist() for node in range(len(nodes))]
+    chosen = np.full(ranks, -1)
+    for number, node in zip(*np.unravel_index(np.argsort(-held, axis=None, kind="stable"), held.shape), strict=True):
+        if chosen[number] < 0 and free[node]:
+            chosen[number] = free[node].pop(0)
+    return chosen if held[rank, home[chosen]].sum() > held[rank, home].sum() else rank
 
 
 def _check_budget(sizes: np.ndarray, budget: int) -> None:

@@ -1,63 +1,95 @@
-"""From samples to ranks: lengths are gathered, everyone computes the same partition, each sample is sent once."""
+"""From samples to ranks: lengths are gathered, everyone computes the same assignment, each sample is sent once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from yatt.balance import QUADRATIC, assign
+from yatt import balance
+from yatt.balance import Assignment
 from yatt.protocols import Peers
-from yatt.types import Denominator, Sample, SampleKey, Share
+from yatt.types import Denominator, Sample, Share
 
 
 class Exchange:
     """Spreads the samples of all controllers over the data-parallel ranks.
 
-    `updates` optimizer updates per step, `budget` tokens per micro-batch; a sample costs its tokens plus `quadratic`
-    times their square. The result depends on the samples alone, not on which controller holds them: they are put in
-    the order of their keys first.
+    `updates` optimizer updates per step, `budget` tokens per micro-batch, `stages` of the pipeline; a sample costs its
+    tokens plus `quadratic` times their square. `node` is where this controller stands, `rank_nodes` [ranks] where the
+    ranks do. Samples are put in the order of their keys first, so the result does not depend on which controller holds
+    them; where ranks stand on several nodes, only which rank trains which part does. `assign` is pure: a runtime with
+    all controllers in one process may pass one that remembers.
     """
 
-    def __init__(self, peers: Peers, *, ranks: int, updates: int, budget: int, quadratic: float = QUADRATIC) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        *,
+        ranks: int,
+        updates: int,
+        budget: int,
+        quadratic: float,
+        stages: int = 1,
+        node: str = "",
+        rank_nodes: Sequence[str] | None = None,
+        assign: Callable[..., Assignment] = balance.assign,
+    ) -> None:
         self._peers = peers
+        self._node = node
         self._ranks = ranks
-        self._updates = updates
-        self._budget = budget
-        self._quadratic = quadratic
+        self._limits = dict(ranks=ranks, updates=updates, budget=budget, quadratic=quadratic, stages=stages)
+        self._rank_nodes = rank_nodes
+        self._assign = assign
 
     async def balance(self, step: int, samples: Sequence[Sample]) -> list[Share]:
-        """One share per data-parallel rank. Collective; waits for every controller's lengths."""
-        mine = np.array(
-            [(*sample.key, len(sample.tokens), sample.trained_tokens) for sample in samples], dtype=np.int64
-        ).reshape(-1, 4)
-        everyone = np.concatenate(await self._peers.all_gather(f"lengths/{step}", mine))
-        everyone = everyone[np.lexsort((everyone[:, 1], everyone[:, 0]))]
-        plan = assign(
-            everyone[:, 2].tolist(),
-            ranks=self._ranks,
-            updates=self._updates,
-            budget=self._budget,
-            quadratic=self._quadratic,
-        )
-        held = {sample.key: sample for sample in samples}
-        owned = [held.get(SampleKey(int(uid), int(sibling))) for uid, sibling in everyone[:, :2]]
-        denominators = tuple(self._denominator(everyone, update) for update in plan)
+        """One share for each data-parallel rank that gets some of these samples, in the order of the ranks; from
+        controller 0 also an empty one for each that nobody has any for. Collective; waits for every controller's
+        lengths."""
+        rows = [(*sample.key, len(sample.tokens), sample.trained_tokens) for sample in samples]
+        mine = np.array(rows, dtype=np.int64).reshape(-1, 4)
+        tables, nodes = zip(*await self._peers.all_gather(f"lengths/{step}", (mine, self._node)), strict=True)
+        uid, sibling, tokens, trained = np.concatenate(tables).T
+        order = np.lexsort((sibling, uid))
+        owner = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[order]
+        plan = self._assign(tokens[order], holders=np.array(nodes)[owner], rank_nodes=self._rank_nodes, **self._limits)
+        sends = np.zeros((len(tables), self._ranks), dtype=bool)
+        sends[owner, plan.rank] = True
+        sends[0] |= ~sends.any(axis=0)
+        me = self._peers.index
+        held = np.flatnonzero(owner == me)
+        laid = _lay_out(plan, held, [samples[i] for i in order[held] - sum(map(len, tables[:me]))], sends[me])
+        denominators = _denominators(plan, trained[order])
         return [
             Share(
                 step=step,
-                controller=self._peers.index,
-                updates=tuple(
-                    tuple(tuple(s for s in (owned[i] for i in micro) if s is not None) for micro in update[rank])
-                    for update in plan
-                ),
+                rank=rank,
+                controller=me,
+                senders=tuple(np.flatnonzero(sends[:, rank]).tolist()),
+                updates=tuple(tuple(tuple(micro) for micro in update) for update in updates),
                 denominators=denominators,
             )
-            for rank in range(self._ranks)
+            for rank, updates in laid.items()
         ]
 
-    @staticmethod
-    def _denominator(everyone: np.ndarray, update: Sequence[Sequence[Sequence[int]]]) -> Denominator:
-        indices = [i for rank in update for micro in rank for i in micro]
-        trained = everyone[indices, 3]
-        return Denominator(tokens=int(trained.sum()), sequences=int((trained > 0).sum()))
+
+def _lay_out(
+    plan: Assignment, held: np.ndarray, samples: Sequence[Sample], mine: np.ndarray
+) -> dict[int, list[list[list[Sample]]]]:
+    """[update][micro-batch] -> samples, of each rank of `mine` [ranks]; `held` are the samples' places."""
+    laid: dict[int, list[list[list[Sample]]]] = {
+        rank: [[[] for _ in range(count)] for count in plan.micros] for rank in np.flatnonzero(mine).tolist()
+    }
+    places = (plan.rank[held].tolist(), plan.update[held].tolist(), plan.micro[held].tolist())
+    for sample, rank, update, micro in zip(samples, *places, strict=True):
+        laid[rank][update][micro].append(sample)
+    return laid
+
+
+def _denominators(plan: Assignment, trained: np.ndarray) -> tuple[Denominator, ...]:
+    """Trained tokens of each update, and sequences that have any."""
+    updates = len(plan.micros)
+    tokens = np.zeros(updates, dtype=np.int64)
+    np.add.at(tokens, plan.update, trained)
+    sequences = np.bincount(plan.update[trained > 0], minlength=updates)
+    return tuple(Denominator(tokens=int(t), sequences=int(s)) for t, s in zip(tokens, sequences, strict=True))
