@@ -1,0 +1,389 @@
+"""A generator that only spends time: continuous batching in closed form, one timer whatever the batch."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from yatt.errors import BackendError, ProcessDied
+from yatt.simulation.costs import EngineCosts
+from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, WeightManifest
+
+Log = Callable[..., None]
+"""(actor, event, details ...): where events go."""
+
+
+class Stream:
+    """What one call of `generate` waits for."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.ready: list[Completion] = []
+        self.error: BackendError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def take(self) -> list[Completion]:
+        """What has ended since the last call; waits for the first."""
+        while not self.ready and self.error is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self.error is not None:
+            raise self.error
+        taken, self.ready = self.ready, []
+        self.left -= len(taken)
+        return taken
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+@dataclass(slots=True, eq=False)
+class Drawing:
+    """A response being drawn. `own` are the prompt tokens it shares with nobody: those a re-issued request brings.
+    While it runs it has `done` tokens at step `since`, one more at each later one, and ends at step `end`."""
+
+    request: Request
+    stream: Stream
+    serial: int
+    own: int
+    target: int
+    finish: Finish
+    done: int = 0
+    since: int = 0
+    end: int = 0
+    spans: list[Span] = field(default_factory=list)
+
+    def settle(self, step: int, version: int) -> None:
+        """Write down the tokens up to `step`."""
+        stop = self.done + step - self.since
+        if stop > self.done:
+            start = self.spans.pop().start if self.spans and self.spans[-1].version == version else self.done
+            self.spans.append(Span(start=start, stop=stop, version=version))
+        self.done, self.since = stop, step
+
+    def completion(self) -> Completion:
+        """Every token's id is the version that sampled it, so that what arrives can be held against its spans."""
+        parts = [np.full(s.stop - s.start, s.version, dtype=np.int32) for s in self.spans]
+        return Completion(
+            key=self.request.key,
+            tokens=parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int32), *parts]),
+            rollout_logprobs=np.zeros(self.done, dtype=np.float32),
+            spans=tuple(self.spans),
+            finish=self.finish,
+        )
+
+
+class SimulatedGenerator:
+    """Implements `yatt.protocols.Generator` on a virtual loop.
+
+    All running requests share a counter of decode steps, so the next end is the top of a heap, and the time of k steps
+    at a constant batch is a closed form. What comes in between - arrivals, aborts, a pause - acts at the end of the
+    step under way; prefill can be joined or interrupted at any moment. Siblings share their prompt's KV tokens while
+    one of them runs. Where the next step would not fit, the youngest request is put back and recomputed later.
+
+    `prompt_tokens` is the length of every prompt: what a request has beyond it are tokens of its own response.
+    """
+
+    def __init__(
+        self,
+        costs: EngineCosts,
+        *,
+        name: str,
+        slots: tuple[int, ...],
+        node: str,
+        length: Callable[[SampleKey], int],
+        prompt_tokens: int,
+        log: Log,
+    ) -> None:
+        self.name, self.slots, self.node = name, slots, node
+        self._costs, self._length, self._prompt_tokens, self._log = costs, length, prompt_tokens, log
+        self._drawings: dict[SampleKey, Drawing] = {}
+        self._waiting: deque[Drawing] = deque()
+        self._running: dict[Drawing, None] = {}  # the oldest first
+        self._leaving: list[Drawing] = []  # aborted in the step under way
+        self._ends: list[tuple[int, int, Drawing]] = []
+        self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
+        self._kv = self._step = self._serial = self._served = 0
+        self._debt = 0.0  # seconds of prefill still to do
+        self._batch = 0  # requests in the steps under way; 0 while none is
+        self._begun = self._start = self._pace = 0.0
+        self._steps = 0  # of those under way, up to the timer
+        self._timer: asyncio.TimerHandle | None = None
+        self._still: list[asyncio.Future[None]] = []
+        self._going, self._asleep, self._cold, self._closed = True, False, False, False
+        self.dead: ProcessDied | None = None
+        self._slowness = 1.0
+        self._sampled = 0
+        self.busy = 0.0
+
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+        self._check()
+        stream = Stream(len(requests))
+        drawings = [self._drawing(request, stream) for request in requests]
+        for drawing in drawings:
+            self._drawings[drawing.request.key] = drawing
+            self._waiting.append(drawing)
+        self._interrupt()
+        try:
+            while stream.left:
+                yield await stream.take()
+        finally:
+            self._end([d for d in drawings if self._drawings.get(d.request.key) is d])
+
+    async def abort(self, keys: Sequence[SampleKey]) -> None:
+        self._check()
+        self._end([self._drawings[key] for key in keys if key in self._drawings])
+
+    async def pause(self) -> None:
+        self._check()
+        self._going = False
+        if self._batch:
+            self._interrupt()
+            still = asyncio.get_running_loop().create_future()
+            self._still.append(still)
+            await still
+            self._check()
+
+    async def resume(self) -> None:
+        self._check()
+        if self._asleep:
+            raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
+        if self._cold:
+            self._debt, self._cold = self._costs.prefill * self._kv, False
+        self._going = True
+        self._interrupt()
+
+    async def load(self, manifest: WeightManifest) -> int:
+        self._check()
+        if self._going or self._batch:
+            raise BackendError(f"{self.name}: weights can only be loaded into a paused generator; pause it first")
+        await self._spend(self._costs.load)
+        for drawing in self._running:
+            drawing.settle(self._step, self._served)
+        self._served, self._cold = manifest.version, True
+        self._log(self.name, "load", self._served)
+        return self._served
+
+    async def sleep(self) -> int:
+        """The KV tokens freed, in place of bytes."""
+        await self.pause()
+        if self._asleep:
+            return 0
+        self._asleep = self._cold = True
+        await self._spend(self._costs.sleep)
+        return self._costs.kv_tokens
+
+    async def wake(self) -> None:
+        self._check()
+        if self._asleep:
+            await self._spend(self._costs.wake)
+            self._asleep = False
+
+    async def version(self) -> int:
+        self._check()
+        return self._served
+
+    async def pulse(self) -> Pulse:
+        self._check()
+        return Pulse(running=len(self._drawings), tokens=self._sampled + self._batch * self._done_by(self._now()))
+
+    async def close(self) -> None:
+        self._end(list(self._drawings.values()))
+        self._closed = True
+
+    def die(self) -> None:
+        """Every open and later call raises ProcessDied."""
+        self.dead = ProcessDied(f"{self.name} died")
+        self._log(self.name, "died")
+        for drawing in self._drawings.values():
+            drawing.stream.error = self.dead
+            drawing.stream.wake()
+        self._drawings.clear()
+        self._waiting.clear()
+        self._halt()
+
+    def slow(self, factor: float) -> None:
+        """Every step from the next on takes `factor` times its cost."""
+        self._log(self.name, "slow", factor)
+        self._slowness = factor
+        self._interrupt()
+
+    def _drawing(self, request: Request, stream: Stream) -> Drawing:
+        size, limit = len(request.tokens), request.params.max_tokens
+        if size + limit > self._costs.kv_tokens:
+            raise BackendError(
+                f"request {request.key}: {size} tokens and up to {limit} more do not fit a KV cache of "
+                f"{self._costs.kv_tokens}; lower rollout.max_tokens"
+            )
+        if request.key in self._drawings:
+            raise BackendError(f"request {request.key} is being drawn already on {self.name}")
+        self._serial += 1
+        own = max(0, size - self._prompt_tokens)
+        target = max(1, self._length(request.key) - own)
+        finish: Finish = "stop" if target <= limit else "length"
+        return Drawing(request, stream, self._serial, own, min(target, limit), finish)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _check(self) -> None:
+        if self.dead is not None:
+            raise self.dead
+        if self._closed:
+            raise BackendError(f"{self.name} is closed")
+
+    async def _spend(self, seconds: float) -> None:
+        if seconds:
+            await asyncio.sleep(seconds)
+            self._check()
+
+    def _time(self, steps: int) -> float:
+        """Seconds of `steps` steps of the batch under way. Step i reads the KV tokens of i earlier ones as well:
+        sum over i < k of (t0 + t1 b + t2 (kv + i b)) = k (t0 + t1 b + t2 kv) + t2 b k (k - 1) / 2."""
+        costs, batch = self._costs, self._batch
+        first = costs.step + costs.per_request * batch + costs.per_kv_token * self._kv
+        return self._pace * (steps * first + costs.per_kv_token * batch * steps * (steps - 1) / 2)
+
+    def _done_by(self, now: float) -> int:
+        """Steps under way that have ended by `now`: the closed form of `_time` turned round."""
+        spent = now - self._start
+        if not self._batch or spent < 0:
+            return 0
+        if self._time(self._steps) <= spent:
+            return self._steps
+        square = self._pace * self._costs.per_kv_token * self._batch / 2
+        linear = self._time(1) - square
+        steps = int(
+            spent / linear if square == 0 else (math.sqrt(linear**2 + 4 * square * spent) - linear) / (2 * square)
+        )
+        while self._time(steps + 1) <= spent:
+            steps += 1
+        while self._time(steps) > spent:
+            steps -= 1
+        return steps
+
+    def _interrupt(self) -> None:
+        """Act at the end of the step under way; at once where there is none."""
+        if self.dead is not None:
+            return
+        now = self._now()
+        if self._batch == 0 or now < self._start:
+            self._at(now, 0)
+            return
+        steps = self._done_by(now)
+        steps += self._start + self._time(steps) < now
+        if steps < self._steps:
+            self._at(max(now, self._start + self._time(steps)), steps)
+
+    def _at(self, time: float, steps: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._steps = steps
+        self._timer = asyncio.get_running_loop().call_at(time, self._turn)
+
+    def _turn(self) -> None:
+        """Between two steps: let go of what was aborted, answer what has ended, and go on unless paused."""
+        now = self._now()
+        if self._batch:
+            self._debt = max(0.0, self._start - now) / self._pace
+            self._step += self._steps
+            self._kv += self._batch * self._steps
+            self._sampled += self._batch * self._steps
+            self.busy += now - self._begun
+        self._halt()
+        for drawing in self._leaving:
+            self._leave(drawing)
+        self._leaving.clear()
+        while self._ends and self._ends[0][0] <= self._step:
+            end, _, drawing = heapq.heappop(self._ends)
+            if drawing in self._running and drawing.end == end:
+                self._leave(drawing)
+                del self._drawings[drawing.request.key]
+                self._answer(drawing)
+        if self._going:
+            self._go_on(now)
+
+    def _go_on(self, now: float) -> None:
+        """Put back what does not fit, take in what waits, and sleep to the next end or until the KV cache is full."""
+        self._make_room()
+        self._admit()
+        if self._running:
+            self._batch, self._pace, self._begun = len(self._running), self._slowness, now
+            self._start = now + self._debt * self._slowness
+            room = (self._costs.kv_tokens - self._kv) // self._batch
+            steps = max(1, min(self._ends[0][0] - self._step, room))
+            self._at(self._start + self._time(steps), steps)
+
+    def _halt(self) -> None:
+        """No step is under way: who waits for a pause goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._batch = None, 0
+        for still in self._still:
+            if not still.done():
+                still.set_result(None)
+        self._still.clear()
+
+    def _make_room(self) -> None:
+        while len(self._running) > 1 and self._kv + len(self._running) > self._costs.kv_tokens:
+            youngest = next(reversed(self._running))
+            self._leave(youngest)
+            self._waiting.appendleft(youngest)
+            self._log(self.name, "preempt", youngest.request.key)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._costs.max_running:
+            drawing = self._waiting[0]
+            if drawing.finish == "aborted":
+                self._waiting.popleft()
+                continue
+            uid = drawing.request.key.uid
+            size = drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
+            if self._running and self._kv + size + len(self._running) + 1 > self._costs.kv_tokens:
+                return
+            self._waiting.popleft()
+            self._running[drawing] = None
+            self._prefixes[uid] += 1
+            self._kv += size
+            self._debt += self._costs.prefill * size
+            drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done
+            heapq.heappush(self._ends, (drawing.end, drawing.serial, drawing))
+
+    def _leave(self, drawing: Drawing) -> None:
+        """Take it out of the batch, and its tokens out of the KV cache."""
+        drawing.settle(self._step, self._served)
+        del self._running[drawing]
+        uid = drawing.request.key.uid
+        self._prefixes[uid] -= 1
+        self._kv -= drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
+        if not self._prefixes[uid]:
+            del self._prefixes[uid]
+
+    @staticmethod
+    def _shared(drawing: Drawing) -> int:
+        return len(drawing.request.tokens) - drawing.own
+
+    def _end(self, drawings: Sequence[Drawing]) -> None:
+        """Answer them with what they have by now. Their places in the batch are free from the next step on."""
+        steps = self._done_by(self._now())
+        for drawing in drawings:
+            del self._drawings[drawing.request.key]
+            drawing.finish = "aborted"
+            if drawing in self._running:
+                drawing.settle(self._step + steps, self._served)
+                self._leaving.append(drawing)
+            self._answer(drawing)
+        if self._leaving:
+            self._interrupt()
+
+    def _answer(self, drawing: Drawing) -> None:
+        drawing.stream.ready.append(drawing.completion())
+        drawing.stream.wake()
+        self._log(self.name, drawing.finish, drawing.request.key, drawing.done)

@@ -1,0 +1,275 @@
+"""A cluster that only spends time: real controllers over simulated engines, ranks, scorers and links."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from yatt.balance import Assignment, assign
+from yatt.config.schema import Config
+from yatt.controller.assembly import Assembly, Engines, Parts
+from yatt.controller.carry import CarriedGroup
+from yatt.controller.exchange import Exchange
+from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.step import Controller
+from yatt.data.loader import Loader
+from yatt.data.rows import Row
+from yatt.errors import ConfigError, ProcessDied
+from yatt.reward.filter import load_filter
+from yatt.simulation.calibrate import engine_size
+from yatt.simulation.costs import Costs
+from yatt.simulation.engine import SimulatedGenerator
+from yatt.simulation.ledger import Ledger
+from yatt.simulation.lengths import LengthModel
+from yatt.simulation.loop import VirtualClock
+from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Site
+from yatt.simulation.ranks import Ranks, SimulatedTrainer
+from yatt.simulation.scorer import SimulatedScorer
+from yatt.types import EvaluationReport, Prompt, StepReport
+
+R = TypeVar("R")
+Event = tuple[Any, ...]
+"""(seconds, actor, what, details ...)"""
+ROWS = 1 << 40
+"""Rows of the data: no run comes to their end."""
+
+
+class EndlessRows:
+    """Rows of which only the number is of interest."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def row(self, index: int) -> Row:
+        return {}
+
+    def origin(self, index: int) -> str:
+        return f"row {index}"
+
+
+class RememberedAssign:
+    """`balance.assign`, computed once where all controllers of a step ask for the same."""
+
+    def __init__(self) -> None:
+        self._asked: tuple[Any, ...] = ()
+        self._answer: Assignment | None = None
+
+    def __call__(self, tokens: np.ndarray, *, holders: np.ndarray, rank_nodes: Any, **limits: Any) -> Assignment:
+        asked = (tokens.tobytes(), holders.tobytes(), tuple(rank_nodes), *sorted(limits.items()))
+        if self._answer is None or asked != self._asked:
+            self._asked = asked
+            self._answer = assign(tokens, holders=holders, rank_nodes=rank_nodes, **limits)
+        return self._answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a run can go on from. The weights are their version."""
+
+    step: int
+    state: dict[str, Any]
+    carried: tuple[CarriedGroup, ...] = ()
+
+
+class World:
+    """The parts of a cluster of `devices`, and the crew of its controllers (`yatt.supervisor.Crew`). Controllers are
+    spread over the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and
+    ranks."""
+
+    def __init__(
+        self,
+        config: Config,
+        costs: Costs,
+        *,
+        devices: int,
+        controllers: int,
+        ledger: Ledger | None = None,
+        events: list[Event] | None = None,
+    ) -> None:
+        self.config, self.costs, self.devices, self.ledger, self.events = config, costs, devices, ledger, events
+        tp, rank = engine_size(config), config.train.tp * config.train.pp
+        for size, what in ((tp, "rollout.engine_args.tensor_parallel_size"), (rank, "train.tp * train.pp")):
+            if devices % size:
+                raise ConfigError(f"{what}={size} does not divide {devices} devices; use {devices - devices % size}")
+        self.engine_devices, self.rank_devices = tp, rank
+        self.network = Network(costs.controller, -(-devices // NODE_DEVICES), self.log)
+        self.lengths = LengthModel(costs.workload, config.run.seed)
+        self._prompt = np.zeros(costs.workload.prompt_tokens, dtype=np.int32)
+        self.engines = [self._engine(number) for number in range(devices // tp)]
+        self.engine_busy = 0.0  # seconds of engines that were replaced
+        self.ranks = Ranks(
+            costs.trainer,
+            [self.network.of_device(r * rank) for r in range(devices // rank)],
+            stages=config.train.pp,
+            log=self.log,
+            on_trained=ledger.trained if ledger else lambda step, rank, share: None,
+        )
+        nodes = self.network.nodes
+        self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
+        self.scorers = [self._scorer() for _ in self.sites]
+        self.controllers = self._assemble()
+        self.reports: list[StepReport] = []
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._deaths: dict[int, ProcessDied] = {}
+        self._checkpoint = Checkpoint(step=0, state=self.controllers[0].desk.state())
+
+    def log(self, actor: str, what: str, *details: Any) -> None:
+        if self.events is not None:
+            self.events.append((asyncio.get_running_loop().time(), actor, what, *details))
+
+    def kill(self, controller: int) -> None:
+        """This controller is gone until the crew recovers."""
+        self.log(f"controller {controller}", "died")
+        self._deaths[controller] = ProcessDied(f"controller {controller} died")
+        if controller in self._tasks:
+            self._tasks[controller].cancel()
+
+    async def step(self, step: int) -> StepReport:
+        self.lengths.step = step
+        self.log("driver", "step", step)
+        self.reports = await self._all(lambda controller: controller.step(step))
+        return self.reports[0]
+
+    async def evaluate(self, step: int) -> EvaluationReport:
+        raise ConfigError("evaluate.path, evaluate.size: a simulated run has no held-out rows; unset both")
+
+    async def save(self, step: int) -> None:
+        states = await self._all(lambda controller: controller.state())
+        carried = tuple(group for _, mine in states for group in mine)
+        self._checkpoint = Checkpoint(step=step, state=states[0][0], carried=carried)
+        self.log("driver", "saved", step)
+        if self.ledger is not None:
+            self.ledger.cursor, self.ledger.carried = states[0][0]["source"], list(carried)
+
+    async def recover(self, error: ProcessDied) -> int:
+        """Every dead engine, rank and controller starts anew; all controllers go back to the last checkpoint. What dies
+        on the way there is started anew too."""
+        saved = self._checkpoint
+        while True:
+            self.log("driver", "recovers", saved.step, str(error))
+            for number, engine in enumerate(self.engines):
+                if engine.dead:
+                    self.engine_busy += engine.busy
+                    self.engines[number] = self._engine(number)
+            self.ranks.revive()
+            self._deaths.clear()
+            self.controllers = self._assemble()
+            if self.ledger is not None:
+                self.ledger.rewind(saved.step)
+            try:
+                await self._all(lambda controller: controller.restore(saved.state, saved.carried))
+            except ProcessDied as again:
+                error = again
+            else:
+                return saved.step
+
+    async def _all(self, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> list[R]:
+        """One call to every controller. The first failure ends all of them."""
+        self._tasks = {c: asyncio.create_task(self._one(c, call)) for c in range(len(self.controllers))}
+        tasks = list(self._tasks.values())
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            failed = [task for task in tasks if task in done and task.exception() is not None]
+            if failed:
+                raise next((e for e in map(_error, failed) if isinstance(e, ProcessDied)), _error(failed[0]))
+            return [task.result() for task in tasks]
+        finally:
+            self._tasks = {}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, index: int, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> R:
+        try:
+            if index in self._deaths:
+                raise self._deaths[index]
+            return await call(self.controllers[index])
+        except asyncio.CancelledError:
+            if index in self._deaths:
+                raise self._deaths[index] from None
+            raise
+
+    def _engine(self, number: int) -> SimulatedGenerator:
+        first = number * self.engine_devices
+        return SimulatedGenerator(
+            self.costs.engine,
+            name=f"generator {number}",
+            slots=tuple(range(first, first + self.engine_devices)),
+            node=self.network.of_device(first).name,
+            length=self.lengths,
+            prompt_tokens=len(self._prompt),
+            log=self.log,
+        )
+
+    def _scorer(self) -> SimulatedScorer:
+        return SimulatedScorer(
+            seconds=self.costs.scorer.seconds,
+            equal=self.costs.workload.equal_groups,
+            timeout=self.config.reward.timeout,
+            seed=self.config.run.seed,
+            on_scored=self.ledger.scored if self.ledger else lambda key, score: None,
+        )
+
+    def _assemble(self) -> list[Controller]:
+        hub = Hub(len(self.sites), self.config.cluster.step_timeout)
+        remembered = RememberedAssign()
+        return [self._controller(site, hub, remembered) for site in self.sites]
+
+    def _controller(self, site: Site, hub: Hub, remembered: RememberedAssign) -> Controller:
+        config, trainer = self.config, self.costs.trainer
+        count, host = len(self.sites), self.sites[0].node
+        peers = HubPeers(site.index, count, partial(site.meet, hub, host))
+        exchange = Exchange(
+            peers,
+            ranks=len(self.ranks.nodes),
+            updates=config.train.updates_per_step,
+            budget=config.train.tokens_per_micro_batch,
+            quadratic=trainer.per_token_squared / trainer.per_token if trainer.per_token else 0.0,
+            stages=config.train.pp,
+            node=site.node.name,
+            rank_nodes=[node.name for node in self.ranks.nodes],
+            assign=remembered,
+        )
+        parts = Parts(
+            config=config,
+            peers=peers,
+            trainer=SimulatedTrainer(self.ranks, site, trainer),
+            exchange=exchange,
+            clock=VirtualClock(),
+        )
+        engines = Engines(
+            generators=[RemoteGenerator(engine, site) for engine in self.engines],
+            scorer=self.scorers[site.index],
+            decode=lambda tokens: "",
+            sleep=config.rollout.sleep,
+        )
+        source = Loader[Prompt](
+            EndlessRows(),
+            partial(self._encode, site),
+            seed=config.run.seed,
+            shuffle=False,
+            index=site.index,
+            count=count,
+            bad_rows="fail",
+        )
+        on_groups = self.ledger.accepted if self.ledger else lambda step, groups: None
+        return Assembly(parts, engines).controller(source, load_filter(config.rollout), on_groups)
+
+    def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
+        nbytes = self.costs.workload.image_bytes
+        media = (site.read(nbytes),) if nbytes else ()
+        return Prompt(uid=uid, row=index, text="", tokens=self._prompt, media=media)
+
+
+def _error(task: asyncio.Task[Any]) -> BaseException:
+    """Why it failed: the first error of a group of them."""
+    error = task.exception()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert error is not None
+    return error
