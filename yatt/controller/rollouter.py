@@ -140,8 +140,8 @@ class Rollouter:
                 self._draw(quota)
                 if not tally.open:
                     break
-                self._settle(quota, *await self._ended.get())
-            await self._stop(quota)
+                self._settle(quota, version, *await self._ended.get())
+            await self._stop(quota, version)
         except BaseException:
             for task in self._running.values():
                 task.cancel()
@@ -153,7 +153,7 @@ class Rollouter:
     async def rest(self, version: int) -> None:
         """Wait for the scores still to come, so that `carried` is all there is; `version` is the policy's now."""
         while self._running:
-            self._settle(0, *await self._ended.get())
+            self._settle(0, version, *await self._ended.get())
         self._discard_stale(version)
 
     def _draw(self, quota: int) -> None:
@@ -180,8 +180,8 @@ class Rollouter:
         except Exception as error:
             self._ended.put_nowait((prompt, error))
 
-    def _settle(self, quota: int, prompt: Prompt, outcome: Group | Exception) -> None:
-        """One group has ended: keep it, drop it, or set it aside."""
+    def _settle(self, quota: int, version: int, prompt: Prompt, outcome: Group | Exception) -> None:
+        """One group has ended: keep it, drop it, or set it aside. It may have been drawn in an earlier step."""
         del self._running[prompt.uid]
         if isinstance(outcome, Exception):
             raise outcome
@@ -195,29 +195,32 @@ class Rollouter:
         self.rate.see(good)
         if not good:
             tally.dropped += 1
-        elif len(tally.kept) < quota:
+        elif len(tally.kept) < quota and self._fresh(outcome, version):
             tally.kept.append(outcome)
         else:
             tally.surplus += 1
             self.carried.append(outcome)
 
-    async def _stop(self, quota: int) -> None:
+    async def _stop(self, quota: int, version: int) -> None:
         """End what is still being drawn. Groups that only wait for scores come in later."""
         if self._drawing:
             await self._responder.abort(list(self._drawing.values()), len(self._params))
         while self._drawing or not self._ended.empty():
-            self._settle(quota, *await self._ended.get())
+            self._settle(quota, version, *await self._ended.get())
+
+    def _fresh(self, group: Group, version: int) -> bool:
+        """Whether a step under `version` may train on it."""
+        oldest = min((span.version for t in group.trajectories for span in t.spans), default=version)
+        return version - oldest <= self._config.max_staleness
 
     def _discard_stale(self, version: int) -> None:
         """Give up carried groups that a step under `version` may not train on."""
-        fresh: list[Group] = []
-        for group in self.carried:
-            oldest = min((span.version for t in group.trajectories for span in t.spans), default=version)
-            if version - oldest <= self._config.max_staleness:
-                fresh.append(group)
+        carried, self.carried = self.carried, []
+        for group in carried:
+            if self._fresh(group, version):
+                self.carried.append(group)
             else:
                 self._waste(group)
-        self.carried = fresh
 
     def _waste(self, group: Group) -> None:
         self._tally.wasted += 1
