@@ -13,7 +13,6 @@ from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
-from yatt.errors import ProcessDied
 from yatt.protocols import EVERY_NODE
 from yatt.reward.filter import load_filter
 from yatt.types import (

@@ -10,7 +10,7 @@ from doubles import Ticks
 
 from yatt.cluster.payload import payload_bytes
 from yatt.config.load import load_config
-from yatt.errors import BackendError, CheckpointError, ConfigError
+from yatt.errors import BackendError, CheckpointError, ConfigError, ProcessDied
 from yatt.faces import train as faces_train
 from yatt.faces.checkpoints import Checkpoints, read_checkpoint
 from yatt.faces.rundir import RunDirectory
@@ -32,12 +32,17 @@ REPORT = StepReport(
 
 
 class Crew:
-    def __init__(self, events, stop_at=None, full_at=None):
+    def __init__(self, events, stop_at=None, full_at=None, dies_at=(), recovers=True):
         self.events, self.stop_at, self.full_at = events, stop_at, full_at
+        self.dies_at, self.recovers = list(dies_at), recovers
+        self.saved = 0
         self.supervisor = None
 
     async def step(self, step):
         self.events.append(f"step {step}")
+        if step in self.dies_at:
+            self.dies_at.remove(step)
+            raise ProcessDied(f"rank 0 died in step {step}")
         if step == self.stop_at:
             self.supervisor.stop()
         return replace(REPORT, step=step)
@@ -50,6 +55,13 @@ class Crew:
         if step == self.full_at:
             raise OSError(28, "No space left on device")
         self.events.append(f"save {step}")
+        self.saved = step
+
+    async def recover(self, error):
+        if not self.recovers:
+            raise error
+        self.events.append(f"back to {self.saved}")
+        return self.saved
 
 
 class Journal:
@@ -110,6 +122,21 @@ async def test_a_full_disk_is_said_and_the_run_goes_on():
     assert events[-1] == "saved 2"
 
 
+async def test_after_a_death_the_steps_since_the_last_checkpoint_are_done_again():
+    last, events = await play(settings("train.steps=4", "checkpoint.every=2"), dies_at=[1, 4])
+    assert last == 4
+    done = [event for event in events if event.startswith(("step", "back"))]
+    assert done == [
+        *("step 1", "back to 0", "step 1", "step 2"),
+        *("step 3", "step 4", "back to 2", "step 3", "step 4"),
+    ]
+
+
+async def test_a_death_ends_the_run_where_nothing_can_be_brought_up_anew():
+    with pytest.raises(ProcessDied, match="rank 0 died in step 2"):
+        await play(settings("train.steps=4"), dies_at=[2], recovers=False)
+
+
 def test_sft_is_not_evaluated():
     supervisor = Supervisor(settings("train.steps=1", "algorithm.name=sft"), None, None, Ticks())
     assert not supervisor._evaluates
@@ -124,9 +151,14 @@ def test_numbers_about_data_are_not_payload_and_data_is():
     assert payload_bytes("x" * 5000) == 5000
 
 
-async def write(path):
-    Path(path).mkdir()
-    (Path(path) / "shard").write_text("weights")
+def writing(state):
+    async def write(folder):
+        (folder / "trainer").mkdir()
+        (folder / "trainer" / "shard").write_text("weights")
+        (folder / "controllers" / "controller-0.jsonl").write_text("")
+        return state
+
+    return write
 
 
 async def test_checkpoints_are_complete_or_absent_and_the_last_k_stay(tmp_path):
@@ -134,36 +166,37 @@ async def test_checkpoints_are_complete_or_absent_and_the_last_k_stay(tmp_path):
     checkpoints = Checkpoints(run, settings("train.steps=9", "checkpoint.keep=2", "resume=auto"))
     assert checkpoints.resume() is None
     for step in (1, 2, 3):
-        await checkpoints.save(step, {"policy_version": step}, write)
+        await checkpoints.save(step, writing({"policy_version": step}))
     assert [c.name for c in run.checkpoints()] == ["step-2", "step-3"]
 
-    async def full(path):
-        await write(path)
+    async def full(folder):
+        await writing({})(folder)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        await checkpoints.save(4, {}, full)
+        await checkpoints.save(4, full)
     assert sorted(p.name for p in run.checkpoints_folder.iterdir()) == ["step-2", "step-3"]
     resume = checkpoints.resume()
     assert (resume.step, resume.state) == (3, {"policy_version": 3})
     assert (Path(resume.trainer) / "shard").read_text() == "weights"
+    assert [p.name for p in Path(resume.controllers).iterdir()] == ["controller-0.jsonl"]
 
 
 async def test_a_killed_save_leaves_nothing_that_resume_would_take(tmp_path):
     run = RunDirectory(tmp_path / "a").create()
     checkpoints = Checkpoints(run, settings("train.steps=9", "resume=auto"))
-    await checkpoints.save(1, {}, write)
+    await checkpoints.save(1, writing({}))
     (run.checkpoints_folder / ".step-2.part").mkdir()
     (run.checkpoints_folder / "step-3").mkdir()
     assert checkpoints.resume().step == 1
-    await checkpoints.save(2, {}, write)
+    await checkpoints.save(2, writing({}))
     assert checkpoints.resume().step == 2
 
 
 @pytest.mark.parametrize("damage", ["complete.json", "state.json"])
 async def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path, damage):
     run = RunDirectory(tmp_path / "a").create()
-    folder = await Checkpoints(run, settings("train.steps=9")).save(1, {}, write)
+    folder = await Checkpoints(run, settings("train.steps=9")).save(1, writing({}))
     (folder / damage).write_text(json.dumps({"st": 1})[:4])
     with pytest.raises(CheckpointError, match=r"step-1: half-written checkpoint .* use resume=auto"):
         read_checkpoint(folder)

@@ -22,6 +22,11 @@ class Crew(Protocol):
         """Write a checkpoint, complete or not at all. Raises OSError or YattError when it cannot."""
         ...
 
+    async def recover(self, error: ProcessDied) -> int:
+        """Bring up anew what died and go back to the last complete checkpoint; returns its step, 0 for the start.
+        Raises `error` where the runtime cannot."""
+        ...
+
 
 class Journal(Protocol):
     """Where the run's numbers go."""
@@ -57,16 +62,26 @@ class Supervisor:
         if first == 1 and self._evaluates:
             self._journal.start(await self._timed("evaluate", self._crew.evaluate, 0), self._take_spans())
         self._running = True
-        for step in range(first, last + 1):
-            report = await self._crew.step(step)
-            evaluate = self._evaluates and (step == last or _due(step, self._config.evaluate.every))
-            evaluation = await self._timed("evaluate", self._crew.evaluate, step) if evaluate else None
-            self._journal.step(report, evaluation, self._take_spans())
-            if step == last or self._stopping or _due(step, self._config.checkpoint.every):
-                await self._save(step)
+        step = first
+        while step <= last:
+            try:
+                await self._step(step, last)
+            except ProcessDied as error:
+                step = await self._crew.recover(error) + 1
+                continue
             if self._stopping:
                 return step
-        return max(last, first - 1)
+            step += 1
+        return step - 1
+
+    async def _step(self, step: int, last: int) -> None:
+        """A step, and the evaluation and the checkpoint due after it."""
+        report = await self._crew.step(step)
+        evaluate = self._evaluates and (step == last or _due(step, self._config.evaluate.every))
+        evaluation = await self._timed("evaluate", self._crew.evaluate, step) if evaluate else None
+        self._journal.step(report, evaluation, self._take_spans())
+        if step == last or self._stopping or _due(step, self._config.checkpoint.every):
+            await self._save(step)
 
     @property
     def _evaluates(self) -> bool:

@@ -22,7 +22,7 @@ from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
 from yatt.cluster.session import Slot, find_slots, place, slot_environment
 from yatt.config.schema import Config
-from yatt.errors import ConfigError
+from yatt.errors import ConfigError, ProcessDied
 from yatt.generation.environment import environment
 from yatt.types import EvaluationReport, StepReport
 
@@ -172,6 +172,10 @@ class ClusterCrew:
     async def step(self, step: int) -> StepReport:
         reports: list[StepReport] = await self._on_controllers("step", step)
         return replace(self._receive(reports), spans=tuple(span for report in reports for span in report.spans))
+
+    async def recover(self, error: ProcessDied) -> int:
+        """Nothing is brought up anew while a run goes on: it ends, and `resume=auto` continues it."""
+        raise error
 
     async def evaluate(self, step: int) -> EvaluationReport:
         return self._receive(await self._on_controllers("evaluate", step))

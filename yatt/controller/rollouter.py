@@ -136,6 +136,8 @@ class Rollouter:
         tally.kept, self.carried = self.carried[:quota], self.carried[quota:]
         carried = len(tally.kept)
         try:
+            while not self._ended.empty():  # scores that came since the last step
+                self._settle(quota, version, *self._ended.get_nowait())
             while len(tally.kept) < quota:
                 self._draw(quota)
                 if not tally.open:

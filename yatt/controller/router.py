@@ -145,7 +145,8 @@ class Router:
 
     def _send(self, requests: Sequence[Request], inbox: Inbox) -> None:
         """Place requests now, together where one generator has room for all."""
-        load = np.where(self._fleet.up, self._work / self._pace + self._ties, np.inf)
+        more = sum(map(self._weight, requests))
+        load = np.where(self._fleet.up, (self._work + more) / self._pace + self._ties, np.inf)
         room = self._limit - self._counts
         fits = np.where(room >= len(requests), load, np.inf)
         if np.isfinite(fits.min()) or room[np.isfinite(load)].max() <= 0:

@@ -10,7 +10,7 @@ from typing import Any
 from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
-OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "seconds", "bad_rows")
+OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
 ASIDE_PHASES = ("evaluate", "checkpoint")
 
 

@@ -28,6 +28,7 @@ from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.trackers import Trackers
+from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
 from yatt.reward.pool import check_reward
 from yatt.supervisor import Supervisor
@@ -158,6 +159,7 @@ class RunJournal:
         self._progress = progress
         self._trackers = Trackers(config.log.trackers, run.path, config.model_dump(mode="json"), warn=progress.warn)
         self.crew: ClusterCrew | None = None
+        self._generators = 0
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
         controllers = self.crew.controllers if self.crew else 0
@@ -165,9 +167,23 @@ class RunJournal:
         self._append(first_row(evaluation, controllers=controllers, phases=phases), spans)
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
+        for warning in self._lacks(report):
+            self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
         row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload)
         self._append(row, report.spans + spans)
+
+    def _lacks(self, report: StepReport) -> Iterator[str]:
+        """What a step went without: groups of its quota, engines that died."""
+        counts, batch = report.counts, self._config.train.batch_size
+        if counts is not None and counts.groups_missing:
+            yield (
+                f"step {report.step} trains on {counts.groups} of {batch} groups: {counts.groups_dropped} were dropped "
+                f"and rollout.max_refills={self._config.rollout.max_refills} allows no more prompts"
+            )
+        if report.generators < self._generators:
+            yield f"going on with {report.generators} generator(s): one died; its last words are in log/generator-*.log"
+        self._generators = report.generators
 
     def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
         self._run.append_metrics(row)
@@ -189,10 +205,11 @@ class RunJournal:
 
 
 def check_rewards(config: Config) -> None:
-    """Call every reward function once, in a process of its own, on the first row and an empty response. Raises
-    ConfigError before anything else has started."""
+    """Call every reward function once, in a process of its own, on the first row and an empty response, and look the
+    filter up. Raises ConfigError before anything else has started."""
     if config.algorithm.name == "sft":
         return
+    load_filter(config.rollout)
     length, limit = config.model.context_length, config.rollout.max_tokens
     encode = PromptEncoder(load_tokenizer(config.model.path), config.data, length, limit)
     source = open_source(config.data, config.run.seed)
