@@ -14,7 +14,7 @@ from yatt import __version__
 from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.config.schema import Config
-from yatt.errors import YattError
+from yatt.errors import ConfigError, YattError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -82,6 +82,34 @@ def init(
 ) -> None:
     """Make a folder with a config, a reward and data to start from."""
     _command("init", "init")(folder, model=model)
+
+
+@app.command()
+def plan(
+    config: Annotated[str | None, typer.Argument(help="A YAML file of settings.")] = None,
+    overrides: Overrides = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Numbers of devices: 64 or 16,64. [cluster.slots, else 8]")
+    ] = None,
+    controllers: Annotated[int | None, typer.Option(help="[cluster.controllers, else one per 8 devices]")] = None,
+    steps: Annotated[int, typer.Option(help="Steps to simulate.")] = 10,
+    seed: Annotated[int | None, typer.Option(help="Of lengths and rewards. [run.seed]")] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Fit costs to this run's folder instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where --calibrate writes. [RUN/calibration.json]")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Simulate a config on any number of devices; --calibrate RUN measures the costs first."""
+    if (config is None) == (calibrate is None):
+        raise ConfigError("yatt plan takes either a config to simulate or --calibrate RUN; give one of them")
+    if out is not None and calibrate is None:
+        raise ConfigError(f"--out={out} is for --calibrate RUN; leave it out")
+    if calibrate is not None:
+        raise typer.Exit(_command("plan", "calibrate_run")(calibrate, out))
+    settings = load_config(str(config), overrides or [])
+    numbers = {"devices": devices, "controllers": controllers, "steps": steps, "seed": seed}
+    raise typer.Exit(_command("plan", "plan")(settings, **numbers, as_json=json))
 
 
 @app.callback(invoke_without_command=True)

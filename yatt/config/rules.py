@@ -115,6 +115,12 @@ def _layout(case: Case) -> Iterator[str]:
             f"{case.slots_name}={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
             f"use {_either(_multiples(case.slots, size))}{' slots' if case.slots_name == 'cluster.slots' else ''}"
         )
+    engine = case.config.rollout.engine_args.get("tensor_parallel_size", 1)
+    if case.slots is not None and isinstance(engine, int) and case.slots % max(1, engine):
+        yield (
+            f"{case.slots_name}={case.slots} is not a multiple of rollout.engine_args.tensor_parallel_size={engine}; "
+            f"use {_either(_multiples(case.slots, engine))}"
+        )
     if train.sequence_parallel and train.tp == 1:
         yield "train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false"
 

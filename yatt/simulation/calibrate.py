@@ -7,11 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from yatt.config.schema import Config
+from yatt.controller.assembly import RUNNING
 from yatt.errors import ConfigError
 from yatt.simulation.costs import (
     Z99,
@@ -22,11 +24,12 @@ from yatt.simulation.costs import (
     ScorerCosts,
     TrainerCosts,
     Workload,
+    engine_size,
 )
 
 FEWEST = 4
 """Steps a fit needs, the first one not counted: it warms caches and kernels up."""
-VARIES = 0.05
+VARIES = 0.1
 """A quantity whose standard deviation is under this share of its mean cannot be told from a constant."""
 
 Row = Mapping[str, Any]
@@ -59,7 +62,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
         raise ConfigError(f"{source} has {len(steps)} steps with a rollout; a fit takes at least {FEWEST + 1}")
     engines = max(1, devices // engine_size(config))
     ranks = max(1, devices // (config.train.tp * config.train.pp))
-    work = [_work(row, lengths_of(row), engines, ranks) for row in steps[1:]]
+    work = [_work(row, lengths_of(row), engines, ranks, config.rollout.n) for row in steps[1:]]
     seconds = [row["phases"] for row in steps[1:]]
     fits = {
         phase: _fit(phase, [s.get(phase, 0.0) for s in seconds], [{name: w[name] for name in names} for w in work])
@@ -74,7 +77,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
             per_kv_token=rollout["KV token read"],
             wake=rollout["fixed"] if config.rollout.sleep else 0.0,
             load=fits["sync"].terms["fixed"] + (0.0 if config.rollout.sleep else rollout["fixed"]),
-            max_running=int(config.rollout.engine_args.get("max_num_seqs", 256)),
+            max_running=int(config.rollout.engine_args.get("max_num_seqs", RUNNING)),
         ),
         trainer=TrainerCosts(
             per_token=train["trained token"],
@@ -101,20 +104,18 @@ def from_file(path: str, config: Config) -> Costs:
     name, make = f"plan.calibration={path}", "write one with `yatt plan --calibrate RUN`"
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        layout, values = content["layout"], content["costs"]
+        layout, costs = content["layout"], Costs.from_json(content["costs"])
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}; {make}") from None
-    except (ValueError, TypeError, KeyError):
-        raise ConfigError(f"{name} is not a calibration; {make}") from None
+    except (ValueError, TypeError, KeyError, ConfigError) as error:
+        wrong = f": {error}" if isinstance(error, ConfigError) else ""
+        raise ConfigError(f"{name} is not a calibration{wrong}; {make}") from None
     for setting, value in _layout(config).items():
         if layout.get(setting) != value:
             raise ConfigError(
                 f"{name} was measured with {setting}={layout.get(setting)}, not {value}; {make} like this"
             )
-    try:
-        return Costs.from_json(values)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}; {make}") from None
+    return costs
 
 
 def _layout(config: Config) -> dict[str, int]:
@@ -124,11 +125,6 @@ def _layout(config: Config) -> dict[str, int]:
         "train.pp": config.train.pp,
         "rollout.engine_args.tensor_parallel_size": engine_size(config),
     }
-
-
-def engine_size(config: Config) -> int:
-    """Devices of one engine."""
-    return int(config.rollout.engine_args.get("tensor_parallel_size", 1))
 
 
 _TERMS: dict[str, tuple[str, ...]] = {
@@ -166,23 +162,14 @@ def lengths_of(row: Row) -> Lengths:
     sigma^2 / 2 - z sigma + ln(L / m) = 0, of which the smaller root is taken.
     """
     mean, longest = max(1.0, row["response_length_mean"]), max(1.0, row["longest_response"])
-    z = _upper_quantile(1 / max(2, row["responses"]))
+    z = NormalDist().inv_cdf(1 - 1 / max(2, row["responses"]))
     sigma = z - math.sqrt(max(0.0, z * z - 2 * math.log(max(1.0, longest / mean))))
     median = mean * math.exp(-sigma * sigma / 2)
     return Lengths(median=median, p99=median * math.exp(Z99 * sigma))
 
 
-def _upper_quantile(share: float) -> float:
-    """z with P(Z > z) = share, of a standard normal, by bisection."""
-    low, high = -9.0, 9.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if math.erfc(middle / math.sqrt(2)) / 2 > share else (low, middle)
-    return low
-
-
-def _work(row: Row, lengths: Lengths, engines: int, ranks: int) -> dict[str, float]:
-    """What one step had to do, per engine and per rank."""
+def _work(row: Row, lengths: Lengths, engines: int, ranks: int, siblings: int) -> dict[str, float]:
+    """What one step had to do, per engine and per rank. Siblings share the KV tokens of their prompt."""
     mean, responses = row["response_length_mean"], row["responses"]
     prompt = row["prompt_tokens"] / responses
     square = mean * mean * math.exp(lengths.sigma**2)  # the lognormal's second moment
@@ -190,7 +177,7 @@ def _work(row: Row, lengths: Lengths, engines: int, ranks: int) -> dict[str, flo
     return {
         "decode step": row["longest_response"],
         "sampled token": row["response_tokens"] / engines,
-        "KV token read": responses * (prompt * mean + square / 2) / engines,
+        "KV token read": responses * (prompt * mean / siblings + square / 2) / engines,
         "trained token": trained * (prompt + mean) / ranks,
         "squared token": trained * (prompt**2 + 2 * prompt * mean + square) / ranks,
         "fixed": 1.0,
@@ -198,12 +185,14 @@ def _work(row: Row, lengths: Lengths, engines: int, ranks: int) -> dict[str, flo
 
 
 def _fit(phase: str, seconds: Sequence[float], work: Sequence[Mapping[str, float]]) -> Fit:
-    """Non-negative least squares over the steps, without the terms that do not vary."""
+    """Non-negative least squares over the steps, without the terms that do not vary. Where that is the first one, the
+    phase's own work, it stands for the constant: a rollout of no token takes no time."""
     y, names = np.asarray(seconds), list(work[0])
     columns = np.array([[w[name] for name in names] for w in work])
     means = columns.mean(axis=0)
     varies = columns.std(axis=0) > VARIES * means
-    kept = [i for i, name in enumerate(names) if varies[i] or name == "fixed"]
+    constant = names.index("fixed") if varies[0] else 0
+    kept = [i for i in range(len(names)) if varies[i] or i == constant]
     found = np.zeros(len(names))
     found[kept] = nnls(columns[:, kept] / means[kept], y) / means[kept]
     error = math.sqrt(float(np.mean((columns @ found - y) ** 2)))

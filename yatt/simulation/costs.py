@@ -14,6 +14,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from yatt.config.facts import ModelFacts
+from yatt.config.schema import Config
+from yatt.controller.assembly import RUNNING
 from yatt.errors import ConfigError
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -171,74 +173,80 @@ def device(name: str) -> Device:
     if name in DEVICES:
         return DEVICES[name]
     near = difflib.get_close_matches(name.upper(), DEVICES, n=1, cutoff=0.3)
-    raise ConfigError(f"plan.device={name} is unknown; use {near[0] if near else 'one'} of {', '.join(DEVICES)}")
+    known = ", ".join(DEVICES)
+    raise ConfigError(f"plan.device={name} is unknown; use {f'{near[0]} (known: {known})' if near else known}")
 
 
-def from_shape(
-    facts: ModelFacts,
-    name: str,
-    workload: Workload,
-    *,
-    dtype: str = "bfloat16",
-    tp: int = 1,
-    pp: int = 1,
-    engine_tp: int = 1,
-    reference: bool = False,
-    memory_share: float = 0.5,
-    max_running: int = 256,
-) -> Costs:
-    """An estimate for device `name`, from its data sheet, the model's shape and `ASSUMED`.
+def engine_size(config: Config) -> int:
+    """Devices of one engine."""
+    return int(config.rollout.engine_args.get("tensor_parallel_size", 1))
 
-    A decode step reads all weights and the running requests' KV cache, and multiplies by each weight once per request;
-    the two are added, though hardware overlaps them in part. A token costs 2 FLOPs per parameter forward and 6 with its
-    backward pass (arXiv 2001.08361); causal attention adds 2 * layers * width * T^2 over a sequence of T. Training has
-    a forward pass more for the old logprobs, and one for a `reference`. `tp`, `pp` are the trainer's, `engine_tp` the
-    engine's; pipeline bubbles and tensor-parallel messages are not counted. An engine takes `memory_share` of its
-    devices.
+
+def from_shape(facts: ModelFacts, config: Config, workload: Workload) -> Costs:
+    """An estimate for `plan.device`, from its data sheet, the model's shape and `ASSUMED`.
 
     Raises ConfigError where no KV cache fits.
     """
-    chip, size = device(name), 4 if dtype == "float32" else 2
-    flops = chip.flops * 2 / size  # float32 runs as TF32, at half the rate
-    weights, parameters = facts.parameters * size, facts.parameters
-    attention = 2 * facts.layers * facts.heads * facts.head_dim
-    kv_token = 2 * facts.layers * facts.kv_heads * facts.head_dim * size
-    room = memory_share * chip.memory * engine_tp - weights - ASSUMED["activations"] * engine_tp
-    if room < kv_token * (workload.prompt_tokens + 1):
-        raise ConfigError(
-            f"plan.device={name} has {chip.memory / 1e9:.0f} GB, of which an engine takes {memory_share:.0%}: no room "
-            f"for {weights / 1e9:.1f} GB of weights and a KV cache; raise gpu_memory_utilization or "
-            "tensor_parallel_size in rollout.engine_args"
-        )
-    read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * engine_tp
-    multiply = flops * ASSUMED["decode_efficiency"] * engine_tp
-    train = flops * ASSUMED["train_efficiency"] * tp * pp
-    host = chip.host_link * ASSUMED["host_efficiency"]
-    passes = 4 + reference  # in units of one forward pass: old logprobs 1, update 3
-    state = 12 * parameters / (tp * pp)  # AdamW in float32: weights and two moments
     return Costs(
-        source=f"estimate for {name}",
-        engine=EngineCosts(
-            step=ASSUMED["launch"] + weights / read,
-            per_request=2 * parameters / multiply,
-            per_kv_token=kv_token / read,
-            prefill=2 * parameters / multiply,
-            kv_tokens=int(room / kv_token),
-            max_running=max_running,
-            sleep=ASSUMED["switch"],
-            wake=ASSUMED["switch"],
-            load=weights / engine_tp / host,
-        ),
-        trainer=TrainerCosts(
-            per_token=passes * 2 * parameters / train,
-            per_token_squared=passes * attention / train,
-            per_micro_batch=ASSUMED["micro_batch"],
-            per_update=2 * 4 * parameters / (tp * pp) / ASSUMED["network"] + state / chip.bandwidth,
-            offload=state / host,
-            onload=state / host,
-            export=weights / (tp * pp) / host,
-        ),
+        source=f"estimate for {config.plan.device}",
+        engine=_engine(facts, config, workload),
+        trainer=_trainer(facts, config),
         scorer=ScorerCosts(),
         controller=ControllerCosts(),
         workload=workload,
     )
+
+
+def _engine(facts: ModelFacts, config: Config, workload: Workload) -> EngineCosts:
+    """A decode step reads all weights and the running requests' KV cache, and multiplies by each weight once per
+    request; the two are added, though hardware overlaps them in part."""
+    chip, size, tp = device(config.plan.device), _bytes(config), engine_size(config)
+    share = float(config.rollout.engine_args.get("gpu_memory_utilization", 0.5))
+    weights = facts.parameters * size
+    kv_token = 2 * facts.layers * facts.kv_heads * facts.head_dim * size
+    room = share * chip.memory * tp - weights - ASSUMED["activations"] * tp
+    if room < kv_token * (workload.prompt_tokens + config.rollout.max_tokens):
+        raise ConfigError(
+            f"plan.device={config.plan.device} has {chip.memory / 1e9:.0f} GB, of which an engine takes {share:.0%}: "
+            f"no room for {weights / 1e9:.1f} GB of weights and a KV cache; raise gpu_memory_utilization or "
+            "tensor_parallel_size in rollout.engine_args"
+        )
+    read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * tp
+    multiply = 2 * facts.parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
+    return EngineCosts(
+        step=ASSUMED["launch"] + weights / read,
+        per_request=multiply,
+        per_kv_token=kv_token / read,
+        prefill=multiply,
+        kv_tokens=int(room / kv_token),
+        max_running=int(config.rollout.engine_args.get("max_num_seqs", RUNNING)),
+        sleep=ASSUMED["switch"],
+        wake=ASSUMED["switch"],
+        load=weights / tp / (chip.host_link * ASSUMED["host_efficiency"]),
+    )
+
+
+def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
+    """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
+    adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, and
+    one for a reference. Messages between tensor-parallel devices are not counted."""
+    chip, devices = device(config.plan.device), config.train.tp * config.train.pp
+    flops = chip.flops * 2 / _bytes(config) * ASSUMED["train_efficiency"] * devices
+    passes = 5 if config.algorithm.kl.coefficient else 4  # in units of one forward pass; an update is 3
+    host = chip.host_link * ASSUMED["host_efficiency"]
+    held = facts.parameters / devices
+    state = 12 * held  # AdamW in float32: weights and two moments
+    return TrainerCosts(
+        per_token=passes * 2 * facts.parameters / flops,
+        per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
+        per_micro_batch=ASSUMED["micro_batch"],
+        per_update=2 * 4 * held / ASSUMED["network"] + state / chip.bandwidth,
+        offload=state / host,
+        onload=state / host,
+        export=held * _bytes(config) / host,
+    )
+
+
+def _bytes(config: Config) -> int:
+    """Bytes of a weight. float32 runs as TF32, at half the rate of bfloat16."""
+    return 4 if config.model.dtype == "float32" else 2

@@ -1,0 +1,342 @@
+"""`yatt plan`: what an estimate is made of, what a calibration finds, whether it predicts, and what is refused."""
+
+import json
+import math
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yatt import cli
+from yatt.config.facts import ModelFacts, model_facts
+from yatt.config.load import load_config
+from yatt.errors import ConfigError
+from yatt.faces.rundir import RunDirectory
+from yatt.simulation.calibrate import calibrate, lengths_of, nnls, workload
+from yatt.simulation.costs import Costs, Lengths, Workload, device, from_shape
+from yatt.simulation.simulate import simulate
+
+ROOT = Path(__file__).parents[1]
+RUN = ROOT / "tests/data/quickstart-run"
+PAPER = "examples/plan/paper.yaml"
+WORK = Workload(prompt_tokens=10, responses=(Lengths(median=100.0, p99=400.0),))
+TINY = ModelFacts(
+    hidden_size=4,
+    intermediate_size=8,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    vocab_size=10,
+    max_positions=64,
+    embedding_rows=10,
+    head_dim=2,
+    tied=False,
+)
+
+
+@pytest.fixture
+def yatt(monkeypatch, capsys):
+    """Runs a command line in the repository's root; returns its exit status, stdout, and the lines on stderr."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["yatt", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def calibrated():
+    """The recorded run's settings and rows, without the row of step 0."""
+    rows = RunDirectory(RUN).read_metrics()
+    return load_config(str(RUN / "config.yaml"), []), [row for row in rows if row["step"] > 0]
+
+
+# --- the estimate --------------------------------------------------------------------------------------------------
+
+
+def test_parameters_by_hand():
+    # q 4x4, k 4x2, v 4x2, o 4x4 = 48; MLP 3 x 4x8 = 96; two layers 288; embedding and head 2 x 10x4 = 80.
+    assert TINY.parameters == 368
+    assert replace(TINY, tied=True).parameters == 328
+    assert replace(TINY, embedding_rows=12).parameters == 384
+
+
+def test_the_examples_shape_is_a_7b():
+    facts = model_facts(str(ROOT / "examples/plan/policy-7b"), weights=False)
+    # Qwen2.5-7B has 7.62 billion parameters by its model card; norms and biases are left out.
+    assert facts.parameters == pytest.approx(7.62e9, rel=2e-3)
+
+
+def estimate(*words, facts=TINY):
+    """An estimate for the paper's config with half of the memory and no tensor parallelism."""
+    plain = ["rollout.engine_args.gpu_memory_utilization=0.5", "train.tp=1"]
+    return from_shape(facts, load_config(str(ROOT / PAPER), [*plain, *words]), WORK)
+
+
+def test_estimate_by_hand():
+    costs = estimate("plan.device=H100", "train.tp=2")
+    # 736 bytes of weights over 80 % of 3.35 TB/s, and 2 ms of launching; 2 x 368 FLOPs over half of 989 TFLOP/s.
+    assert costs.engine.step == pytest.approx(2e-3 + 736 / (0.8 * 3.35e12))
+    assert costs.engine.per_request == costs.engine.prefill == pytest.approx(736 / 494.5e12)
+    # Keys and values of 2 layers x 1 head x 2 numbers x 2 bytes = 16 bytes a token; 40 GB less 4 GB hold 2.25e9.
+    assert costs.engine.per_kv_token == pytest.approx(16 / (0.8 * 3.35e12))
+    assert costs.engine.kv_tokens == pytest.approx(2.25e9)
+    # Four passes of 736 FLOPs a token, over 40 % of two devices; attention 2 x 2 layers x width 4 a pass.
+    assert costs.trainer.per_token == pytest.approx(4 * 736 / (0.8 * 989e12))
+    assert costs.trainer.per_token_squared == pytest.approx(4 * 16 / (0.8 * 989e12))
+    # 12 bytes a parameter, over two ranks, through half of 64 GB/s.
+    assert costs.trainer.offload == costs.trainer.onload == pytest.approx(368 * 12 / 2 / 32e9)
+
+
+def test_estimate_of_other_layouts():
+    plain, other = estimate(), estimate("algorithm.kl.coefficient=0.1", "model.dtype=float32")
+    # A reference is a fifth pass; float32 runs at half the rate and reads twice the bytes.
+    assert other.trainer.per_token == pytest.approx(2 * 5 / 4 * plain.trainer.per_token)
+    assert other.engine.per_kv_token == pytest.approx(2 * plain.engine.per_kv_token)
+    two = estimate("rollout.engine_args.tensor_parallel_size=2")
+    assert two.engine.per_kv_token == pytest.approx(plain.engine.per_kv_token / 2)
+    assert two.engine.kv_tokens == pytest.approx(2 * plain.engine.kv_tokens)
+
+
+def test_no_room_for_a_cache():
+    facts = model_facts(str(ROOT / "examples/plan/policy-7b"), weights=False)
+    # 15.2 GB of weights and 4 GB of activations do not leave anything of 30 % of 48 GB = 14.4 GB.
+    with pytest.raises(ConfigError, match=r"plan.device=L40S has 48 GB, of which an engine takes 30%.*15.2 GB"):
+        estimate("plan.device=L40S", "rollout.engine_args.gpu_memory_utilization=0.3", facts=facts)
+
+
+def test_unknown_device():
+    with pytest.raises(ConfigError, match=r"plan\.device=h100-sxm is unknown; use H100"):
+        device("h100-sxm")
+
+
+def test_costs_survive_json():
+    costs = estimate()
+    assert Costs.from_json(json.loads(json.dumps(costs.to_json()))) == costs
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("engine", "step", -1.0, "engine.step: input should be greater"),
+        ("engine", "kv_tokens", 0, "engine.kv_tokens: "),
+        ("trainer", "per_token", "fast", "trainer.per_token: input should be a valid number"),
+        ("workload", "responses", [], "workload.responses: "),
+        ("controller", "link_bandwidth", math.inf, "controller.link_bandwidth: "),
+    ],
+)
+def test_costs_refuse(part, key, value, message):
+    values = estimate().to_json()
+    values[part][key] = value
+    with pytest.raises(ConfigError, match=message):
+        Costs.from_json(values)
+
+
+# --- the fit -------------------------------------------------------------------------------------------------------
+
+
+def test_nnls_by_hand():
+    assert nnls(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, 3.0])) == pytest.approx([1, 1])
+    # Without the bound x = (11, -10). Clipping it would leave 11; the best with x2 = 0 is 1.
+    assert nnls(np.array([[1.0, 1.0], [0.0, 0.1]]), np.array([1.0, -1.0])) == pytest.approx([1, 0])
+    assert nnls(np.array([[1.0], [1.0]]), np.array([-1.0, -3.0])) == pytest.approx([0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_nnls_is_optimal(seed, size):
+    """Karush-Kuhn-Tucker: no negative coefficient, no ascent at a positive one, no descent at a zero."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(12, size)), rng.normal(size=12)
+    x = nnls(a, b)
+    gradient = a.T @ (b - a @ x)
+    assert (x >= 0).all() and (gradient <= 1e-8).all() and np.abs(gradient[x > 0]).max(initial=0.0) <= 1e-8
+
+
+def test_lengths_by_hand():
+    # Of 100 responses the longest is at z = 2.3263, where only 1 % lie above: it is the 99th percentile.
+    # sigma 0.5 about a median of 100: mean 100 exp(0.125) = 113.31, longest 100 exp(1.16317) = 320.01.
+    row = {"response_length_mean": 113.3148, "longest_response": 320.0100, "responses": 100}
+    assert lengths_of(row) == Lengths(median=pytest.approx(100, rel=1e-4), p99=pytest.approx(320.01, rel=1e-4))
+    same = lengths_of({"response_length_mean": 7.0, "longest_response": 7, "responses": 8})
+    assert (same.median, same.p99) == (pytest.approx(7), pytest.approx(7))
+
+
+def planted(step, mean_length, longest, *, base=0.2):
+    """A step of two engines and ranks: base + 0.01 s a decode step + 0.001 s a token of an engine's half; training
+    0.5 s + 0.002 s a token of a rank's half."""
+    responses, prompt = 8, 10
+    tokens = responses * mean_length
+    phases = {
+        "rollout": base + 0.01 * longest + 0.001 * tokens / 2,
+        "train": 0.5 + 0.002 * (tokens + responses * prompt) / 2,
+        "sync": 0.03,
+        "balance": 0.004,
+        "report": 0.001,
+    }
+    counts = {"responses": responses, "response_tokens": tokens, "prompt_tokens": responses * prompt}
+    lengths = {"response_length_mean": mean_length, "longest_response": longest}
+    return {"step": step, "groups": 1, "groups_dropped": 0, "phases": phases, **counts, **lengths}
+
+
+def test_a_planted_cost_is_found(calibrated):
+    rows = [
+        planted(step, mean_length, longest)
+        for step, (mean_length, longest) in enumerate(
+            [(9, 99), (10, 80), (30, 90), (50, 300), (20, 200), (40, 120), (60, 90)], start=1
+        )
+    ]
+    rows[0]["phases"]["rollout"] = 100.0  # the first step warms up and does not count
+    costs, fits = calibrate(calibrated[0], rows, source="planted", devices=2)
+    engine, trainer = costs.engine, costs.trainer
+    assert (engine.step, engine.per_request, engine.wake) == pytest.approx((0.01, 0.001, 0.2))
+    assert (trainer.per_token, trainer.per_update) == pytest.approx((0.002, 0.5))
+    assert (engine.load, costs.controller.per_step) == pytest.approx((0.03, 0.005))
+    assert all(fit.residual < 1e-6 for fit in fits)
+
+
+def test_what_does_not_vary_is_said(calibrated):
+    rows = [planted(step, 30, 100, base=0.0) for step in range(1, 8)]
+    costs, fits = calibrate(calibrated[0], rows, source="planted", devices=2)
+    # 1 s of longest responses and 0.12 s of tokens: one number is seen, so each decode step takes 1.12 s / 100.
+    assert costs.engine.step == pytest.approx(0.0112)
+    assert fits[0].unidentified == ("sampled token", "KV token read", "fixed")
+
+
+def test_workload_is_read_from_the_rows():
+    rows = [planted(1, 10, 20) | {"groups_dropped": 3, "media_bytes": 4000}, planted(2, 30, 90)]
+    work = workload(rows)
+    assert (work.prompt_tokens, work.equal_groups, work.image_bytes) == (10, 3 / 5, 800)
+    assert work.lengths(1) == lengths_of(rows[0]) and work.lengths(2) == work.lengths(9) == lengths_of(rows[1])
+
+
+def test_a_run_too_short(calibrated):
+    with pytest.raises(ConfigError, match="3 steps with a rollout; a fit takes at least 5"):
+        calibrate(calibrated[0], calibrated[1][:3], source="x", devices=2)
+
+
+def test_the_quickstart_is_predicted(calibrated):
+    """Costs from the first half of a recorded run, of 17 to 33 tokens a response, predict the second half's phases:
+    lengths alone are taken from there."""
+    config, rows = calibrated
+    first, second = rows[:20], rows[20:]
+    fitted, _ = calibrate(config, first, source="the first half", devices=2)
+    report = simulate(
+        config,
+        replace(fitted, workload=workload(second)),
+        devices=2,
+        controllers=second[0]["controllers"],
+        steps=len(second),
+        seed=0,
+    )
+    tokens = mean(step.counts.response_tokens for step in report.steps)
+    assert tokens == pytest.approx(mean(row["response_tokens"] for row in second), rel=0.05)
+    for phase in ("rollout", "train", "sync"):
+        measured = mean(row["phases"][phase] for row in second)
+        assert mean(step.phases[phase] for step in report.steps) == pytest.approx(measured, rel=0.2), phase
+    assert mean(step.seconds for step in report.steps) == pytest.approx(mean(r["seconds"] for r in second), rel=0.2)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+SMALL = ("--steps", 2, "train.batch_size=32")
+
+
+def test_the_same_output_twice(yatt):
+    status, once, _ = yatt("plan", PAPER, *SMALL, "--devices", 16, "--seed", 3, "--json")
+    assert status == 0 and yatt("plan", PAPER, *SMALL, "--devices", 16, "--seed", 3, "--json")[1] == once
+    assert yatt("plan", PAPER, *SMALL, "--devices", 16, "--seed", 4, "--json")[1] != once
+    told = json.loads(once)
+    assert (told["devices"], told["controllers"], told["seed"], told["steps"]) == (16, 8, 3, 2)
+    assert told["costs"] == "estimate for H20" and told["calibrated"] is False
+    mode = told["modes"]["colocated"]
+    assert mode["rollout_s"] == mode["phases"]["rollout"] and 0 < mode["idle"] < 1
+    assert sum(mode["phases"].values()) == pytest.approx(mode["step_s"], rel=0.05)
+    assert mode["controller_bytes"] > 4 * 1048576  # each of 8 controllers owns 4 prompts or more, an image each
+
+
+def test_a_table_of_several_counts(yatt):
+    status, out, _ = yatt("plan", PAPER, *SMALL, "--devices", "16,32", "--controllers", 2)
+    assert status == 0 and "estimate for H20" in out and "An estimate says what hardware could do" in out
+    rows = {row.split()[1]: row for row in out.splitlines() if len(row.split()) > 1}
+    steps = [float(word) for word in rows["step"].replace("s", " ").split() if word.replace(".", "").isdigit()]
+    assert len(steps) == 2 and steps[1] < steps[0]
+    plans = json.loads(yatt("plan", PAPER, *SMALL, "--devices", "16,32", "--json")[1])["plans"]
+    assert [plan["devices"] for plan in plans] == [16, 32]
+
+
+def test_calibrate_then_plan(yatt, tmp_path):
+    run = shutil.copytree(RUN, tmp_path / "run")
+    status, out, _ = yatt("plan", "--calibrate", run)
+    assert status == 0 and "could not be told apart, and counted as 0: KV token read" in out and "s/decode step" in out
+    told = run / "calibration.json"
+    status, out, _ = yatt("plan", RUN / "config.yaml", f"plan.calibration={told}", "--steps", 2, "--json")
+    assert status == 0
+    plan = json.loads(out)
+    # As run there, without the file of the model, the data or the reward being looked at.
+    assert plan["calibrated"] and plan["costs"] == f"calibration of {run}" and plan["devices"] == 2
+    assert yatt("plan", "--calibrate", run, "--out", tmp_path / "other.json")[0] == 0
+    assert (tmp_path / "other.json").read_text() == told.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--devices", "0"], "--devices=0 must be whole numbers of at least 1, such as 64 or 16,64"),
+        (["--devices", "8,x"], "--devices=8,x must be whole numbers"),
+        (["--devices", "62"], "--devices=62 is not a multiple of train.tp=4 x train.pp=1; use 60 or 64"),
+        (["--steps", "0"], "--steps=0 must be a whole number of at least 1"),
+        (["--controllers", "0"], "--controllers=0 must be a whole number of at least 1"),
+        (["--controllers", "999"], "train.batch_size=256 is under cluster.controllers=999"),
+        (["train.tp=3", "--devices", "63"], "train.tp=3 does not divide 28 attention heads"),
+        (["plan.device=H-100"], "plan.device=H-100 is unknown; use H100"),
+        (["plan.devise=H100"], "unknown setting plan.devise; did you mean plan.device"),
+        (["plan.response_p99=9"], "plan.response_p99=9.0 is under plan.response_median=512.0; use at least 512.0"),
+        (["plan.response_median=null"], "plan.response_p99=2048.0 needs plan.response_median; set both"),
+        (["plan.prompt_tokens=4000"], "plan.prompt_tokens=4000 and rollout.max_tokens=2048 are together over"),
+        (
+            ["rollout.engine_args.tensor_parallel_size=5"],
+            "--devices=64 is not a multiple of rollout.engine_args.tensor",
+        ),
+        (["plan.calibration=none.json"], "plan.calibration=none.json: No such file or directory; write one with"),
+        (["plan.calibration=README.md"], "plan.calibration=README.md is not a calibration; write one with"),
+        (["algorithm.name=sft"], "algorithm.name=sft has no rollout to plan"),
+        (["model.path=nowhere"], "model.path=nowhere: no such folder"),
+        (["--out", "x.json"], "--out=x.json is for --calibrate RUN"),
+        (["--calibrate", "runs"], "yatt plan takes either a config to simulate or --calibrate RUN"),
+    ],
+)
+def test_bad_input_is_a_line(yatt, words, line):
+    status, out, lines = yatt("plan", PAPER, *words)
+    assert (status, out) == (2, "") and len(lines) == 1, lines
+    assert lines[0].startswith(f"yatt: {line}"), lines[0]
+
+
+def test_bad_calibrations(yatt, tmp_path):
+    assert yatt("plan", "--calibrate", tmp_path)[2] == [
+        f"yatt: {tmp_path} is not a run folder: it has no config.yaml; name one that `yatt train` made"
+    ]
+    assert yatt("plan", "--calibrate", RUN, "--out", tmp_path / "c.json")[0] == 0
+    file = tmp_path / "c.json"
+    status, _, lines = yatt("plan", PAPER, f"plan.calibration={file}")
+    assert (status, len(lines)) == (2, 1)
+    assert f"plan.calibration={file} was measured with train.tp=1, not 4; write one" in lines[0]
+    content = json.loads(file.read_text())
+    content["costs"]["engine"]["step"] = None
+    file.write_text(json.dumps(content))
+    status, _, lines = yatt("plan", RUN / "config.yaml", f"plan.calibration={file}")
+    assert (
+        status == 2
+        and f"plan.calibration={file} is not a calibration: engine.step: input should be a valid number" in lines[0]
+    )
