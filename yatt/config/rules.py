@@ -94,6 +94,10 @@ def _model(case: Case) -> Iterator[str]:
         )
 
 
+_ENGINE_NUMBERS = ("tensor_parallel_size", "max_num_seqs", "gpu_memory_utilization")
+"""Options of the engine that the placement and the planner read."""
+
+
 def _layout(case: Case) -> Iterator[str]:
     train, model = case.config.train, case.model
     if model is not None:
@@ -115,8 +119,13 @@ def _layout(case: Case) -> Iterator[str]:
             f"{case.slots_name}={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
             f"use {_either(_multiples(case.slots, size))}{' slots' if case.slots_name == 'cluster.slots' else ''}"
         )
-    engine = case.config.rollout.engine_args.get("tensor_parallel_size", 1)
-    if case.slots is not None and isinstance(engine, int) and case.slots % max(1, engine):
+    for name in _ENGINE_NUMBERS:
+        value = case.config.rollout.engine_args.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            yield f"rollout.engine_args.{name}={value!r} must be a number above 0; leave it out for the engine's own"
+            return
+    engine = int(case.config.rollout.engine_args.get("tensor_parallel_size", 1))
+    if case.slots is not None and engine and case.slots % engine:
         yield (
             f"{case.slots_name}={case.slots} is not a multiple of rollout.engine_args.tensor_parallel_size={engine}; "
             f"use {_either(_multiples(case.slots, engine))}"
