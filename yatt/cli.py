@@ -88,16 +88,16 @@ def init(
 def plan(
     config: Annotated[str | None, typer.Argument(help="A YAML file of settings.")] = None,
     overrides: Overrides = None,
-    devices: Annotated[
-        str | None, typer.Option(help="Numbers of devices: 64 or 16,64. [cluster.slots, else 8]")
+    devices: Annotated[str | None, typer.Option(help="64 or 16,64; cluster.slots when unset, else 8.")] = None,
+    controllers: Annotated[
+        int | None, typer.Option(help="cluster.controllers when unset, else one per 8 devices.")
     ] = None,
-    controllers: Annotated[int | None, typer.Option(help="[cluster.controllers, else one per 8 devices]")] = None,
     steps: Annotated[int, typer.Option(help="Steps to simulate.")] = 10,
-    seed: Annotated[int | None, typer.Option(help="Of lengths and rewards. [run.seed]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of lengths and rewards; run.seed when unset.")] = None,
     calibrate: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Fit costs to this run's folder instead.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where --calibrate writes. [RUN/calibration.json]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; RUN/calibration.json when unset.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Simulate a config on any number of devices; --calibrate RUN measures the costs first."""
