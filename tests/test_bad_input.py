@@ -122,7 +122,11 @@ SETTINGS = [
     ("train.batchsize=3", "unknown setting train.batchsize; did you mean train.batch_size?"),
     ("train.steps=many", "train.steps='many' is not a whole number >= 1"),
     ("train.steps", "'train.steps' is not a setting; write key=value, such as train.steps=100"),
-    ("rollout.filter=some", "rollout.filter='some' is not one of none, all_equal"),
+    ("rollout.filter=some", "rollout.filter=some is not one of none, all_equal, band; use FILE.py:NAME for your own"),
+    ("rollout.filter=none.py:f", "rollout.filter=none.py:f: no such file, from "),
+    ("rollout.filter=rewards.py:nothing", "rollout.filter=rewards.py:nothing: rewards.py has no 'nothing'"),
+    ("rollout.filter=band", "rollout.filter=band needs rollout.reward_band, such as [0.2, 0.8]; it is None"),
+    ("rollout.reward_band=[0,1]", "rollout.reward_band=[0.0, 1.0] is only for rollout.filter=band, not none; unset it"),
     ("data.path=none.jsonl", "data.path=none.jsonl: no such file or folder, from "),
     ("data.path=empty.jsonl", "data.path='empty.jsonl' holds no rows; it needs at least one"),
     ("data.path=rewards.py", "data.path='rewards.py' has no known format; use .jsonl, .parquet or "),
@@ -138,7 +142,7 @@ SETTINGS = [
     ),
     (
         "reward.function=exact_mach",
-        "reward.function=exact_mach is no built-in reward (did you mean 'exact_match'?); use ",
+        "reward.function=exact_mach is not built in (did you mean 'exact_match'?); use ",
     ),
     ("data.prompt_key=question", "4 bad row(s) of 4 looked at: rows.jsonl:1: no column 'question' (it has "),
 ]

@@ -90,12 +90,12 @@ async def collecting(rollouter, quota, version=0):
 
 async def test_refills_are_sized_by_the_acceptance_rate():
     _, desk, rollouter = make(max_refills=9)
-    rollouter.rate.close(kept=9, ended=19)  # (1 + 9) / (1 + 19) = 1/2
+    rollouter.rate.close(kept=4, ended=24)  # (16 + 4) / (16 + 24) = 1/2
     task = await collecting(rollouter, 4)
     assert desk.started == list(range(8))  # 4 missing / (1/2)
-    await desk.reply(0, EQUAL)  # (1 + 9) / (1 + 20) = 10/21: 4 * 21/10 = 8.4, so 9 in flight
+    await desk.reply(0, EQUAL)  # (16 + 4) / (16 + 25) = 20/41: 4 * 41/20 = 8.2, so 9 in flight
     assert len(desk.started) == 10
-    await desk.reply(1, GOOD)  # (1 + 10) / (1 + 21) = 1/2: 3 / (1/2) = 6 in flight, 8 are
+    await desk.reply(1, GOOD)  # (16 + 5) / (16 + 26) = 1/2: 3 / (1/2) = 6 in flight, 8 are
     assert len(desk.started) == 10
     for uid in (2, 3, 4):
         await desk.reply(uid, GOOD)
@@ -166,7 +166,7 @@ async def test_carried_groups_come_first_and_are_counted():
     await fill(rollouter, desk, surplus=2)
     assert [g.prompt.uid for g in rollouter.carried] == [1, 2]
     task = await collecting(rollouter, 3, version=2)
-    assert len(desk.open) == 2  # one is missing, and (1 + 3) / (1 + 2 + 3) of the groups so far were good
+    assert len(desk.open) == 2  # one is missing, and not all of the groups so far were good
     await desk.reply(next(iter(desk.open)), GOOD)
     groups, counts = await task
     assert [g.prompt.uid for g in groups][:2] == [1, 2] and len(groups) == 3
@@ -175,7 +175,7 @@ async def test_carried_groups_come_first_and_are_counted():
 
 async def fill(rollouter, desk, surplus):
     """One step of one group, and `surplus` good groups that came after it."""
-    rollouter.rate.close(kept=0, ended=surplus)  # 1 / (1 + surplus): one group is missing, 1 + surplus are drawn
+    rollouter.rate.close(kept=0, ended=16 * surplus)  # 16 / (16 + 16 surplus): 1 is missing, 1 + surplus are drawn
     task = await collecting(rollouter, 1)
     for uid in range(1, surplus + 1):
         desk.drawn(uid)
@@ -211,11 +211,11 @@ def test_the_estimate_never_leaves_0_to_1_and_counts_everything_since_the_last_s
     for kept in seen:
         rate.see(kept)
         assert 0 < rate.value <= 1
-    assert rate.value == (1 + sum(seen)) / (1 + len(seen))
+    assert rate.value == (16 + sum(seen)) / (16 + len(seen))
     rate.close(10, 30)
-    assert rate.value == 11 / 31  # everyone's counts take the place of those seen here
+    assert rate.value == 26 / 46  # everyone's counts take the place of those seen here
     rate.close(0, 0)
-    assert rate.value == 6 / 16
+    assert rate.value == 21 / 31
     other = AcceptanceRate()
     other.restore(rate.state())
     assert other.value == rate.value

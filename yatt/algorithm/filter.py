@@ -32,14 +32,16 @@ FILTERS: dict[str, Filter] = {"none": keep, "all_equal": all_equal}
 
 
 class AcceptanceRate:
-    """A running estimate of the share of groups that are kept: (1 + kept) / (1 + ended), older steps fading by half.
+    """A running estimate of the share of groups that are kept, older steps fading by half.
 
-    It begins at 1 and is never 0, so that what it sizes is finite. `see` counts a group of this step as soon as it has
+    It begins as if `PRIOR` groups had been kept: it is never 0, so that what it sizes is finite, and the first few
+    groups of a run, which end in no fair order, do not swing it. `see` counts a group of this step as soon as it has
     ended; `close` takes the counts of all controllers in place of those seen here, so that everyone starts the next
     step with the same estimate.
     """
 
     FADING = 0.5
+    PRIOR = 16.0
 
     def __init__(self) -> None:
         self._past = (0.0, 0.0)
@@ -57,7 +59,7 @@ class AcceptanceRate:
     @property
     def value(self) -> float:
         kept, ended = self._past
-        return (1.0 + kept + self._kept) / (1.0 + ended + self._ended)
+        return (self.PRIOR + kept + self._kept) / (self.PRIOR + ended + self._ended)
 
     def state(self) -> list[float]:
         """As of the last `close`."""
