@@ -1,9 +1,9 @@
 """How the controllers scale, on the simulated cluster: 1 to 64 over 16 to 1,024 devices, with and without images.
 
 The real controllers, router, exchange and balance run over engines, ranks and links that only spend time: devices and
-model of `examples/plan/paper.yaml`, 2 prompts of 8 responses per device and step, and no image, one of 1 MiB or 8 of them per prompt.
-A controller spends CPU time per response it handles (measured by `benchmarks.datapath`), and its node's link carries
-what it sends. `step_s` and `rollout_s` are per step, `controller_bytes` what the busiest controller sends and receives.
+model of `examples/plan/paper.yaml`, 2 prompts of 8 responses per device and step, each with no image, one of 1 MiB, or
+8 of them. A controller spends CPU time per response it handles, and its node's link carries what it sends. `step_s` and
+`rollout_s` are per step, `controller_bytes` what the busiest controller sends and receives.
 """
 
 from __future__ import annotations

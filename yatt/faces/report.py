@@ -30,11 +30,13 @@ CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Clipped tokens", "share", {"share": "clip_fraction"}, FROM_ZERO),
     ("Responses cut off", "share", {"share": "truncated"}, FROM_ZERO),
     (
-        "Drops, refills, failures",
-        "count",
-        {"dropped groups": "groups_dropped", "refills": "refills", "failed rewards": "reward_failures"},
+        "Groups not trained on",
+        "groups",
+        {"dropped": "groups_dropped", "wasted": "groups_wasted", "missing": "groups_missing"},
         FROM_ZERO,
     ),
+    ("Refills, failed rewards", "count", {"refills": "refills", "failed rewards": "reward_failures"}, FROM_ZERO),
+    ("Images", "bytes per step", {"bytes": "media_bytes"}, FROM_ZERO),
 )
 
 
