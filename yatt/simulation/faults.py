@@ -40,7 +40,7 @@ def draw_faults(seed: int, *, until: float, most: int = 4, kinds: Sequence[Kind]
             kind=chance.choice(kinds),
             at=chance.uniform(0.0, until),
             target=chance.randrange(1 << 16),
-            amount=chance.uniform(2.0, 50.0),
+            amount=chance.uniform(2.0, 20.0),
         )
         for _ in range(chance.randint(1, most))
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from yatt.algorithm.filter import Filter
 from yatt.controller.carry import CarriedGroup
 from yatt.types import Group, SampleKey, Score, Share, StepReport
 
@@ -99,8 +100,8 @@ def untrained_or_twice(ledger: Ledger) -> list[str]:
     return wrong + [f"group {uid} was trained in {count} steps" for uid, count in sorted(seen.items()) if count > 1]
 
 
-def lost(ledger: Ledger, siblings: int) -> list[str]:
-    """Every position behind the cursor was trained, dropped because its rewards are equal, or is carried over."""
+def lost(ledger: Ledger, siblings: int, drop: Filter) -> list[str]:
+    """Every position behind the cursor was trained whole, is carried over, or had scores that the filter drops."""
     trained = Counter(key.uid for book in ledger.steps.values() for key, _, _ in book.trained)
     carried = {group.uid for group in ledger.carried}
     holes = set(ledger.cursor["holes"])
@@ -110,7 +111,7 @@ def lost(ledger: Ledger, siblings: int) -> list[str]:
             continue
         scores = [ledger.scores.get(SampleKey(uid, s)) for s in range(siblings)]
         values = [score.value for score in scores if score is not None and score.value is not None]
-        good = len(values) >= 2 and max(values) - min(values) > 1e-9
+        good = len(values) >= 2 and not drop(values)
         if good != (uid in trained or uid in carried):
             what = "trained or carried" if uid in trained or uid in carried else "lost"
             wrong.append(f"group {uid} was {what} with rewards {values}")
@@ -156,12 +157,12 @@ def unfinished(ledger: Ledger, steps: int) -> list[str]:
     ]
 
 
-def violations(ledger: Ledger, *, steps: int, batch: int, siblings: int, max_staleness: int) -> list[str]:
+def violations(ledger: Ledger, *, steps: int, batch: int, siblings: int, max_staleness: int, drop: Filter) -> list[str]:
     """Everything that is wrong with a finished run, in words."""
     return [
         *unfinished(ledger, steps),
         *untrained_or_twice(ledger),
-        *lost(ledger, siblings),
+        *lost(ledger, siblings, drop),
         *off_quota(ledger, batch),
         *wrong_versions(ledger, max_staleness),
     ]

@@ -14,7 +14,7 @@ _NORMAL = NormalDist()
 
 def uniform(*words: object) -> float:
     """A number in (0, 1) that depends on the words alone: 53 bits of their hash, never 0 or 1."""
-    digest = blake2b("/".join(map(str, words)).encode(), digest_size=8).digest()
+    digest = blake2b(repr(words).encode(), digest_size=8).digest()
     return ((int.from_bytes(digest, "big") >> 11) + 0.5) / 2**53
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import heapq
 from collections import Counter
 from collections.abc import Coroutine
+from contextvars import Context
 from types import CoroutineType
 from typing import Any, TypeVar
 
@@ -20,34 +21,45 @@ class Stuck(BackendError):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Runs what is ready in the order it became so, then moves to the next timer; timers of one moment run in the order
-    of the heap, which depends on nothing but the program."""
+    """Runs what is ready in the order it became so; then time moves to the next timer. Timers of one moment run in the
+    order they were set."""
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
-        self._selector = self
-        self._clock_resolution = math.ulp(0.0)
-        self.set_debug(False)
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._set = 0
 
     def time(self) -> float:
         return self._now
 
-    def select(self, timeout: float | None) -> list[Any]:
-        """What BaseEventLoop asks of a selector. Raises Stuck where there is neither a callback nor a timer left."""
-        if timeout is None:
-            raise Stuck(f"at {self._now:g} s all wait and no timer is left: {', '.join(waiting(self))}")
-        if timeout > 0:
-            # The timer's own time, not now + timeout: their sum may be off by a rounding, and so miss it.
-            self._now = max(self._now, self._scheduled[0].when())
-            self._clock_resolution = math.ulp(self._now)
-        return []
+    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        self._set += 1
+        heapq.heappush(self._timers, (when, self._set, timer))
+        return timer
 
-    def _process_events(self, events: list[Any]) -> None:
-        pass
+    def _run_once(self) -> None:
+        """BaseEventLoop's round, without a selector. Raises Stuck where nothing is ready and no timer is left."""
+        ready, timers = self._ready, self._timers
+        if not ready:
+            while timers and (not ready or timers[0][0] <= self._now):
+                when, _, timer = heapq.heappop(timers)
+                if not timer.cancelled():
+                    self._now = max(self._now, when)
+                    ready.append(timer)
+            if not ready and not self._stopping:
+                raise Stuck(f"at {self._now:g} s all wait and no timer is left: {', '.join(waiting(self))}")
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It stays in the heap until its time."""
 
     def _write_to_self(self) -> None:
-        pass
+        """Nobody else is there to be woken up."""
 
 
 class VirtualClock:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from yatt.controller.peers import Hub
+from yatt.controller.peers import Hub, HubPeers
 from yatt.simulation.costs import ControllerCosts
 from yatt.simulation.engine import Log, SimulatedGenerator
 from yatt.types import Completion, Media, Request, SampleKey
@@ -124,15 +125,27 @@ class Site:
 
     async def meet(self, hub: Hub, host: Node, tag: str, index: int, value: Any) -> list[Any]:
         """A collective through the hub on `host`."""
-        if tag.startswith("report/"):
-            await asyncio.sleep(self.network.costs.per_step)
-        await until(self.send(host, size(value)))
-        values = await hub.gather(tag, index, value)
-        nbytes = sum(map(size, values))
+        mine = size(value)
+        await until(self.send(host, mine))
+        brought = await hub.gather(tag, index, (value, mine))
+        nbytes = sum(size for _, size in brought)
         if host is not self.node:
             self.received += nbytes
         await until(self.network.send(host, self.node, nbytes))
-        return values
+        return [value for value, _ in brought]
+
+
+class SimulatedPeers(HubPeers):
+    """Peers through the hub on `host`. The report of a step takes its writing as well."""
+
+    def __init__(self, site: Site, count: int, hub: Hub, host: Node) -> None:
+        super().__init__(site.index, count, partial(site.meet, hub, host))
+        self._per_step = site.network.costs.per_step
+
+    async def all_gather(self, tag: str, value: Any) -> list[Any]:
+        if tag.startswith("report/"):
+            await asyncio.sleep(self._per_step)
+        return await super().all_gather(tag, value)
 
 
 class RemoteGenerator:

@@ -12,8 +12,8 @@ OnScored = Callable[[SampleKey, Score], None]
 
 
 class SimulatedScorer:
-    """Implements `yatt.protocols.Scorer`. In a share `equal` of the groups all siblings get the same reward, in the others
-    they differ. A score that hangs is cut off after `timeout`, as the reward workers do."""
+    """Implements `yatt.protocols.Scorer`. In a share `equal` of the groups all siblings get the same reward; in the
+    others they differ. A score that hangs is cut off after `timeout`, as the reward workers do."""
 
     def __init__(
         self, *, seconds: float, equal: float, timeout: float, seed: int, on_scored: OnScored = lambda key, score: None
@@ -31,7 +31,8 @@ class SimulatedScorer:
         return scores
 
     async def close(self) -> None:
-        pass
+        """What is still being judged is of no interest any more."""
+        self._on_scored = lambda key, score: None
 
     def hang(self) -> None:
         """The next call does not come back in time."""
@@ -39,7 +40,7 @@ class SimulatedScorer:
 
     def _judge(self, trajectory: Trajectory) -> Score:
         uid = trajectory.prompt.uid
-        if uniform(self._seed, "equal", uid) < self._equal:
+        if self._equal and uniform(self._seed, "equal", uid) < self._equal:
             return Score(status="ok", value=1.0)
         return Score(status="ok", value=uniform(self._seed, "reward", uid, trajectory.sibling))
 

@@ -15,7 +15,7 @@ from yatt.config.schema import Config
 from yatt.controller.assembly import Assembly, Engines, Parts
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.exchange import Exchange
-from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.peers import Hub
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
 from yatt.data.rows import Row
@@ -27,7 +27,7 @@ from yatt.simulation.engine import SimulatedGenerator
 from yatt.simulation.ledger import Ledger
 from yatt.simulation.lengths import LengthModel
 from yatt.simulation.loop import VirtualClock
-from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Site
+from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedScorer
 from yatt.types import EvaluationReport, Prompt, StepReport
@@ -158,6 +158,9 @@ class World:
                     self.engines[number] = self._engine(number)
             self.ranks.revive()
             self._deaths.clear()
+            for scorer in self.scorers:
+                await scorer.close()
+            self.scorers = [self._scorer() for _ in self.sites]
             self.controllers = self._assemble()
             if self.ledger is not None:
                 self.ledger.rewind(saved.step)
@@ -222,8 +225,8 @@ class World:
 
     def _controller(self, site: Site, hub: Hub, remembered: RememberedAssign) -> Controller:
         config, trainer = self.config, self.costs.trainer
-        count, host = len(self.sites), self.sites[0].node
-        peers = HubPeers(site.index, count, partial(site.meet, hub, host))
+        count = len(self.sites)
+        peers = SimulatedPeers(site, count, hub, self.sites[0].node)
         exchange = Exchange(
             peers,
             ranks=len(self.ranks.nodes),
