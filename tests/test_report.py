@@ -19,7 +19,7 @@ VOID = {"meta", "br", "circle", "path", "line"}
 CURVES = {
     "Accuracy on held-out prompts", "Reward, and one standard deviation", "Parts of the reward", "Time per step",
     "Response length", "Throughput", "Loss", "Gradient norm", "Entropy", "KL divergence", "Train / rollout gap",
-    "Learning rate", "Clipped tokens", "Responses cut off", "Drops, refills, failures",
+    "Learning rate", "Clipped tokens", "Responses cut off", "Groups not trained on", "Refills, failed rewards",
 }  # fmt: skip
 
 
