@@ -2,12 +2,14 @@
 
 import math
 from itertools import pairwise, product
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yatt import balance
 from yatt.balance import assign, pack, partition, place, quadratic_cost, sample_cost
 from yatt.errors import ConfigError
 
@@ -223,3 +225,17 @@ def test_a_pipeline_is_filled():
         micros = micro_costs(assigned, costs, 8)
         times[stages] = (micros.sum(axis=1) + 3 * micros.max(axis=1)).max() / micros.sum(axis=1).mean()
     assert times[4] < 1.05 * (1 + 3 / 16) < times[1]
+
+
+@given(st.data(), st.integers(1, 30), st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+def test_packing_part_by_part_is_packing_all_parts_together(data, count, ranks):
+    sizes = np.array(data.draw(st.lists(st.integers(1, 90), min_size=count, max_size=count)))
+    part = np.array(data.draw(st.lists(st.integers(0, ranks - 1), min_size=count, max_size=count)))
+    costs = sample_cost(sizes, 1.0, 0.01)
+    packed = []
+    for at_once in (0, 10**9):
+        with mock.patch.object(balance, "AT_ONCE", at_once):
+            packed.append(pack(sizes, costs, part, ranks=ranks, budget=100, least=1))
+    (together, many), (each, few) = packed
+    assert many == few and together.tolist() == each.tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
@@ -83,6 +84,10 @@ class ControllerActor:
 
     async def start(self, wiring: Wiring) -> None:
         """Open the data, start the reward workers, wire everything up."""
+        await self._start(wiring)
+        gc.freeze()  # what the process holds for good need not be looked through for garbage
+
+    async def _start(self, wiring: Wiring) -> None:
         config = self._config
         gather = self._hub.gather if self._index == 0 else partial(_over_the_wire, wiring.hub)
         peers = HubPeers(self._index, self._count, gather)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -32,7 +33,8 @@ Command = Literal["abort", "pause", "resume", "load", "sleep", "wake", "version"
 
 
 class GeneratorActor:
-    """Hosts one engine. A client (a controller) submits requests under a stream number and drains what has ended."""
+    """Hosts one engine. A client (a controller) submits requests under stream numbers and drains what has ended; where
+    it drains nothing yet, one call does both."""
 
     def __init__(self, process: SlotProcess, config: Config, model: str, backend: str) -> None:
         settle(process)
@@ -51,6 +53,7 @@ class GeneratorActor:
         """Load the engine. It comes up paused."""
         await self._generator.start()
         await self._generator.pause()
+        gc.freeze()  # what a process holds for good need not be looked through for garbage
 
     async def submit(self, client: str, requests: RequestColumns, *images: Any) -> None:
         """Begin generating; each stream is one `generate` call. Its images are let go when it ends."""
@@ -72,8 +75,11 @@ class GeneratorActor:
         if task := self._tasks.get((client, stream)):
             task.cancel()
 
-    async def drain(self, client: str) -> CompletionColumns:
-        """What has ended for this client since the last call; waits up to POLL seconds for something."""
+    async def drain(self, client: str, requests: RequestColumns | None = None, *images: Any) -> CompletionColumns:
+        """Begin these requests, if any; what has ended for this client since the last call. Waits up to POLL seconds
+        for something."""
+        if requests is not None:
+            await self.submit(client, requests, *images)
         box = self._box(client)
         try:
             first = await asyncio.wait_for(box.get(), POLL)
@@ -107,6 +113,7 @@ class RemoteGenerator:
         self._timeout = timeout
         self._numbers = itertools.count()
         self._streams: dict[int, asyncio.Queue[list[Completion] | BaseException]] = {}
+        self._out: dict[int, int] = {}  # requests of each stream that the actor has not answered
         self._outbox: list[tuple[int, Sequence[Request]]] = []
         self._pump: asyncio.Task[None] | None = None
 
@@ -119,7 +126,8 @@ class RemoteGenerator:
         left = len(requests)
         try:
             while left:
-                completions = await asyncio.wait_for(queue.get(), self._timeout)
+                async with asyncio.timeout(self._timeout):
+                    completions = await queue.get()
                 if isinstance(completions, BaseException):
                     raise completions
                 left -= len(completions)
@@ -136,30 +144,40 @@ class RemoteGenerator:
         waiting = [entry for entry in self._outbox if entry[0] != stream]
         if len(waiting) < len(self._outbox):
             self._outbox = waiting
-        else:
+        elif self._out.pop(stream, 0):
             self._actor.forsake.remote(self._client, stream)
 
     def _flush(self) -> None:
         streams, self._outbox = self._outbox, []
         if not streams:
             return
+        self._out |= {stream: len(requests) for stream, requests in streams if requests}
         columns, images = pack_requests(streams)
-        self._actor.submit.remote(self._client, columns, *images)
         if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._drain())
+            self._pump = asyncio.create_task(self._drain(columns, *images))
+        else:
+            self._actor.submit.remote(self._client, columns, *images)
 
-    async def _drain(self) -> None:
-        """Carry completions home while any stream is open; a failure ends them all."""
+    async def _drain(self, *first: Any) -> None:
+        """Carry completions home while any are to come; a failure ends all streams."""
         try:
-            while self._streams:
-                columns = await wait_one("drain", self.name, self._actor.drain.remote(self._client), self._timeout)
-                for stream, ended in read_completions(columns):
-                    if stream in self._streams:
-                        failed = isinstance(ended, str)
-                        self._streams[stream].put_nowait(BackendError(f"{self.name}: {ended}") if failed else ended)
+            while self._out:
+                call, first = self._actor.drain.remote(self._client, *first), ()
+                for stream, ended in read_completions(await wait_one("drain", self.name, call, self._timeout)):
+                    self._deliver(stream, ended)
         except Exception as error:
+            self._out.clear()
             for queue in self._streams.values():
                 queue.put_nowait(error)
+
+    def _deliver(self, stream: int, ended: list[Completion] | str) -> None:
+        if stream not in self._out:
+            return
+        failed = isinstance(ended, str)
+        self._out[stream] -= self._out[stream] if failed else len(ended)
+        if not self._out[stream]:
+            del self._out[stream]
+        self._streams[stream].put_nowait(BackendError(f"{self.name}: {ended}") if failed else ended)
 
     async def _call(self, method: Command, *arguments: Any) -> Any:
         return await wait_one(method, self.name, self._actor.call.remote(method, *arguments), self._timeout)

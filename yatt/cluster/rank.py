@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class RankActor:
         if token is not None:
             kind = self._config.weights.transport
             self._writer = writer_for(kind, weights_dir if kind == "disk" else None, token)
+        gc.freeze()
         return self._rank.dp_rank, self._rank.dp_size
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
