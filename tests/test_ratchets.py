@@ -14,8 +14,9 @@ from yatt.config.load import setting_count
 
 ROOT = Path(__file__).parents[1]
 
-PACKAGE_LINES = 8000  # lines of code: no blank lines, comments or docstrings
-FACES_LINES = 1600  # what shows a run must not outgrow what runs it
+PACKAGE_LINES = 10_000  # lines of code: no blank lines, comments or docstrings
+FACES_LINES = 1700  # what shows a run must not outgrow what runs it
+SIMULATION_LINES = 1600  # nor what simulates one
 FILE_LINES = 400
 FUNCTION_LINES = 60
 SETTINGS = 150
@@ -74,9 +75,9 @@ def code_lines(path: Path) -> int:
 
 def test_package_is_small() -> None:
     sizes = {path: code_lines(path) for path in python_files()}
-    total, faces = sum(sizes.values()), sum(size for path, size in sizes.items() if path.parent.name == "faces")
-    assert total < PACKAGE_LINES, f"the package has {total} lines of code; under {PACKAGE_LINES} is the limit"
-    assert faces < FACES_LINES, f"yatt/faces has {faces} lines of code; under {FACES_LINES} is the limit"
+    for name, limit in (("yatt", PACKAGE_LINES), ("yatt/faces", FACES_LINES), ("yatt/simulation", SIMULATION_LINES)):
+        lines = sum(size for path, size in sizes.items() if path.is_relative_to(ROOT / name))
+        assert lines < limit, f"{name} has {lines} lines of code; under {limit} is the limit"
 
 
 def test_code_lines_by_hand(tmp_path: Path) -> None:
