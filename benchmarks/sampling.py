@@ -75,13 +75,12 @@ async def play(config: Config, costs: Costs, lockstep: bool) -> list[StepFigures
     return [journal.steps[step] for step in sorted(journal.steps)[1:]]
 
 
-def side(name: str, seeds: int, steps: int) -> dict[str, Any]:
+def side(name: str, seeds: int, steps: int, batch: int) -> dict[str, Any]:
     lockstep, settings = SIDES[name]
     figures: list[StepFigures] = []
     for seed in range(seeds):
-        config = load_config(
-            "examples/plan/paper.yaml", [*BASE, *settings, f"run.seed={seed}", f"train.steps={steps + 1}"]
-        )
+        run_settings = [f"run.seed={seed}", f"train.steps={steps + 1}", f"train.batch_size={batch}"]
+        config = load_config("examples/plan/paper.yaml", [*BASE, *settings, *run_settings])
         costs = costs_for(config, check_plan(config, [DEVICES]))
         with few_collections():
             figures += run(play(config, costs, lockstep))
@@ -99,14 +98,15 @@ def side(name: str, seeds: int, steps: int) -> dict[str, Any]:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    seeds, steps = (1, 1) if quick else (3, 4)
-    results = [side(name, seeds, steps) for name in SIDES]
+    seeds, steps, batch = (1, 1, 64) if quick else (3, 4, 256)
+    results = [side(name, seeds, steps, batch) for name in SIDES]
     of = {row["side"]: row["rollout_s"] for row in results}
     return {
         "devices": DEVICES,
         "controllers": CONTROLLERS,
         "seeds": seeds,
         "steps": steps,
+        "prompts": batch,
         "local_over_lockstep": significant(of["local, estimate"] / of["lock-step, estimate"]),
         "local_over_lockstep_one": significant(of["local, one"] / of["lock-step, one"]),
         "results": results,

@@ -21,10 +21,15 @@ KEYS = {
     "trainer": {"ratio_of", "rounds", "results"},
     "generator": {"ratio_of", "start_seconds", "sleep_seconds", "wake_seconds", "load_seconds", "rounds", "results"},
     "overhead": {"run", "steps"},
+    "sampling": {"devices", "controllers", "seeds", "steps", "prompts", "results"}
+    | {"local_over_lockstep", "local_over_lockstep_one"},
+    "scale": {"steps", "results"},
 }
 RESULT_KEYS = {
     "balance": {"samples", "ranks", "max_over_mean", "floor", "seconds", "micro_batches"}
     | {"equal_counts", "equal_counts_seconds"},
+    "sampling": {"side", "rollout_s", "step_s", "groups", "wasted", "rollout_s_per_group", "idle"},
+    "scale": {"devices", "controllers", "image_bytes", "step_s", "rollout_s", "controller_bytes", "idle"},
     "rewards": {"items", "pool_us_per_item", "in_process_us_per_item", "added_us_per_item"} | RATIO,
     "generator": {"lengths", "sequences", "tokens", "yatt_tokens_per_s", "hugging_face_tokens_per_s"} | RATIO,
     "trainer": {"algorithm", "sequences", "tokens", "yatt_ms", "hugging_face_ms"} | RATIO,
