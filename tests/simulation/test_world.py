@@ -103,5 +103,5 @@ def test_devices_must_divide() -> None:
 
 
 def test_a_response_that_cannot_fit_is_an_error() -> None:
-    with pytest.raises(BackendError, match="do not fit a KV cache of 300"):
+    with pytest.raises(BackendError, match="do not fit a KV cache of 120"):
         simulate(settings(max_tokens=400), COSTS, devices=4, controllers=1, steps=1, seed=0)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from yatt.config.schema import CheckpointConfig, Config, ModelConfig, RewardConfig, RolloutConfig, TrainConfig
+from yatt.config.schema import (
+    CheckpointConfig,
+    ClusterConfig,
+    Config,
+    ModelConfig,
+    RewardConfig,
+    RolloutConfig,
+    TrainConfig,
+)
 from yatt.simulation.costs import (
     ControllerCosts,
     Costs,
@@ -23,7 +31,7 @@ COSTS = Costs(
         per_request=0.01,
         per_kv_token=1e-5,
         prefill=1e-3,
-        kv_tokens=300,
+        kv_tokens=120,
         max_running=8,
         sleep=0.5,
         wake=0.5,
@@ -48,12 +56,15 @@ def costs(**workload: Any) -> Costs:
     return replace(COSTS, workload=replace(COSTS.workload, **workload))
 
 
-def settings(*, batch: int = 4, train: dict[str, Any] | None = None, timeout: float = 2.0, **rollout: Any) -> Config:
-    """`rollout` are settings of that section."""
+def settings(
+    *, batch: int = 4, train: dict[str, Any] | None = None, timeout: float = 2.0, every: int = 1, **rollout: Any
+) -> Config:
+    """`rollout` are settings of that section, `timeout` the reward's, `every` the checkpoint's."""
     return Config(
         model=ModelConfig(path="none"),
         rollout=RolloutConfig(**({"n": 3, "max_tokens": 64, "filter": "all_equal"} | rollout)),
         reward=RewardConfig(timeout=timeout),
         train=TrainConfig(steps=1, batch_size=batch, tokens_per_micro_batch=256, **(train or {})),
-        checkpoint=CheckpointConfig(every=1),
+        checkpoint=CheckpointConfig(every=every),
+        cluster=ClusterConfig(step_timeout=1e6),
     )
