@@ -24,6 +24,7 @@ KEYS = {
     "sampling": {"devices", "controllers", "seeds", "steps", "prompts", "results"}
     | {"local_over_lockstep", "local_over_lockstep_one"},
     "scale": {"steps", "results"},
+    "datapath": {"results"},
 }
 RESULT_KEYS = {
     "balance": {"samples", "ranks", "max_over_mean", "floor", "seconds", "micro_batches"}
