@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from tests.simulation.ledger import Audited, audited
 from tests.simulation.worlds import COSTS, settings
 from yatt.simulation.costs import Costs, Lengths
 from yatt.simulation.faults import KINDS, Fault, draw_faults
-from yatt.simulation.simulate import SimulationReport, simulate
 
 STEPS, DEVICES, CONTROLLERS = 3, 16, 2  # two nodes of two engines of four devices each
 SEEDS, BATCHES = 2000, 20
@@ -41,8 +41,8 @@ def quiet() -> Any:
     logging.disable(logging.NOTSET)
 
 
-def world(seed: int, faults: Sequence[Fault], costs: Costs | None = None, **options: Any) -> SimulationReport:
-    return simulate(
+def world(seed: int, faults: Sequence[Fault], costs: Costs | None = None, **options: Any) -> Audited:
+    return audited(
         settings(
             train={"tp": 4}, **({"engine_args": {"tensor_parallel_size": 4}} | OPTIONS[seed % len(OPTIONS)] | options)
         ),
@@ -52,15 +52,13 @@ def world(seed: int, faults: Sequence[Fault], costs: Costs | None = None, **opti
         steps=STEPS,
         seed=seed,
         faults=faults,
-        audit=True,
-        events=True,
     )
 
 
 @cache
 def seconds(seed: int) -> float:
     """How long such a run is without faults."""
-    return world(seed, ()).seconds
+    return world(seed, ()).report.seconds
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
@@ -68,9 +66,9 @@ def test_a_run_with_faults_ends_and_is_right(batch: int) -> None:
     happened: Counter[str] = Counter()
     for seed in range(batch * SEEDS // BATCHES, (batch + 1) * SEEDS // BATCHES):
         faults = draw_faults(seed, until=seconds(seed % 12))
-        report = world(seed, faults)
-        assert report.wrong == (), f"seed {seed}, {faults}: {report.wrong}"
-        happened.update({event[2] for event in report.events})
+        run = world(seed, faults)
+        assert run.wrong == (), f"seed {seed}, {faults}: {run.wrong}"
+        happened.update(run.happened)
     # The faults do come to bear: engines and others die, the crew recovers, messages are late, requests are put back.
     assert {"died", "recovers", "slow", "delayed", "aborted", "preempt"} <= happened.keys(), happened
 
@@ -78,39 +76,39 @@ def test_a_run_with_faults_ends_and_is_right(batch: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_fault_at_every_twentieth_of_a_run(kind: Any) -> None:
     for twentieth in range(20):
-        report = world(1, [Fault(kind=kind, at=seconds(1) * twentieth / 20, target=1, amount=8.0)])
-        assert report.wrong == (), f"{kind} after {twentieth}/20: {report.wrong}"
+        run = world(1, [Fault(kind=kind, at=seconds(1) * twentieth / 20, target=1, amount=8.0)])
+        assert run.wrong == (), f"{kind} after {twentieth}/20: {run.wrong}"
 
 
 def test_a_run_with_faults_is_reproduced_by_its_seed() -> None:
     for seed in range(5):
         faults = draw_faults(seed, until=seconds(seed % 12))
         assert draw_faults(seed, until=seconds(seed)) == faults != draw_faults(seed + 1, until=seconds(seed))
-        assert world(seed, faults).events == world(seed, faults).events
+        assert world(seed, faults).report.events == world(seed, faults).report.events
 
 
 def test_an_engine_that_dies_is_lost_to_its_controllers_and_its_work_is_not() -> None:
     """At five seconds all four engines draw. Every group of the step is trained all the same, by the three left."""
-    report = world(1, [Fault(kind="engine dies", at=5.0, target=2)], filter="none")
-    assert ("generator 2", "died") in {event[1:3] for event in report.events}
-    assert report.wrong == () and all(step.counts.groups == 4 for step in report.steps)
-    assert "recovers" not in {event[2] for event in report.events}
+    run = world(1, [Fault(kind="engine dies", at=5.0, target=2)], filter="none")
+    assert ("generator 2", "died") in {event[1:3] for event in run.report.events}
+    assert run.wrong == () and all(step.counts.groups == 4 for step in run.report.steps)
+    assert "recovers" not in run.happened
 
 
 def test_a_controller_that_dies_costs_the_steps_since_the_checkpoint_and_no_more() -> None:
     whole = world(0, ())
-    second = next(event[0] for event in whole.events if event[2:4] == ("step", 2))
-    report = world(0, [Fault(kind="controller dies", at=second + 1.0, target=1)])
-    steps = [event[3] for event in report.events if event[2] == "step"]
+    second = next(event[0] for event in whole.report.events if event[2:4] == ("step", 2))
+    run = world(0, [Fault(kind="controller dies", at=second + 1.0, target=1)])
+    steps = [event[3] for event in run.report.events if event[2] == "step"]
     assert steps == [1, 2, 2, 3]
-    assert report.wrong == ()
+    assert run.wrong == ()
 
 
 def test_a_hanging_score_is_a_failure_and_never_a_reward() -> None:
     """The sibling whose score hung is not trained; the others of its group are, or are dropped."""
-    report = world(0, [Fault(kind="scorer hangs", at=1.0, target=0)])
-    assert sum(step.counts.reward_timeouts for step in report.steps) >= 1
-    assert report.wrong == ()
+    run = world(0, [Fault(kind="scorer hangs", at=1.0, target=0)])
+    assert sum(step.counts.reward_timeouts for step in run.report.steps) >= 1
+    assert run.wrong == ()
 
 
 def test_a_slow_engine_loses_its_work_to_the_others() -> None:
@@ -118,16 +116,16 @@ def test_a_slow_engine_loses_its_work_to_the_others() -> None:
     after two looks, at 20 s, and drawn by the others: the step takes minutes, not the hour and more of 50 tokens."""
     slow = Fault(kind="engine is slow", at=0.0, target=1, amount=100.0)
     long = replace(SLOW_DECODING, workload=replace(COSTS.workload, responses=(Lengths(median=50, p99=60),)))
-    report = world(1, [slow], long, filter="none")
-    assert report.wrong == ()
-    assert "aborted" in {event[2] for event in report.events if event[1] == "generator 1"}
-    assert report.steps[0].seconds < 600
+    run = world(1, [slow], long, filter="none")
+    assert run.wrong == ()
+    assert "aborted" in {event[2] for event in run.report.events if event[1] == "generator 1"}
+    assert run.report.steps[0].seconds < 600
 
 
 def test_death_while_recovering_is_recovered_from() -> None:
     """The second controller dies while the first one's death is being recovered from, in the load of the weights."""
     whole = world(0, [Fault(kind="controller dies", at=2.0, target=0)])
-    recovering = next(event[0] for event in whole.events if event[2] == "recovers")
-    report = world(0, [Fault(kind="controller dies", at=a, target=t) for t, a in enumerate((2.0, recovering + 1.2))])
-    assert [event[2] for event in report.events].count("recovers") == 2
-    assert report.wrong == ()
+    recovering = next(event[0] for event in whole.report.events if event[2] == "recovers")
+    run = world(0, [Fault(kind="controller dies", at=a, target=t) for t, a in enumerate((2.0, recovering + 1.2))])
+    assert [event[2] for event in run.report.events].count("recovers") == 2
+    assert run.wrong == ()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.simulation.worlds import COSTS, costs
-from yatt.simulation.costs import ControllerCosts
+from yatt.simulation.costs import ControllerCosts, ScorerCosts
 from yatt.simulation.lengths import LengthModel, uniform
 from yatt.simulation.loop import run
 from yatt.simulation.network import Network, Site
@@ -142,9 +142,15 @@ def trajectory(uid: int, sibling: int) -> Trajectory:
     )
 
 
+def scorer_of(equal: float) -> SimulatedScorer:
+    """A second for each score."""
+    slow = replace(costs(equal_groups=equal), scorer=ScorerCosts(seconds=1.0))
+    return SimulatedScorer(slow, timeout=9.0, seed=0, on_scored=lambda key, score: None)
+
+
 def test_a_share_of_groups_has_equal_rewards() -> None:
     async def main() -> list[int]:
-        scorer = SimulatedScorer(seconds=1.0, equal=0.3, timeout=9.0, seed=0)
+        scorer = scorer_of(equal=0.3)
         scores = [await scorer.score([trajectory(uid, s) for s in range(3)]) for uid in range(1000)]
         return [len({score.value for score in group}) for group in scores]
 
@@ -156,7 +162,7 @@ def test_a_share_of_groups_has_equal_rewards() -> None:
 def test_a_hanging_score_is_cut_off() -> None:
     async def main() -> tuple[list[str], float, list[str], float]:
         loop = asyncio.get_running_loop()
-        scorer = SimulatedScorer(seconds=1.0, equal=0.0, timeout=9.0, seed=0)
+        scorer = scorer_of(equal=0.0)
         scorer.hang()
         first = await scorer.score([trajectory(0, 0)])
         then = loop.time()

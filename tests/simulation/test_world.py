@@ -7,25 +7,27 @@ from functools import partial
 
 import pytest
 
+from tests.simulation.ledger import audited
 from tests.simulation.worlds import COSTS, costs, settings
 from yatt.errors import BackendError, ConfigError
 from yatt.simulation.costs import ControllerCosts, EngineCosts, Lengths, ScorerCosts, TrainerCosts
 from yatt.simulation.simulate import simulate
 
-SMALL = partial(simulate, settings(), COSTS, devices=4, controllers=2, steps=3, audit=True, events=True)
+SMALL = partial(audited, settings(), COSTS, devices=4, controllers=2, steps=3)
 
 
 def test_a_seed_reproduces_every_event() -> None:
-    first, again, other = SMALL(seed=1), SMALL(seed=1), SMALL(seed=2)
+    first, again, other = (SMALL(seed=seed).report for seed in (1, 1, 2))
     assert len(first.events) > 50
     assert first.events == again.events and first.steps == again.steps
     assert first.events != other.events
 
 
 def test_three_steps_of_two_controllers_are_right() -> None:
-    report = SMALL(seed=1)
+    run = SMALL(seed=1)
+    report = run.report
     assert report.last == 3 and [s.step for s in report.steps] == [1, 2, 3]
-    assert report.wrong == ()
+    assert run.wrong == ()
     assert [s.counts.groups for s in report.steps] == [4, 4, 4]
     assert sum(s.counts.groups_dropped for s in report.steps) > 0
     assert sum(s.seconds for s in report.steps) == pytest.approx(report.seconds)
@@ -45,10 +47,8 @@ def test_three_steps_of_two_controllers_are_right() -> None:
 )
 def test_many_shapes_are_right(controllers: int, devices: int, options: dict) -> None:
     for seed in range(5):
-        report = simulate(
-            settings(**options), COSTS, devices=devices, controllers=controllers, steps=3, seed=seed, audit=True
-        )
-        assert report.wrong == () and report.last == 3
+        run = audited(settings(**options), COSTS, devices=devices, controllers=controllers, steps=3, seed=seed)
+        assert run.wrong == ()
 
 
 def test_phases_by_hand() -> None:

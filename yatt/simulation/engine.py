@@ -17,31 +17,8 @@ from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, Weig
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
-
-
-class Stream:
-    """What one call of `generate` waits for."""
-
-    def __init__(self, size: int) -> None:
-        self.left = size
-        self.ready: list[Completion] = []
-        self.error: BackendError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def take(self) -> list[Completion]:
-        """What has ended since the last call; waits for the first."""
-        while not self.ready and self.error is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self.error is not None:
-            raise self.error
-        taken, self.ready = self.ready, []
-        self.left -= len(taken)
-        return taken
-
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+Answers = asyncio.Queue["Completion | None"]
+"""What has ended; None where the engine died."""
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +27,7 @@ class Drawing:
     While it runs it has `done` tokens at step `since`, one more at each later one, and ends at step `end`."""
 
     request: Request
-    stream: Stream
+    answers: Answers
     serial: int
     own: int
     target: int
@@ -125,15 +102,22 @@ class SimulatedGenerator:
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         self._check()
-        stream = Stream(len(requests))
-        drawings = [self._drawing(request, stream) for request in requests]
+        answers = Answers()
+        drawings = [self._drawing(request, answers) for request in requests]
         for drawing in drawings:
             self._drawings[drawing.request.key] = drawing
-            self._waiting.append(drawing)
+        self._waiting += drawings
         self._interrupt()
+        left = len(drawings)
         try:
-            while stream.left:
-                yield await stream.take()
+            while left:
+                ended = [await answers.get()]
+                while not answers.empty():
+                    ended.append(answers.get_nowait())
+                if self.dead is not None:
+                    raise self.dead
+                left -= len(ended)
+                yield [completion for completion in ended if completion is not None]
         finally:
             self._end([d for d in drawings if self._drawings.get(d.request.key) is d])
 
@@ -203,8 +187,7 @@ class SimulatedGenerator:
         self.dead = ProcessDied(f"{self.name} died")
         self._log(self.name, "died")
         for drawing in self._drawings.values():
-            drawing.stream.error = self.dead
-            drawing.stream.wake()
+            drawing.answers.put_nowait(None)
         self._drawings.clear()
         self._waiting.clear()
         self._halt()
@@ -215,7 +198,7 @@ class SimulatedGenerator:
         self._slowness = factor
         self._interrupt()
 
-    def _drawing(self, request: Request, stream: Stream) -> Drawing:
+    def _drawing(self, request: Request, answers: Answers) -> Drawing:
         size, limit = len(request.tokens), request.params.max_tokens
         if size + limit > self._costs.kv_tokens:
             raise BackendError(
@@ -228,7 +211,7 @@ class SimulatedGenerator:
         own = max(0, size - self._prompt_tokens)
         target = max(1, self._length(request.key) - own)
         finish: Finish = "stop" if target <= limit else "length"
-        return Drawing(request, stream, self._serial, own, min(target, limit), finish)
+        return Drawing(request, answers, self._serial, own, min(target, limit), finish)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -384,6 +367,5 @@ class SimulatedGenerator:
             self._interrupt()
 
     def _answer(self, drawing: Drawing) -> None:
-        drawing.stream.ready.append(drawing.completion())
-        drawing.stream.wake()
+        drawing.answers.put_nowait(drawing.completion())
         self._log(self.name, drawing.finish, drawing.request.key, drawing.done)

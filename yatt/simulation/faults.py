@@ -6,19 +6,12 @@ import asyncio
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from yatt.simulation.world import World
 
 Kind = Literal["engine dies", "engine is slow", "controller dies", "rank dies", "scorer hangs", "message is late"]
-KINDS: tuple[Kind, ...] = (
-    "engine dies",
-    "engine is slow",
-    "controller dies",
-    "rank dies",
-    "scorer hangs",
-    "message is late",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

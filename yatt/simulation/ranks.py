@@ -14,8 +14,8 @@ from yatt.simulation.engine import Log
 from yatt.simulation.network import Node, Site, until
 from yatt.types import Share, UpdateReport, WeightManifest
 
-OnTrained = Callable[[int, int, Share], None]
-"""(step, rank, share): called for each share of a step whose updates have all been made."""
+OnTrained = Callable[[int, Share], None]
+"""(step, share): called for each share of a step whose updates have all been made."""
 
 
 class Ranks:
@@ -72,8 +72,8 @@ class Ranks:
         shares = self._shares.pop(step, {})
         if done is None or done.done():
             return
-        for (rank, _), share in sorted(shares.items()):
-            self._on_trained(step, rank, share)
+        for key in sorted(shares):
+            self._on_trained(step, shares[key])
         trained = sum(d.tokens for d in next(iter(shares.values())).denominators)
         self._log("ranks", "trained", step, trained)
         done.set_result(

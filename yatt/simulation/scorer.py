@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from yatt.simulation.costs import Costs
 from yatt.simulation.lengths import uniform
 from yatt.types import SampleKey, Score, Trajectory
 
@@ -12,27 +13,27 @@ OnScored = Callable[[SampleKey, Score], None]
 
 
 class SimulatedScorer:
-    """Implements `yatt.protocols.Scorer`. In a share `equal` of the groups all siblings get the same reward; in the
-    others they differ. A score that hangs is cut off after `timeout`, as the reward workers do."""
+    """Implements `yatt.protocols.Scorer`. All siblings get the same reward in a share `equal_groups` of the
+    groups; in the others they differ. A score that hangs is cut off after `timeout`, as the reward workers do."""
 
-    def __init__(
-        self, *, seconds: float, equal: float, timeout: float, seed: int, on_scored: OnScored = lambda key, score: None
-    ) -> None:
-        self._seconds, self._equal, self._timeout, self._seed = seconds, equal, timeout, seed
-        self._on_scored = on_scored
-        self._hangs = False
+    def __init__(self, costs: Costs, *, timeout: float, seed: int, on_scored: OnScored) -> None:
+        self._seconds, self._equal = costs.scorer.seconds, costs.workload.equal_groups
+        self._timeout, self._seed, self._on_scored = timeout, seed, on_scored
+        self._hangs = self._left = False
 
     async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         hangs, self._hangs = self._hangs, False
         await asyncio.sleep(self._timeout if hangs else self._seconds)
         scores = [TIMED_OUT if hangs else self._judge(t) for t in trajectories]
-        for trajectory, score in zip(trajectories, scores, strict=True):
+        for trajectory, score in zip(trajectories, [] if self._left else scores, strict=False):
             self._on_scored(SampleKey(trajectory.prompt.uid, trajectory.sibling), score)
         return scores
 
-    async def close(self) -> None:
-        """What is still being judged is of no interest any more."""
-        self._on_scored = lambda key, score: None
+    async def close(self) -> None: ...
+
+    def leave(self) -> None:
+        """Its controller is gone: nobody hears what is still being judged."""
+        self._left = True
 
     def hang(self) -> None:
         """The next call does not come back in time."""

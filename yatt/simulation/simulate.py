@@ -5,15 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from yatt.config.schema import Config
-from yatt.reward.filter import load_filter
+from yatt.config.schema import Config, EvaluateConfig
 from yatt.simulation.costs import Costs
 from yatt.simulation.faults import Fault, inject
-from yatt.simulation.ledger import Ledger, violations
 from yatt.simulation.loop import VirtualClock, run
-from yatt.simulation.world import Event, World
+from yatt.simulation.world import Event, Witness, World
 from yatt.supervisor import Supervisor
 from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport
 
@@ -29,7 +27,6 @@ class StepFigures:
     phases: Mapping[str, float]
     rollouts: tuple[float, ...]
     counts: RolloutCounts
-    tokens: int
     idle: float
     sent: tuple[int, ...]
     received: tuple[int, ...]
@@ -37,18 +34,12 @@ class StepFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationReport:
-    """A run. `steps` has every step once, as it was done last. `events` and `ledger` are there where asked for."""
+    """A run. `steps` has every step once, as it was done last; `events` is empty unless they were asked for."""
 
-    devices: int
-    controllers: int
-    generators: int
-    ranks: int
     last: int
     seconds: float
     steps: tuple[StepFigures, ...]
-    events: list[Event] = field(default_factory=list)
-    ledger: Ledger | None = None
-    wrong: tuple[str, ...] = ()
+    events: list[Event]
 
 
 class Bookkeeper:
@@ -69,23 +60,21 @@ class Bookkeeper:
         raise NotImplementedError(evaluation)
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
-        world, (then, busy, sent, received) = self._world, self._before
-        now, *_ = self._before = self._used()
+        (then, busy, sent, received), self._before = self._before, self._used()
+        now, busy_now, sent_now, received_now = self._before
         assert report.counts is not None
-        rollouts = [next(s for s in other.spans if s.name == "rollout") for other in world.reports]
+        rollouts = [next(s for s in other.spans if s.name == "rollout") for other in self._world.reports]
         self.steps[report.step] = StepFigures(
             step=report.step,
             seconds=now - then,
             phases=dict(report.phases),
             rollouts=tuple(span.stop - span.start for span in rollouts),
             counts=report.counts,
-            tokens=report.counts.prompt_tokens + report.counts.response_tokens,
-            idle=1 - (self._before[1] - busy) / max(1e-12, (now - then) * world.devices),
-            sent=tuple(a - b for a, b in zip(self._before[2], sent, strict=True)),
-            received=tuple(a - b for a, b in zip(self._before[3], received, strict=True)),
+            idle=1 - (busy_now - busy) / max(1e-12, (now - then) * self._world.devices),
+            sent=tuple(a - b for a, b in zip(sent_now, sent, strict=True)),
+            received=tuple(a - b for a, b in zip(received_now, received, strict=True)),
         )
-        if world.ledger is not None:
-            world.ledger.reports[report.step] = report
+        self._world.witness.reported(report)
 
     def saved(self, step: int) -> None:
         pass
@@ -103,22 +92,38 @@ def simulate(
     steps: int,
     seed: int,
     faults: Sequence[Fault] = (),
-    audit: bool = False,
+    witness: Witness | None = None,
     events: bool = False,
 ) -> SimulationReport:
     """Run `steps` steps in virtual time; evaluations are left out. The same arguments give the same report.
 
-    `audit` checks the run's invariants (`wrong` says what they found) and keeps the ledger; `events` keeps the log.
     Raises what a real run would raise, and Stuck where all wait for each other.
     """
     sections = {
         "run": config.run.model_copy(update={"seed": seed}),
         "train": config.train.model_copy(update={"steps": steps}),
-        "evaluate": type(config.evaluate)(),
+        "evaluate": EvaluateConfig(),
     }
     settings = config.model_copy(update=sections)
+    log = list[Event]()
+
+    async def main() -> SimulationReport:
+        world = World(
+            settings,
+            costs,
+            devices=devices,
+            controllers=controllers,
+            witness=witness or Witness(),
+            events=log if events else None,
+        )
+        inject(world, faults)
+        journal, clock = Bookkeeper(world), VirtualClock()
+        last = await Supervisor(settings, world, journal, clock).run(1)
+        done = tuple(journal.steps[step] for step in sorted(journal.steps))
+        return SimulationReport(last=last, seconds=clock.now(), steps=done, events=log)
+
     with few_collections():
-        return run(_simulate(settings, costs, devices, controllers, faults, audit=audit, events=events))
+        return run(main())
 
 
 @contextmanager
@@ -130,43 +135,3 @@ def few_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-async def _simulate(
-    config: Config,
-    costs: Costs,
-    devices: int,
-    controllers: int,
-    faults: Sequence[Fault],
-    *,
-    audit: bool,
-    events: bool,
-) -> SimulationReport:
-    ledger, log = Ledger() if audit else None, list[Event]() if events else None
-    world = World(config, costs, devices=devices, controllers=controllers, ledger=ledger, events=log)
-    inject(world, faults)
-    journal = Bookkeeper(world)
-    last = await Supervisor(config, world, journal, VirtualClock()).run(1)
-    wrong: list[str] = []
-    if ledger is not None:
-        ledger.last = last
-        wrong = violations(
-            ledger,
-            steps=config.train.steps,
-            batch=config.train.batch_size,
-            siblings=config.rollout.n,
-            max_staleness=config.rollout.max_staleness,
-            drop=load_filter(config.rollout),
-        )
-    return SimulationReport(
-        devices=devices,
-        controllers=controllers,
-        generators=len(world.engines),
-        ranks=len(world.ranks.nodes),
-        last=last,
-        seconds=VirtualClock().now(),
-        steps=tuple(journal.steps[step] for step in sorted(journal.steps)),
-        events=log or [],
-        ledger=ledger,
-        wrong=tuple(wrong),
-    )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,13 +23,12 @@ from yatt.reward.filter import load_filter
 from yatt.simulation.calibrate import engine_size
 from yatt.simulation.costs import Costs
 from yatt.simulation.engine import SimulatedGenerator
-from yatt.simulation.ledger import Ledger
 from yatt.simulation.lengths import LengthModel
 from yatt.simulation.loop import VirtualClock
 from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedScorer
-from yatt.types import EvaluationReport, Prompt, StepReport
+from yatt.types import EvaluationReport, Group, Prompt, SampleKey, Score, Share, StepReport
 
 R = TypeVar("R")
 Event = tuple[Any, ...]
@@ -52,28 +50,35 @@ class EndlessRows:
         return f"row {index}"
 
 
-class RememberedAssign:
+class Witness:
+    """What a run tells whoever wants to check it. Here: nobody."""
+
+    def scored(self, key: SampleKey, score: Score) -> None: ...
+
+    def accepted(self, step: int, groups: Sequence[Group]) -> None: ...
+
+    def trained(self, step: int, share: Share) -> None: ...
+
+    def reported(self, report: StepReport) -> None: ...
+
+    def saved(self, cursor: Mapping[str, Any], carried: Sequence[CarriedGroup]) -> None: ...
+
+    def rewound(self, step: int) -> None:
+        """The run goes on from the end of `step`: what came after is done again."""
+
+
+def remembering() -> Callable[..., Assignment]:
     """`balance.assign`, computed once where all controllers of a step ask for the same."""
+    last: dict[tuple[bytes, bytes], Assignment] = {}
 
-    def __init__(self) -> None:
-        self._asked: tuple[Any, ...] = ()
-        self._answer: Assignment | None = None
+    def ask(tokens: np.ndarray, *, holders: np.ndarray, **limits: Any) -> Assignment:
+        asked = (tokens.tobytes(), holders.tobytes())
+        if asked not in last:
+            last.clear()
+            last[asked] = assign(tokens, holders=holders, **limits)
+        return last[asked]
 
-    def __call__(self, tokens: np.ndarray, *, holders: np.ndarray, rank_nodes: Any, **limits: Any) -> Assignment:
-        asked = (tokens.tobytes(), holders.tobytes(), tuple(rank_nodes), *sorted(limits.items()))
-        if self._answer is None or asked != self._asked:
-            self._asked = asked
-            self._answer = assign(tokens, holders=holders, rank_nodes=rank_nodes, **limits)
-        return self._answer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """What a run can go on from. The weights are their version."""
-
-    step: int
-    state: dict[str, Any]
-    carried: tuple[CarriedGroup, ...] = ()
+    return ask
 
 
 class World:
@@ -88,10 +93,11 @@ class World:
         *,
         devices: int,
         controllers: int,
-        ledger: Ledger | None = None,
+        witness: Witness | None = None,
         events: list[Event] | None = None,
     ) -> None:
-        self.config, self.costs, self.devices, self.ledger, self.events = config, costs, devices, ledger, events
+        self.config, self.costs, self.devices, self.events = config, costs, devices, events
+        self.witness = witness or Witness()
         tp, rank = engine_size(config), config.train.tp * config.train.pp
         for size, what in ((tp, "rollout.engine_args.tensor_parallel_size"), (rank, "train.tp * train.pp")):
             if devices % size:
@@ -107,7 +113,7 @@ class World:
             [self.network.of_device(r * rank) for r in range(devices // rank)],
             stages=config.train.pp,
             log=self.log,
-            on_trained=ledger.trained if ledger else lambda step, rank, share: None,
+            on_trained=self.witness.trained,
         )
         nodes = self.network.nodes
         self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
@@ -116,7 +122,7 @@ class World:
         self.reports: list[StepReport] = []
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._deaths: dict[int, ProcessDied] = {}
-        self._checkpoint = Checkpoint(step=0, state=self.controllers[0].desk.state())
+        self._saved: tuple[int, dict[str, Any], list[CarriedGroup]] = (0, self.controllers[0].desk.state(), [])
 
     def log(self, actor: str, what: str, *details: Any) -> None:
         if self.events is not None:
@@ -140,36 +146,36 @@ class World:
 
     async def save(self, step: int) -> None:
         states = await self._all(lambda controller: controller.state())
-        carried = tuple(group for _, mine in states for group in mine)
-        self._checkpoint = Checkpoint(step=step, state=states[0][0], carried=carried)
+        self._saved = (step, states[0][0], [group for _, mine in states for group in mine])
         self.log("driver", "saved", step)
-        if self.ledger is not None:
-            self.ledger.cursor, self.ledger.carried = states[0][0]["source"], list(carried)
+        self.witness.saved(states[0][0]["source"], self._saved[2])
 
     async def recover(self, error: ProcessDied) -> int:
         """Every dead engine, rank and controller starts anew; all controllers go back to the last checkpoint. What dies
         on the way there is started anew too."""
-        saved = self._checkpoint
+        step, state, carried = self._saved
         while True:
-            self.log("driver", "recovers", saved.step, str(error))
-            for number, engine in enumerate(self.engines):
-                if engine.dead:
-                    self.engine_busy += engine.busy
-                    self.engines[number] = self._engine(number)
-            self.ranks.revive()
-            self._deaths.clear()
-            for scorer in self.scorers:
-                await scorer.close()
-            self.scorers = [self._scorer() for _ in self.sites]
-            self.controllers = self._assemble()
-            if self.ledger is not None:
-                self.ledger.rewind(saved.step)
+            self.log("driver", "recovers", step, str(error))
+            self._start_anew()
+            self.witness.rewound(step)
             try:
-                await self._all(lambda controller: controller.restore(saved.state, saved.carried))
+                await self._all(lambda controller: controller.restore(state, carried))
             except ProcessDied as again:
                 error = again
             else:
-                return saved.step
+                return step
+
+    def _start_anew(self) -> None:
+        for number, engine in enumerate(self.engines):
+            if engine.dead:
+                self.engine_busy += engine.busy
+                self.engines[number] = self._engine(number)
+        self.ranks.revive()
+        self._deaths.clear()
+        for scorer in self.scorers:
+            scorer.leave()
+        self.scorers = [self._scorer() for _ in self.sites]
+        self.controllers = self._assemble()
 
     async def _all(self, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> list[R]:
         """One call to every controller. The first failure ends all of them."""
@@ -211,19 +217,14 @@ class World:
 
     def _scorer(self) -> SimulatedScorer:
         return SimulatedScorer(
-            seconds=self.costs.scorer.seconds,
-            equal=self.costs.workload.equal_groups,
-            timeout=self.config.reward.timeout,
-            seed=self.config.run.seed,
-            on_scored=self.ledger.scored if self.ledger else lambda key, score: None,
+            self.costs, timeout=self.config.reward.timeout, seed=self.config.run.seed, on_scored=self.witness.scored
         )
 
     def _assemble(self) -> list[Controller]:
-        hub = Hub(len(self.sites), self.config.cluster.step_timeout)
-        remembered = RememberedAssign()
-        return [self._controller(site, hub, remembered) for site in self.sites]
+        hub, assign = Hub(len(self.sites), self.config.cluster.step_timeout), remembering()
+        return [self._controller(site, hub, assign) for site in self.sites]
 
-    def _controller(self, site: Site, hub: Hub, remembered: RememberedAssign) -> Controller:
+    def _controller(self, site: Site, hub: Hub, assign: Callable[..., Assignment]) -> Controller:
         config, trainer = self.config, self.costs.trainer
         count = len(self.sites)
         peers = SimulatedPeers(site, count, hub, self.sites[0].node)
@@ -236,7 +237,7 @@ class World:
             stages=config.train.pp,
             node=site.node.name,
             rank_nodes=[node.name for node in self.ranks.nodes],
-            assign=remembered,
+            assign=assign,
         )
         parts = Parts(
             config=config,
@@ -260,8 +261,7 @@ class World:
             count=count,
             bad_rows="fail",
         )
-        on_groups = self.ledger.accepted if self.ledger else lambda step, groups: None
-        return Assembly(parts, engines).controller(source, load_filter(config.rollout), on_groups)
+        return Assembly(parts, engines).controller(source, load_filter(config.rollout), self.witness.accepted)
 
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         nbytes = self.costs.workload.image_bytes

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 
 from yatt.algorithm.filter import Filter
+from yatt.config.schema import Config
 from yatt.controller.carry import CarriedGroup
+from yatt.reward.filter import load_filter
+from yatt.simulation.costs import Costs
+from yatt.simulation.simulate import SimulationReport, simulate
+from yatt.simulation.world import Witness
 from yatt.types import Group, SampleKey, Score, Share, StepReport
 
 Runs = tuple[tuple[int, int], ...]
@@ -30,7 +35,7 @@ class StepBook:
     sequences: list[int] = field(default_factory=list)  # each update's denominator
 
 
-class Ledger:
+class Ledger(Witness):
     """Written during a run. Tokens are version numbers (see `Drawing.completion`), so that a response says itself what
     sampled it."""
 
@@ -39,8 +44,7 @@ class Ledger:
         self.reports: dict[int, StepReport] = {}
         self.scores: dict[SampleKey, Score] = {}
         self.cursor: Mapping[str, Any] = {}
-        self.carried: list[CarriedGroup] = []
-        self.last = 0
+        self.carried: Sequence[CarriedGroup] = ()
 
     def accepted(self, step: int, groups: Sequence[Group]) -> None:
         for group in groups:
@@ -50,18 +54,23 @@ class Ledger:
                     (SampleKey(group.prompt.uid, t.sibling), merged(spans), runs(t.tokens[t.loss_mask]))
                 )
 
-    def trained(self, step: int, rank: int, share: Share) -> None:
+    def trained(self, step: int, share: Share) -> None:
         book = self.steps[step]
         book.sequences = [d.sequences for d in share.denominators]
         for update in share.updates:
             for micro in update:
-                book.trained += [(s.key, rank, runs(s.tokens[s.loss_mask])) for s in micro]
+                book.trained += [(s.key, share.rank, runs(s.tokens[s.loss_mask])) for s in micro]
 
     def scored(self, key: SampleKey, score: Score) -> None:
         self.scores[key] = score
 
-    def rewind(self, step: int) -> None:
-        """The run goes on from the end of `step`: what came after is to be done again."""
+    def reported(self, report: StepReport) -> None:
+        self.reports[report.step] = report
+
+    def saved(self, cursor: Mapping[str, Any], carried: Sequence[CarriedGroup]) -> None:
+        self.cursor, self.carried = cursor, carried
+
+    def rewound(self, step: int) -> None:
         for later in [s for s in self.steps if s > step]:
             del self.steps[later]
         for later in [s for s in self.reports if s > step]:
@@ -145,9 +154,9 @@ def wrong_versions(ledger: Ledger, max_staleness: int) -> list[str]:
     return wrong
 
 
-def unfinished(ledger: Ledger, steps: int) -> list[str]:
+def unfinished(ledger: Ledger, last: int, steps: int) -> list[str]:
     """The run ends, and every step of it has a report of the right version."""
-    wrong = [] if ledger.last == steps else [f"the run ended at step {ledger.last} of {steps}"]
+    wrong = [] if last == steps else [f"the run ended at step {last} of {steps}"]
     if sorted(ledger.reports) != list(range(1, steps + 1)):
         wrong.append(f"there are reports of steps {sorted(ledger.reports)}")
     return wrong + [
@@ -157,12 +166,28 @@ def unfinished(ledger: Ledger, steps: int) -> list[str]:
     ]
 
 
-def violations(ledger: Ledger, *, steps: int, batch: int, siblings: int, max_staleness: int, drop: Filter) -> list[str]:
-    """Everything that is wrong with a finished run, in words."""
-    return [
-        *unfinished(ledger, steps),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """A run and all that is wrong with it, in words."""
+
+    report: SimulationReport
+    wrong: tuple[str, ...]
+
+    @property
+    def happened(self) -> set[str]:
+        """What its events were."""
+        return {event[2] for event in self.report.events}
+
+
+def audited(config: Config, costs: Costs, *, steps: int, **options: Any) -> Audited:
+    """`simulate`, with every invariant checked."""
+    ledger = Ledger()
+    report = simulate(config, costs, steps=steps, witness=ledger, events=True, **options)
+    wrong = (
+        *unfinished(ledger, report.last, steps),
         *untrained_or_twice(ledger),
-        *lost(ledger, siblings, drop),
-        *off_quota(ledger, batch),
-        *wrong_versions(ledger, max_staleness),
-    ]
+        *lost(ledger, config.rollout.n, load_filter(config.rollout)),
+        *off_quota(ledger, config.train.batch_size),
+        *wrong_versions(ledger, config.rollout.max_staleness),
+    )
+    return Audited(report=report, wrong=wrong)
