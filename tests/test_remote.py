@@ -1,0 +1,159 @@
+"""Generators and ranks as controllers reach them, with the wire but without Ray: a call is a task of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.generator_contract import LONG, GeneratorContract, answers, check_close, publish, requests, until_sampled
+from tests.test_generator_double import double
+from yatt.cluster import generator as generator_module
+from yatt.cluster import rank as rank_module
+from yatt.cluster.generator import GeneratorActor, RemoteGenerator
+from yatt.cluster.process import SlotProcess
+from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
+from yatt.config.schema import Config
+from yatt.errors import BackendError, WaitTimeout
+from yatt.types import Denominator, Sample, SampleKey, Share, UpdateReport
+
+__all__ = ["publish"]
+
+PROCESS = SlotProcess(name="x", device="cpu", directory="", log="")
+CONFIG = Config.model_validate(
+    {"model": {"path": "m"}, "train": {"steps": 1, "batch_size": 2}, "cluster": {"step_timeout": 0.5}}
+)
+
+
+class Handle:
+    """An actor's handle."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+        self.calls: list[str] = []
+
+    def __getattr__(self, method: str) -> Any:
+        return Method(self, method)
+
+
+class Method:
+    def __init__(self, handle: Handle, name: str) -> None:
+        self.handle, self.name = handle, name
+
+    def remote(self, *arguments: Any) -> asyncio.Task[Any]:
+        self.handle.calls.append(self.name)
+        return asyncio.ensure_future(getattr(self.handle.actor, self.name)(*arguments))
+
+
+class Remote(RemoteGenerator):
+    """As the contract looks at it."""
+
+    @property
+    def tokens_sampled(self) -> int:
+        return self._actor.actor._generator.tokens_sampled
+
+
+@pytest.fixture
+def generator(monkeypatch):
+    monkeypatch.setattr(generator_module, "settle", lambda process: None)
+    monkeypatch.setattr(generator_module, "load", lambda backend: lambda **_: double())
+    handle = Handle(GeneratorActor(PROCESS, CONFIG, "m", "the double"))
+    return Remote(handle, name="generator 0", client="c", slots=(0,), node="n", timeout=20.0)
+
+
+class TestRemote(GeneratorContract):
+    """The wire keeps the contract of what is behind it."""
+
+
+async def test_close(generator):
+    await check_close(generator)
+
+
+async def test_calls_of_one_turn_travel_together_and_one_call_brings_all_home(generator):
+    await asyncio.gather(*(answers(generator, requests(4, max_tokens=3)) for _ in range(5)))
+    assert set(generator._actor.calls) == {"drain"} and len(generator._actor.calls) <= 2
+
+
+async def test_a_cancelled_caller_ends_its_requests_and_no_others(generator):
+    mine, others = requests(2, max_tokens=LONG), requests(1, max_tokens=LONG)
+    task, other = (asyncio.create_task(answers(generator, wanted)) for wanted in (mine, others))
+    await until_sampled(generator, 20)
+    task.cancel()
+    await asyncio.wait([task])
+    while (await generator.pulse()).running > 1:
+        await asyncio.sleep(0.001)
+    assert [len(c.tokens) for c in await other] == [LONG]
+
+
+async def test_a_failure_names_the_generator(generator):
+    with pytest.raises(BackendError, match=r"generator 0: BackendError: .*context"):
+        await answers(generator, requests(1, length=512))
+
+
+class Adder:
+    """A rank whose loss is the sum of all tokens it is given."""
+
+    def __init__(self, config: Config, *, rank: int, world_size: int, address: str, port: int) -> None:
+        self.dp_rank, self.dp_size = rank, world_size
+
+    def start(self) -> None: ...
+
+    def update(self, shares: Sequence[Share]) -> UpdateReport:
+        total = sum(int(s.tokens.sum()) for share in shares for u in share.updates for m in u for s in m)
+        return UpdateReport(loss=float(total), grad_norm=0.0, learning_rate=float(len(shares)))
+
+
+def share(rank: int, controller: int, senders: tuple[int, ...], value: int) -> Share:
+    zeros = np.zeros(4, dtype=np.float32)
+    sample = Sample(
+        key=SampleKey(controller, 0),
+        tokens=np.full(4, value, dtype=np.int32),
+        loss_mask=zeros == 0,
+        rollout_logprobs=zeros,
+    )
+    return Share(
+        step=7,
+        rank=rank,
+        controller=controller,
+        senders=senders,
+        updates=(((sample,),),),
+        denominators=(Denominator(tokens=8, sequences=2),),
+    )
+
+
+@pytest.fixture
+async def ranks(monkeypatch):
+    monkeypatch.setattr(rank_module, "settle", lambda process: None)
+    monkeypatch.setattr(rank_module, "load", lambda backend: Adder)
+    monkeypatch.setattr(rank_module.ray, "put", lambda value: value)
+    handles = []
+    for number in range(3):
+        actor = RankActor(PROCESS, CONFIG, "the adder", rank=number, world_size=3)
+        await actor.start("", 0, token=None, weights_dir="")
+        # Ranks 1 and 2 are the two shards of replica 1.
+        handles.append(RankHandle(actor=Handle(actor), name=f"rank {number}", node="n", dp_rank=min(number, 1)))
+    return handles
+
+
+def trainer(ranks: list[RankHandle]) -> RemoteTrainer:
+    return RemoteTrainer(ranks, weights_kind="shm", timeout=5.0)
+
+
+async def test_a_rank_waits_for_its_senders_only_and_all_shards_of_a_replica_get_the_share(ranks):
+    """Controller 0 sends 1s to both replicas, controller 2 sends 5s to replica 1 alone: 4 tokens each."""
+    first, second, nothing = await asyncio.gather(
+        trainer(ranks).update([share(0, 0, (0,), 1), share(1, 0, (0, 2), 1)]),
+        trainer(ranks).update([share(1, 2, (0, 2), 5)]),
+        trainer(ranks).update([]),
+    )
+    assert first.loss == 4.0 and second.loss == 4.0 + 20.0 and nothing is None
+    assert second.learning_rate == 2.0, "two shares"
+    assert [handle.actor.calls.count("update") for handle in ranks] == [1, 2, 2]
+
+
+async def test_a_rank_names_the_controllers_whose_shares_did_not_come(ranks):
+    with pytest.raises(WaitTimeout, match=r"rank 0 waited in step 7 for the shares of controllers \[1, 4\]"):
+        await trainer(ranks).update([share(0, 0, (0, 1, 4), 1)])
