@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from yatt.controller.fleet import Fleet
-from yatt.controller.router import PULSE_DEADLINE, WATCH_SECONDS, Router, continued, joined, slow_ones
+from yatt.controller.router import PULSE_DEADLINE, WATCH_SECONDS, Pace, Router, continued, joined, slow_ones
 from yatt.errors import BackendError, ProcessDied, WaitTimeout
 from yatt.types import Completion, Pulse, Request, SampleKey, SamplingParams, Span
 
@@ -294,12 +294,19 @@ def test_slow_takes_few_tokens_in_all_and_per_request():
     def pulses(**after):  # name -> (running, tokens); all began at 0 tokens
         return {n: (Pulse(running=r, tokens=0), Pulse(running=r, tokens=t)) for n, (r, t) in after.items()}
 
-    assert slow_ones(pulses(a=(8, 100), b=(8, 1000), c=(8, 1000))) == ["a"]
-    assert slow_ones(pulses(a=(1, 100), b=(8, 1000), c=(8, 1000))) == []  # few requests left, each as fast
-    assert slow_ones(pulses(a=(64, 1000), b=(8, 1000), c=(8, 1000))) == []  # a large batch
-    assert slow_ones(pulses(a=(8, 0), b=(0, 1000))) == []  # nobody to compare with
-    assert slow_ones(pulses(a=(8, 250), b=(8, 1000))) == []  # a quarter is not under a quarter
-    assert slow_ones(pulses(a=(8, 249), b=(8, 1000))) == ["a"]
+    def slow(usual=None, **after):
+        return slow_ones(pulses(**after), usual)[0]
+
+    assert slow(a=(8, 100), b=(8, 1000), c=(8, 1000)) == ["a"]
+    assert slow(a=(1, 100), b=(8, 1000), c=(8, 1000)) == []  # few requests left, each as fast
+    assert slow(a=(64, 1000), b=(8, 1000), c=(8, 1000)) == []  # a large batch
+    assert slow(a=(8, 250), b=(8, 1000)) == []  # a quarter is not under a quarter
+    assert slow(a=(8, 249), b=(8, 1000)) == ["a"]
+    assert slow(a=(8, 0), b=(0, 1000)) == []  # nobody to compare with ...
+    usual = Pace(total=1000, each=125)
+    assert slow(usual, a=(8, 0), b=(0, 1000)) == ["a"]  # ... but what was usual before
+    assert slow(usual, a=(1, 40)) == [] and slow(usual, a=(1, 30)) == ["a"]
+    assert slow_ones(pulses(a=(8, 100), b=(8, 1000)), usual)[1] == Pace(total=1000, each=125)
 
 
 def test_a_request_goes_on_after_what_was_drawn_and_the_parts_are_joined():

@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,13 @@ class _Call:
     number: int
     pending: dict[SampleKey, Request]
     inbox: Inbox
+
+
+class Pace(NamedTuple):
+    """Tokens between two looks."""
+
+    total: float
+    each: float  # per running request
 
 
 @dataclass(slots=True, eq=False)
@@ -237,6 +245,7 @@ class Router:
     async def _watch(self) -> None:
         """While anything runs, look for generators that are slow or gone."""
         before: dict[int, Pulse] = {}
+        usual: Pace | None = None
         while self._calls:
             await self._clock.sleep(WATCH_SECONDS)
             try:
@@ -248,35 +257,38 @@ class Router:
             for call, task in list(self._calls.items()):
                 if not self._fleet.up[call.number]:
                     task.cancel()
-            slow = slow_ones({n: (before[n], pulses[n]) for n in pulses if n in before})
+            slow, usual = slow_ones({n: (before[n], pulses[n]) for n in pulses if n in before}, usual)
             self._pace[list(pulses)] = 1.0
             self._pace[slow] = 1 / SLOW
-            keys = {key for call in self._calls if call.number in slow for key in call.pending}
-            self._moving |= keys
-            await self._end(keys)
+            if self._fleet.alive > 1:
+                keys = {key for call in self._calls if call.number in slow for key in call.pending}
+                self._moving |= keys
+                await self._end(keys)
             before = pulses
 
     @staticmethod
     async def _pulse(number: int, generator: PlacedGenerator) -> Pulse:
         try:
-            return await asyncio.wait_for(generator.pulse(), PULSE_DEADLINE)
+            async with asyncio.timeout(PULSE_DEADLINE):
+                return await generator.pulse()
         except TimeoutError:
             raise ProcessDied(f"generator {number} gave no sign of life for {PULSE_DEADLINE:g} s") from None
 
 
-def slow_ones(pulses: dict[int, tuple[Pulse, Pulse]]) -> list[int]:
-    """Those whose tokens since the last look are few against the median of all busy ones, in all and per request.
+def slow_ones(pulses: dict[int, tuple[Pulse, Pulse]], usual: Pace | None) -> tuple[list[int], Pace | None]:
+    """Those whose tokens since the last look are few against the median of all busy ones, in all and per request; and
+    those medians. Where only one is busy, it is held to the medians of before, `usual`.
 
     Few in all alone may be a generator with a few requests left, few per request one with a large batch.
     """
-    total = {
-        n: after.tokens - before.tokens for n, (before, after) in pulses.items() if before.running and after.running
-    }
-    each = {n: total[n] / max(pulses[n][0].running, pulses[n][1].running) for n in total}
-    if len(total) < 2:
-        return []
-    usual, usual_each = statistics.median_high(total.values()), statistics.median_high(each.values())
-    return [n for n in total if SLOW * total[n] < usual and SLOW * each[n] < usual_each]
+    busy = {n: (before, after) for n, (before, after) in pulses.items() if before.running and after.running}
+    total = {n: after.tokens - before.tokens for n, (before, after) in busy.items()}
+    each = {n: total[n] / max(before.running, after.running) for n, (before, after) in busy.items()}
+    if len(busy) > 1:
+        usual = Pace(statistics.median_high(total.values()), statistics.median_high(each.values()))
+    if usual is None:
+        return [], None
+    return [n for n in busy if SLOW * total[n] < usual.total and SLOW * each[n] < usual.each], usual
 
 
 def continued(request: Request, done: Completion) -> Request:
