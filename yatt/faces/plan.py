@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from yatt.faces.rundir import RunDirectory
 from yatt.simulation.calibrate import UNSEEN, Fit, calibrate, from_file, to_file
 from yatt.simulation.costs import Costs, Lengths, Workload, from_shape
 from yatt.simulation.simulate import SimulationReport, simulate
+from yatt.simulation.world import Witness
+from yatt.types import StepReport
 
 NODE = 8
 """Devices per controller where neither the command nor the config says how many controllers there are."""
@@ -51,13 +54,18 @@ def plan(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("simulating", total=len(counts))
         for count in counts:
+            task = progress.add_task(f"{count} devices", total=steps)
             report = simulate(
-                _at(config, held[count]), costs, devices=count, controllers=held[count], steps=steps, seed=seed
+                _at(config, held[count]),
+                costs,
+                devices=count,
+                controllers=held[count],
+                steps=steps,
+                seed=seed,
+                witness=Ticker(partial(progress.advance, task)),
             )
             modes[count] = summary(report)
-            progress.advance(task)
     plans = [{"devices": count, "controllers": held[count], "modes": {"colocated": modes[count]}} for count in counts]
     head = {"costs": costs.source, "calibrated": config.plan.calibration is not None, "steps": steps, "seed": seed}
     head["workload"] = asdict(costs.workload)
@@ -66,6 +74,16 @@ def plan(
     else:
         _show(head, plans)
     return 0
+
+
+class Ticker(Witness):
+    """Tells of each simulated step as it ends."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        self._tick = tick
+
+    def reported(self, report: StepReport) -> None:
+        self._tick()
 
 
 def summary(report: SimulationReport) -> dict[str, Any]:
