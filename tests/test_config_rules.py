@@ -52,11 +52,14 @@ def refused(config):
 
 
 SFT = ("algorithm.name=sft", "reward.function=null")
+JUDGE = 'reward.models.j={url: "http://x/v1", model: m, parser: number, template: "{question} {response}"}'
 
 
 def test_what_breaks_no_rule_passes(settings, tiny):
     assert check(settings(tiny)) == []
     assert check(settings(tiny, *SFT, "rollout.max_tokens=4096")) == []
+    assert check(settings(tiny, JUDGE, 'reward.models.j.template={"score": {response}} {}')) == []
+    assert check(settings(tiny, JUDGE, "reward.function=null")) == []
 
 
 BROKEN = """
@@ -118,6 +121,22 @@ reward.functions.a.function=x:y
     reward.function=exact_match and reward.functions are both set; keep one of them
 reward.function=no/such.py:f
     reward.function=no/such.py:f: no such file, from
+JUDGE | reward.models.j.template=Is it right?
+    reward.models.j.template='Is it right?' has no {response}; put it where the response goes
+JUDGE | reward.models.j.template={response} {anwser}
+    reward.models.j.template names {anwser}, which is no field; did you mean {answer}?
+JUDGE | reward.models.j.template={response} {x}
+    reward.models.j.template names {x}, which is no field; use {question}, {response}, {answer}
+JUDGE | reward.models.j.parser=no/such.py:f
+    reward.models.j.parser=no/such.py:f: no such file, from
+JUDGE | reward.models.j.key_env=NO_SUCH_KEY
+    reward.models.j.key_env=NO_SUCH_KEY: the environment has no such variable; export it, or unset the setting
+JUDGE | reward.models.j.judgements=2 | reward.models.j.temperature=0
+    reward.models.j.judgements=2 are all the same at reward.models.j.temperature=0; use 1, or a temperature of 1
+JUDGE | reward.function=null | reward.functions.j.function=x:y
+    reward.models.j has the name of a function's reward; give it another
+SFT | JUDGE
+    reward.models.j has no meaning for algorithm.name=sft; unset it
 data.path=null
     data.path and data.tasks are not set; set one of them
 data.tasks=[{name: chain_sum}]
@@ -143,13 +162,13 @@ model.reference=no/such
 model.path=no/such
     model.path=no/such: no such folder; name a Hugging Face model folder
 """
-"""Words, then how the one line of the error begins. SFT stands for the words of `SFT`."""
+"""Words, then how the one line of the error begins. SFT and JUDGE stand for the words of those names."""
 
 
 def broken():
     lines = BROKEN.strip().splitlines()
     for words, said in zip(lines[::2], lines[1::2], strict=True):
-        yield words.replace("SFT", " | ".join(SFT)).split(" | "), said.strip()
+        yield words.replace("SFT", " | ".join(SFT)).replace("JUDGE", JUDGE).split(" | "), said.strip()
 
 
 @pytest.mark.parametrize(("words", "said"), list(broken()))

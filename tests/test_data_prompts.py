@@ -43,19 +43,22 @@ def ids(tokenizer, text):
 
 def test_text_goes_through_the_template(tokenizer):
     prompt = encode(tokenizer, {"prompt": "1+1", "answer": "2"})
-    assert prompt.text == "user: 1+1\nassistant: "
+    assert prompt.text == "user: 1+1\nassistant: " and prompt.question == "1+1"
     assert prompt.tokens.tolist() == ids(tokenizer, prompt.text) and prompt.tokens.dtype == np.int32
     assert (prompt.uid, prompt.row, prompt.answer, prompt.metadata, prompt.media) == (7, 3, "2", {}, ())
 
 
 def test_messages_go_through_the_template(tokenizer):
-    assert encode(tokenizer, {"prompt": CHAT}).text == "user: hi\nassistant: yo\nuser: 1+1\nassistant: "
+    prompt = encode(tokenizer, {"prompt": CHAT})
+    assert prompt.text == "user: hi\nassistant: yo\nuser: 1+1\nassistant: "
+    assert prompt.question == "user: hi\n\nassistant: yo\n\nuser: 1+1"
 
 
 def test_the_system_prompt_opens_chats_that_have_none(tokenizer):
     assert encode(tokenizer, {"prompt": "1"}, system_prompt="add").text == "system: add\nuser: 1\nassistant: "
     own = [{"role": "system", "content": "mul"}, {"role": "user", "content": "1"}]
-    assert encode(tokenizer, {"prompt": own}, system_prompt="add").text == "system: mul\nuser: 1\nassistant: "
+    prompt = encode(tokenizer, {"prompt": own}, system_prompt="add")
+    assert prompt.text == "system: mul\nuser: 1\nassistant: " and prompt.question == "1"
 
 
 def test_text_without_a_template_stands_as_it_is(tokenizer, plain):

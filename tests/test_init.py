@@ -65,6 +65,7 @@ def test_uncommenting_everything_gives_the_defaults() -> None:
     values = yaml.safe_load("\n".join(re.sub(r"^( *)# ", r"\1", line) for line in lines))
     plain = Config(model=ModelConfig(path="m"), train=TrainConfig(steps=1, batch_size=2)).model_dump(mode="json")
     assert plain["data"].pop("tasks") == [] and plain["reward"].pop("functions") == {}
+    assert plain["reward"].pop("models") == {}
     assert Config.model_validate(values) == Config.model_validate(plain)
 
 

@@ -44,6 +44,7 @@ LATE_IMPORTS = {
     "yatt/generation/vllm.py",  # the engine itself
     "yatt/data/rows.py",  # datasets and pyarrow
     "yatt/data/source.py",  # reasoning-gym
+    "yatt/reward/mixed.py",  # openai
 }
 
 

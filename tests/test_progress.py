@@ -5,7 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from yatt.config.load import load_config
 from yatt.faces.progress import Progress
+from yatt.faces.rundir import RunDirectory
+from yatt.faces.train import RunJournal
+from yatt.types import RolloutCounts, StepReport, UpdateReport
 
 
 class Clock:
@@ -128,3 +132,26 @@ def test_signs_the_output_cannot_show_are_replaced():
     with Progress(1, console=console) as progress:
         progress.note("naïve ✓")
     assert raw.getvalue() == b"na?ve ?\n"
+
+
+def test_a_step_without_any_reward_is_said(tmp_path):
+    progress, out, _ = make(4)
+    words = ["model.path=m", "train.steps=4", "train.batch_size=2", f"run.dir={tmp_path}", "log.trackers=[]"]
+    journal = RunJournal(load_config(None, words), RunDirectory(tmp_path).create(), progress)
+
+    def step(number, **counts):
+        journal.step(
+            StepReport(
+                step=number, epoch=0.0, policy_version=number, controllers=1, phases={}, spans=(), seconds=1.0,
+                counts=RolloutCounts(groups=2, responses=4, **counts),
+                update=UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0),
+            ), None, (),
+        )  # fmt: skip
+
+    with progress:
+        step(1, scored=1, reward_failures=3)
+        step(2, scored=0, reward_failures=3, reward_timeouts=1)
+    warnings = [line for line in out.getvalue().splitlines() if "no reward" in line]
+    assert warnings == [
+        "warning: step 2: no reward could be given (3 failed, 1 timed out); why is in log/controller-*.log"
+    ]

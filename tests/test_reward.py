@@ -271,7 +271,7 @@ def test_the_check_passes_what_may_work(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reference", "complaint"),
     [
-        ("exact_mtch", r"no built-in reward \(did you mean 'exact_match'\?\)"),
+        ("exact_mtch", r"is not built in \(did you mean 'exact_match'\?\)"),
         ("/nowhere/mine.py:f", "there is no file /nowhere/mine.py"),
         ("no_such_package.rewards:f", "No module named 'no_such_package'"),
     ],

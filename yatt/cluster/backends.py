@@ -17,7 +17,7 @@ class Backends:
 
     generator: str
     trainer: str = "yatt.training.megatron.rank:MegatronRank"
-    scorer: str = "yatt.reward.pool:FunctionScorer"
+    scorer: str = "yatt.reward.mixed:open_scorer"
     tokenizer: str = "yatt.data.prompts:load_tokenizer"
 
 

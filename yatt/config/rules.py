@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
+from yatt.config.judges import judge_mistakes
 from yatt.config.schema import AlgorithmConfig, Config, RolloutConfig
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
@@ -293,15 +294,20 @@ def _reward(case: Case) -> Iterator[str]:
         if functions:
             yield f"reward.function={reward.function} and reward.functions are both set; keep one of them"
         functions["reward.function"] = reward.function
-    if case.sft and functions:
-        yield f"{next(iter(functions))} has no meaning for algorithm.name=sft; unset it"
-    if not case.sft and not functions:
+    rewards = [*functions, *(f"reward.models.{name}" for name in reward.models)]
+    if case.sft and rewards:
+        yield f"{rewards[0]} has no meaning for algorithm.name=sft; unset it"
+    if not case.sft and not rewards:
         fitting = "reasoning_gym" if tasks else "FILE.py:NAME, package.module:NAME or a built-in"
         yield f"reward.function is not set; set it to {fitting}"
     for setting, name in functions.items():
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not os.path.isfile(file):
             yield f"{setting}={name}: no such file, from {os.getcwd()}"
+    for name, judge in reward.models.items():
+        if name in (reward.functions if reward.function is None else ("reward",)):
+            yield f"reward.models.{name} has the name of a function's reward; give it another"
+        yield from judge_mistakes(name, judge)
 
 
 def _devices(case: Case) -> Iterator[str]:

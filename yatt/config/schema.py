@@ -100,9 +100,30 @@ class RewardFunctionConfig(Section):
     arguments: dict[str, Any] = Field(default_factory=dict, description="Extra keyword arguments.")
 
 
+class JudgeConfig(Section):
+    """A generative judge behind an OpenAI-compatible chat endpoint."""
+
+    url: str = Field(..., pattern="^https?://", description="Address of the endpoint; most end in /v1.")
+    model: str = Field(..., description="The judge's name there.")
+    key_env: str | None = Field(None, description="Environment variable with the key, on every controller's machine.")
+    template: str = Field(..., description="What the judge reads, with {question}, {response}, {answer} filled in.")
+    parser: str = Field(
+        ...,
+        description="verdict:WORD=NUMBER,..., number, number:LOW..HIGH, json:FIELD, or FILE.py:NAME (text -> number).",
+    )
+    weight: float = Field(1.0, description="Weight in the sum of all rewards.")
+    judgements: int = Field(1, ge=1, description="Judgements of one response, averaged.")
+    retries: int = Field(2, ge=0, description="How often an answer without a verdict is asked for again.")
+    temperature: float = Field(1.0, ge=0, description="Sampling temperature of the judge.")
+    max_tokens: int = Field(1024, ge=1, description="Longest answer of the judge; one cut off has no verdict.")
+    concurrency: int = Field(32, ge=1, description="Requests under way per controller.")
+    timeout: float = Field(60.0, gt=0, description="Seconds for one answer, with the pauses of a busy endpoint.")
+
+
 class RewardConfig(Section):
-    function: str | None = Field(None, description="The only reward: FILE.py:NAME, package.module:NAME or a built-in.")
+    function: str | None = Field(None, description="The only rule: FILE.py:NAME, package.module:NAME or a built-in.")
     functions: dict[str, RewardFunctionConfig] = Field(default_factory=dict, description="Several, named and weighted.")
+    models: dict[str, JudgeConfig] = Field(default_factory=dict, description="Judges, named and weighted.")
     timeout: float = Field(10.0, gt=0, description="Seconds for one trajectory before its worker is killed.")
     workers: int = Field(1, ge=1, description="Worker processes per controller.")
 

@@ -58,6 +58,7 @@ class PromptEncoder:
             row=index,
             text=text,
             tokens=tokens,
+            question=_question(row[self._data.prompt_key]),
             answer=self._answer(row),
             metadata=self._metadata(row),
             media=self._media(row),
@@ -196,6 +197,14 @@ def _messages(prompt: Any) -> Messages:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise BadRow(f"message {number} has no text under 'role' and 'content'")
     return prompt
+
+
+def _question(prompt: Any) -> str:
+    """What a judge is told was asked: the text, the only message, or the turns of a talk; no system message."""
+    turns = [message for message in _messages(prompt) if message["role"] != "system"]
+    if len(turns) == 1:
+        return str(turns[0]["content"])
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def _names(row: Row) -> str:

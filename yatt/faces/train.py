@@ -30,7 +30,7 @@ from yatt.faces.rundir import RunDirectory
 from yatt.faces.trackers import Trackers
 from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
-from yatt.reward.pool import check_reward
+from yatt.reward.mixed import check_rewards as try_rewards
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
 from yatt.types import EvaluationReport, PhaseSpan, StepReport
@@ -181,6 +181,11 @@ class RunJournal:
                 f"step {report.step} trains on {counts.groups} of {batch} groups: {counts.groups_dropped} were dropped "
                 f"and rollout.max_refills={self._config.rollout.max_refills} allows no more prompts"
             )
+        if counts is not None and counts.responses and not counts.scored:
+            yield (
+                f"step {report.step}: no reward could be given ({counts.reward_failures} failed, "
+                f"{counts.reward_timeouts} timed out); why is in log/controller-*.log"
+            )
         if report.generators < self._generators:
             yield f"going on with {report.generators} generator(s): one died; its last words are in log/generator-*.log"
         self._generators = report.generators
@@ -205,8 +210,8 @@ class RunJournal:
 
 
 def check_rewards(config: Config) -> None:
-    """Call every reward function once, in a process of its own, on the first row and an empty response, and look the
-    filter up. Raises ConfigError before anything else has started."""
+    """Call every reward function once, in a process of its own, on the first row and an empty response, ask every
+    judge's endpoint for a word, and look the filter up. Raises ConfigError before anything else has started."""
     if config.algorithm.name == "sft":
         return
     load_filter(config.rollout)
@@ -216,7 +221,7 @@ def check_rewards(config: Config) -> None:
     for row in range(len(source)):
         with suppress(DataError):
             prompt = encode(source.row(row), row, row)
-            check_reward(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
+            try_rewards(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
             return
 
 

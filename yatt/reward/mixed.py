@@ -1,0 +1,95 @@
+"""All of a run's rewards as one scorer: functions, and judges beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from yatt.config.judges import FIELD
+from yatt.config.schema import JudgeConfig, RewardConfig
+from yatt.errors import ConfigError
+from yatt.reward.function import Item
+from yatt.reward.judge import JudgeScorer
+from yatt.reward.parsers import load_parser
+from yatt.reward.pool import FunctionScorer, check_reward
+from yatt.types import Score, Trajectory
+
+if TYPE_CHECKING:
+    from yatt.reward.remote import RemoteAsker
+
+Part = FunctionScorer | JudgeScorer
+FAILURES_SHOWN = 3
+_log = logging.getLogger(__name__)
+
+
+def open_scorer(config: RewardConfig) -> MixedScorer:
+    """What scores a run: to be started, and closed. Raises ConfigError for what no scorer can be made of."""
+    weighted: list[tuple[float, Part]] = [(1.0, FunctionScorer(config))] if _has_functions(config) else []
+    for name, judge in config.models.items():
+        weighted.append((judge.weight, JudgeScorer(name, judge, _asker(name, judge))))
+    return MixedScorer(weighted)
+
+
+def check_rewards(config: RewardConfig, probe: Item) -> None:
+    """Try each function and each judge once. Raises ConfigError naming what is wrong. Waits for each endpoint a few
+    seconds."""
+    if _has_functions(config):
+        check_reward(config, probe)
+    for name, judge in config.models.items():
+        at = f"reward.models.{name}"
+        load_parser(judge.parser, f"{at}.parser")
+        if probe.answer is None and "answer" in FIELD.findall(judge.template):
+            raise ConfigError(f"{at}.template names {{answer}}, but the first row has none; set data.answer_key")
+        asyncio.run(_asker(name, judge).probe())
+
+
+class MixedScorer:
+    """Implements `yatt.protocols.Scorer` with several scorers, each with its weight, that work at the same time. The
+    first failures are logged: a failed score may be seen nowhere else."""
+
+    def __init__(self, weighted: Sequence[tuple[float, Part]]) -> None:
+        self._weights = [weight for weight, _ in weighted]
+        self._scorers = [scorer for _, scorer in weighted]
+        self._failures = 0
+
+    async def start(self) -> None:
+        """Waits for all. Raises what the first of them raises; then it is to be closed."""
+        await asyncio.gather(*(scorer.start() for scorer in self._scorers))
+
+    async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
+        """Waits for the slowest of them."""
+        columns = await asyncio.gather(*(scorer.score(trajectories) for scorer in self._scorers))
+        mixed = [mix(self._weights, scores) for scores in zip(*columns, strict=True)]
+        for score in mixed:
+            if score.status != "ok" and self._failures < FAILURES_SHOWN:
+                self._failures += 1
+                _log.warning(f"a reward {score.status.replace('_', ' ')}: {score.detail}")
+        return mixed
+
+    async def close(self) -> None:
+        await asyncio.gather(*(scorer.close() for scorer in self._scorers))
+
+
+def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
+    """The weighted sum of the values, with all parts. One that is not ok has the sum with it: failed before timed out,
+    and the details say which."""
+    parts = {name: value for score in scores for name, value in score.parts.items()}
+    values = [weight * s.value for weight, s in zip(weights, scores, strict=True) if s.value is not None]
+    if len(values) == len(scores):
+        return Score(status="ok", value=sum(values), parts=parts)
+    bad = [score for score in scores if score.status != "ok"]
+    status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
+    return Score(status=status, parts=parts, detail="; ".join(score.detail for score in bad))
+
+
+def _has_functions(config: RewardConfig) -> bool:
+    """Or nothing at all, which is for the functions to complain of."""
+    return config.function is not None or bool(config.functions) or not config.models
+
+
+def _asker(name: str, judge: JudgeConfig) -> RemoteAsker:
+    from yatt.reward.remote import RemoteAsker  # noqa: PLC0415 (its client takes a second to import)
+
+    return RemoteAsker(name, judge)
