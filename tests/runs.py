@@ -9,7 +9,8 @@ import yaml
 
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.rundir import RunDirectory
-from yatt.types import EvaluationReport, RolloutCounts, StepReport, UpdateReport
+from yatt.histogram import histogram
+from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 HTML = "\u2028<script>document.title='broken'</script> & \"quotes\" </pre>"
 
@@ -25,18 +26,57 @@ def fake_run(path: Path, *, steps: int, sft: bool = False, every: int = 0, failu
     if not sft:
         run.append_metrics(first_row(_evaluation(0.0), controllers=2, phases={"evaluate": 2.0}))
         _samples(run, "eval-0", 0.0, rng)
-    lines = []
+    lines, now = [], 1_000_000.0
     for step in range(1, steps + 1):
         done = 1 / (1 + math.exp(-10 * (step / steps - 0.45)))
         evaluated = not sft and (step == steps or (every and step % every == 0))
         report = _sft_report(step, steps, rng) if sft else _rl_report(step, steps, done, rng, failures)
         lines.append(json.dumps(metrics_row(report, evaluation=_evaluation(done) if evaluated else None)))
+        if not sft and steps <= 100:
+            run.append_spans(step, spans(now, report.phases, report.counts))
+            now += report.seconds + 0.05 + 2.0 * evaluated
         if not sft and step in (1, steps):
             _samples(run, f"step-{step}", done, rng)
             _samples(run, f"eval-{step}", done, rng)
     with open(run.metrics, "a") as out:
         out.write("\n".join(lines) + "\n")
     return run
+
+
+def spans(start, phases, counts, slots=2):
+    """What two controllers, and an engine and a rank on each slot, do in a colocated step: slot 1 samples for 0.9 of
+    the rollout, slot 0 for 0.8 of it; ranks update for 0.8 of the training."""
+    found, at = [], {}
+    for name, seconds in phases.items():
+        at[name] = start
+        for actor in ("controller 0", "controller 1"):
+            found.append(PhaseSpan(name=name, actor=actor, start=start, stop=start + seconds))
+        start += seconds
+
+    def add(actor, role, slot, name, phase, begin, end, **numbers):
+        times = {"start": at[phase] + begin * phases[phase], "stop": at[phase] + end * phases[phase]}
+        found.append(PhaseSpan(name=name, actor=f"{actor} {slot}", role=role, slots=(slot,), counts=numbers, **times))
+
+    for slot in range(slots):
+        requests, tokens = counts.responses // slots, counts.response_tokens // slots
+        add("generator", "policy", slot, "wake", "rollout", 0.0, 0.05)
+        add(
+            "generator",
+            "policy",
+            slot,
+            "sample",
+            "rollout",
+            0.05,
+            0.85 + 0.1 * (slot % 2),
+            requests=requests,
+            tokens=tokens,
+        )
+        add("generator", "policy", slot, "sleep", "train", 0.0, 0.05)
+        add("rank", "trainer", slot, "onload", "train", 0.05, 0.1)
+        add("rank", "trainer", slot, "update", "train", 0.15, 0.95, samples=requests, tokens=tokens)
+        add("rank", "trainer", slot, "export", "sync", 0.0, 0.4)
+        add("generator", "policy", slot, "load", "sync", 0.4, 0.9)
+    return found
 
 
 def _rl_report(step, steps, done, rng, failures):
@@ -50,6 +90,7 @@ def _rl_report(step, steps, done, rng, failures):
         truncated=int(4 * rng.random()), response_tokens=int(lengths * responses), prompt_tokens=3000,
         reward_sum=right, reward_square_sum=right, longest_response=int(lengths + 12 + 8 * rng.random()),
         part_sums={"correct": right, "worked": (0.39 + 0.6 * done) * responses},
+        response_lengths=histogram(int(lengths) + k for k in range(-9, 10)),
     )  # fmt: skip
     update = UpdateReport(
         loss=0.02 * rng.gauss(0, 1), grad_norm=0.6 + 0.3 * rng.random(), learning_rate=3e-4 * min(1, step / 3),

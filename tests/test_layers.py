@@ -21,6 +21,7 @@ LAYERS = {
     "yatt.errors": 0,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
+    "yatt.histogram": 1,
     "yatt.placement": 1,
     "yatt.protocols": 2,
     "yatt.generation": 3,

@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.runs import HTML, fake_run
+from tests.runs import HTML, fake_run, spans
 from yatt.errors import ConfigError
 from yatt.faces.chart import LEFT, MOST_POINTS, RIGHT, Series, line_chart, number, stacked_chart
+from yatt.faces.gantt import devices
 from yatt.faces.report import write_report
+from yatt.types import PhaseSpan, RolloutCounts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "br", "circle", "path", "line"}
@@ -20,6 +22,7 @@ CURVES = {
     "Accuracy on held-out prompts", "Reward, and one standard deviation", "Parts of the reward", "Time per step",
     "Response length", "Throughput", "Loss", "Gradient norm", "Entropy", "KL divergence", "Train / rollout gap",
     "Learning rate", "Clipped tokens", "Responses cut off", "Groups not trained on", "Refills, failed rewards",
+    "Idle share, mean over slots",
 }  # fmt: skip
 
 
@@ -45,6 +48,8 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.handle_endtag(tag)
 
     def handle_endtag(self, tag):
         assert self.open and self.open.pop() == tag, f"</{tag}> closes {self.open[-3:]}"
@@ -145,6 +150,40 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         write_report(tmp_path)
 
 
+def test_devices_by_hand():
+    """A step of 10 s; the engine samples for 6 s of it and sleeps for 1, the rank updates for 2."""
+    on = {"slots": (0,)}
+    policy, trainer = {"actor": "generator 0", "role": "policy"} | on, {"actor": "rank 0", "role": "trainer"} | on
+    spans = [
+        PhaseSpan(name="rollout", actor="controller 0", start=100.0, stop=107.0),
+        PhaseSpan(name="train", actor="controller 0", start=107.0, stop=110.0),
+        PhaseSpan(name="evaluate", actor="driver", start=110.0, stop=190.0),
+        PhaseSpan(name="sample", start=90.0, stop=106.0, counts={"requests": 4}, **policy),
+        PhaseSpan(name="sleep", start=107.0, stop=108.0, **policy),
+        PhaseSpan(name="update", start=107.5, stop=109.5, **trainer),
+    ]
+    html = devices({0: [], 3: spans})
+    page = Page(html)
+    # policy 7 of 10 s, trainer 2 of 10; somebody in [100, 106] and [107, 109.5]: 8.5 of 10
+    assert [t for t in page.texts if t.endswith("%")][:3] == ["30.0%", "80.0%", "15.0%"]
+    assert "Step 3" in page.texts and "generator 0: sample\n6 s from 0 s\n4 requests" in page.texts
+    bars = re.findall(r'x="([\d.]+)%" width="([\d.]+)%"[^>]*fill="var\(--c(\d)', html)
+    assert bars == [
+        ("0.000", "70.000", "0"), ("70.000", "30.000", "1"), ("0.000", "60.000", "0"), ("70.000", "10.000", "3"),
+        ("75.000", "20.000", "1"),
+    ]  # fmt: skip
+    assert devices({}) == devices({3: spans[:3]}) == ""
+
+
+def test_many_slots_are_drawn_in_part_and_counted_in_full():
+    counts, phases = RolloutCounts(responses=40, response_tokens=400), dict.fromkeys(("rollout", "train", "sync"), 1.0)
+    html = devices({step: spans(10.0 * step, phases, counts, slots=20) for step in range(9)})
+    page = Page(html)
+    assert "16 of 20 slots are drawn; means are over all." in page.texts
+    assert "Steps 0 and 1" in page.texts and "Steps 7 and 8" in page.texts
+    assert "slot 15 policy" in page.texts and "slot 16 policy" not in page.texts
+
+
 def test_line_heights_by_hand():
     svg = line_chart("t", "u", [Series(name="a", points=[(0, 0.25), (4, 0.5)])], share=True)
     assert 'd="M46.0,143.0L386.0,104.0"' in svg
@@ -166,12 +205,16 @@ def test_constant_and_negative_values_have_axes():
 
 HARNESS = """<body><iframe id=f style="width:WIDTHpx;height:900px" src="PAGE"></iframe><script>
 f.onload = () => {
-  const w = f.contentWindow, d = w.document, svgs = [...d.querySelectorAll('svg')], svg = svgs[0];
+  const w = f.contentWindow, d = w.document, svgs = [...d.querySelectorAll('svg[data-hover]')], svg = svgs[0];
+  const lanes = [...d.querySelectorAll('.gantt')].map(figure => ({
+    labels: [...figure.querySelectorAll('li')].map(li => li.textContent).slice(5),
+    bars: [...figure.querySelectorAll('rect:not(.idle)')].length,
+    label: parseFloat(w.getComputedStyle(figure.querySelector('text')).fontSize)}));
   const box = svg.getBoundingClientRect();
   svg.dispatchEvent(new w.PointerEvent('pointermove', {clientX: box.right - 14, clientY: box.top + 50}));
   const inside = svgs.every(s => { const r = s.getBoundingClientRect(); return r.width > 200 && r.height > 90; });
   document.body.textContent = JSON.stringify({
-    title: d.title, charts: svgs.length, inside, overflow: d.documentElement.scrollWidth - w.innerWidth,
+    title: d.title, lanes, charts: svgs.length, inside, overflow: d.documentElement.scrollWidth - w.innerWidth,
     hover: svg.nextElementSibling.textContent, shown: svg.nextElementSibling.style.display,
     smallest: Math.min(...svgs.map(s => 11 * s.getBoundingClientRect().width / 400)),
     fetched: w.performance.getEntriesByType('resource').length,
@@ -194,5 +237,8 @@ def test_a_real_browser_draws_it(tmp_path, width, dark):
     assert found["title"] == "a · YATT" and found["fetched"] == 0
     assert found["charts"] == len(CURVES) and found["inside"] and found["overflow"] <= 0
     assert found["smallest"] >= 8.5  # pixels of an axis label
+    labels = ["loop", "slot 0 policy", "slot 0 trainer", "slot 1 policy", "slot 1 trainer"]
+    # in each of two steps 5 phases of controller 0, and on each of two slots 4 spans of the engine and 3 of the rank
+    assert found["lanes"] == 2 * [{"labels": labels, "bars": 2 * (5 + 2 * 7), "label": 11}]
     assert found["shown"] == "block" and found["hover"] == "step 40\ngreedy  99.6%\nsampled  89.8%"
     assert found["background"] == ("rgb(18, 21, 26)" if dark else "rgb(246, 247, 249)")

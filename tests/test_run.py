@@ -11,6 +11,8 @@ from real_runs import Driver, all_gone, descendants, make_place, rows, wait_for,
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
+from yatt.faces.rundir import RunDirectory
+
 REWARD = '''
 import time
 
@@ -68,6 +70,12 @@ def test_a_run_leaves_everything_needed_to_understand_it(straight):
     for name in ("config.yaml", "timeline.json", "report.html", "checkpoints/step-4/complete.json", "tensorboard"):
         assert (run / name).exists(), name
     assert json.loads((run / "timeline.json").read_text())
+    spans = RunDirectory(run).read_spans()
+    for slot in (0, 1):
+        done = {(span.role, span.name) for span in spans[3] if span.slots == (slot,)}
+        assert done >= {("policy", "sample"), ("policy", "load"), ("trainer", "update"), ("trainer", "export")}
+    assert sum(span.counts["requests"] for span in spans[3] if span.name == "sample") == 8 * 4
+    assert sum(span.counts["samples"] for span in spans[3] if span.name == "update") == table[3]["scored"]
     assert yaml.safe_load((run / "config.yaml").read_text())["rollout"]["temperature"] == 1.0
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from yatt.errors import ConfigError, DataError
+from yatt.faces import timeline
 from yatt.faces.metrics import first_row, metrics_row, overhead
 from yatt.faces.rundir import RunDirectory
 from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
@@ -18,14 +19,23 @@ def run(tmp_path):
     return RunDirectory(tmp_path / "a").create()
 
 
-def span(name, start, stop, actor="controller 0"):
-    return PhaseSpan(name=name, actor=actor, start=start, stop=stop)
+def span(name, start, stop, actor="controller 0", **more):
+    return PhaseSpan(name=name, actor=actor, start=start, stop=stop, **more)
+
+
+def events_of(run):
+    return json.loads(run.timeline.read_text())
+
+
+def steps_in(run):
+    return list(dict.fromkeys(event["args"]["step"] for event in events_of(run) if event["ph"] == "X"))
 
 
 def step_report(**changes):
     counts = RolloutCounts(
         groups=2, groups_dropped=1, refills=1, reward_failures=1, responses=5, scored=4, truncated=2,
         response_tokens=60, reward_sum=2.0, reward_square_sum=2.0, longest_response=20, part_sums={"worked": 3.0},
+        response_lengths={5: 1, 7: 1, 12: 2, 20: 1},
     )  # fmt: skip
     update = UpdateReport(loss=0.1, grad_norm=1.0, learning_rate=1e-3, entropy=0.4, kl=1e-6, trained_tokens=50)
     values = {
@@ -73,21 +83,94 @@ def test_rewind_leaves_one_row_per_step(run):
 
 
 def test_the_timeline_is_a_whole_trace_after_every_append_and_goes_on_after_a_crash(run):
-    run.append_spans([span("rollout", 10.0, 12.5), span("train", 12.5, 13.0, actor="rank 0")])
-    run.append_spans([span("rollout", 14.0, 15.0)])
-    events = json.loads(run.timeline.read_text())
-    threads = {e["args"]["name"]: e["tid"] for e in events if e["name"] == "thread_name"}
-    slices = [(e["name"], e["tid"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
+    on_slot = {"actor": "rank 0", "role": "trainer", "slots": (0,)}
+    run.append_spans(1, [span("rollout", 10.0, 12.5), span("update", 12.5, 13.0, **on_slot, counts={"samples": 8})])
+    run.append_spans(2, [span("rollout", 14.0, 15.0)])
+    run.append_spans(2, [span("update", 15.0, 15.5, **on_slot)])
+    events = events_of(run)
+    threads = {e["args"]["name"]: (e["pid"], e["tid"]) for e in events if e["name"] == "thread_name"}
+    slices = [(e["name"], (e["pid"], e["tid"]), e["ts"], e["dur"]) for e in events if e["ph"] == "X"]
     assert slices == [
         ("rollout", threads["controller 0"], 10_000_000, 2_500_000),
-        ("train", threads["rank 0"], 12_500_000, 500_000),
+        ("update", threads["rank 0"], 12_500_000, 500_000),
         ("rollout", threads["controller 0"], 14_000_000, 1_000_000),
+        ("update", threads["rank 0"], 15_000_000, 500_000),
     ]
+    assert [e["args"] for e in events if e["ph"] == "X"][1] == {"step": 1, "actor": "rank 0", "samples": 8}
     run.timeline.write_text(run.timeline.read_text()[:-20])
     again = RunDirectory(run.path)
-    again.append_spans([span("sync", 20.0, 21.0, actor="rank 0")])
-    names = [(e["name"], e["tid"]) for e in json.loads(run.timeline.read_text()) if e["ph"] == "X"]
-    assert names == [("rollout", threads["controller 0"]), ("train", threads["rank 0"]), ("sync", threads["rank 0"])]
+    again.append_spans(3, [span("sync", 20.0, 21.0)])
+    names = [(e["name"], (e["pid"], e["tid"])) for e in events_of(run) if e["ph"] == "X"]
+    assert names == [
+        ("rollout", threads["controller 0"]), ("update", threads["rank 0"]), ("rollout", threads["controller 0"]),
+        ("sync", threads["controller 0"]),
+    ]  # fmt: skip
+    assert [[(s.name, s.actor, s.slots) for s in spans] for spans in again.read_spans().values()] == [
+        [("rollout", "controller 0", ()), ("update", "rank 0", (0,))],
+        [("rollout", "controller 0", ())],
+        [("sync", "controller 0", ())],
+    ]
+
+
+def test_a_process_per_slot_in_order_and_one_for_the_loop(run):
+    spans = [
+        span("update", 1, 2, "rank 10", role="trainer", slots=(10,)),
+        span("update", 1, 2, "rank 2", role="trainer", slots=(2,)),
+        span("sample", 0, 1, "generator 0", role="policy", slots=(2, 10)),
+        span("rollout", 0, 1, "controller 1"),
+        span("evaluate", 3, 4, "driver"),
+    ]
+    run.append_spans(1, spans)
+    names = {e["pid"]: e["args"]["name"] for e in events_of(run) if e["name"] == "process_name"}
+    order = {e["pid"]: e["args"]["sort_index"] for e in events_of(run) if e["name"] == "process_sort_index"}
+    assert [names[pid] for pid in sorted(names, key=order.get)] == ["driver, controllers", "slot 2", "slot 10"]
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events_of(run) if e["name"] == "thread_name"}
+    places = {(e["pid"], e["tid"]): e["args"]["sort_index"] for e in events_of(run) if e["name"] == "thread_sort_index"}
+    assert [threads[at] for at in sorted(threads, key=places.get)] == [
+        "driver", "controller 1", "generator 0", "rank 2", "generator 0", "rank 10",
+    ]  # fmt: skip
+    assert sorted((s.actor, s.slots) for s in run.read_spans()[1] if s.slots) == [
+        ("generator 0", (2,)), ("generator 0", (10,)), ("rank 10", (10,)), ("rank 2", (2,)),
+    ]  # fmt: skip
+
+
+def test_the_timeline_is_bounded_and_keeps_its_ends(run, monkeypatch):
+    monkeypatch.setattr(timeline, "MOST_EVENTS", 40)
+    monkeypatch.setattr(timeline, "MOST_OF_STEP", 5)
+    written, write = [], timeline.Timeline._write
+
+    def counting(self, steps, first):
+        written.append(first)
+        write(self, steps, first)
+
+    monkeypatch.setattr(timeline.Timeline, "_write", counting)
+    sizes = []
+    for step in range(1, 201):
+        # 3 spans a step: 13 steps fit into 40 events. Step 150 has 6, of which the shortest is left out.
+        run.append_spans(step, [span("rollout", step, step + 0.1 * k) for k in range(1, 7 if step == 150 else 4)])
+        sizes.append(sum(event["ph"] == "X" for event in events_of(run)))
+        if step == 150:
+            assert sorted(s.stop for s in run.read_spans()[150]) == pytest.approx([150.2, 150.3, 150.4, 150.5, 150.6])
+    assert max(sizes) <= 40
+    # 1 to 3 and 197 to 200 stay: 7 steps, 21 events. Between them 6 more steps fit, 18 events: the multiples of 32
+    # below 197 are 6 (32 to 192), those of 16 would be 12.
+    assert steps_in(run) == [1, 2, 3, 32, 64, 96, 128, 160, 192, 197, 198, 199, 200]
+    # Everything is written anew once for its names, and from the first steps on once for each of 2, 4, 8, 16, 32.
+    assert sum(first <= 32 < step - 8 for step, first in enumerate(written, 1)) <= 5
+    assert run.read_spans().keys() == set(steps_in(run))
+
+
+def test_rewinding_takes_spans_along(run):
+    for step in range(4):
+        run.append_spans(step, [span("rollout", step, step + 1)])
+    again = RunDirectory(run.path)
+    again.rewind(1)
+    assert steps_in(run) == [0, 1]
+    again.append_spans(2, [span("rollout", 20, 21)])
+    assert [event["ts"] for event in events_of(run) if event["ph"] == "X"] == [0, 1_000_000, 20_000_000]
+    again.rewind(-1)
+    again.append_spans(1, [span("rollout", 30, 31)])
+    assert steps_in(run) == [1]
 
 
 def test_only_complete_checkpoints_count(run):
@@ -129,6 +212,8 @@ def test_metrics_row_by_hand():
     assert row["reward_std"] == 0.5  # sqrt(2 / 4 - 0.25)
     assert row["parts"] == {"worked": 0.75}
     assert row["response_length_mean"] == 12.0  # 60 over 5 responses
+    # half of 5 is 2.5: both of 5 and 7, and 0.5 of the 2 in bin 12 to 13; 4.5: 0.5 of the 1 in bin 20 to 23, at most 20
+    assert row["response_length_p50"] == 12.25 and row["response_length_p90"] == 20.0
     assert row["truncated"] == 0.4
     assert row["tokens_per_s"] == 6.0
     assert row["overhead"] == pytest.approx(0.2)  # 2 of 10 s in no phase

@@ -269,12 +269,19 @@ class WeightManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseSpan:
-    """A named stretch of wall time on one process: seconds since the epoch."""
+    """A named stretch of wall time on one process: seconds since the epoch, by its node's clock.
+
+    `role` says what the process is there for, `slots` which devices it lives on; controllers and the driver have
+    neither. `counts` are numbers of what was done in that time, such as requests and tokens.
+    """
 
     name: str
     actor: str
     start: float
     stop: float
+    role: str = ""
+    slots: tuple[int, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +291,7 @@ class RolloutCounts:
     `groups` are those the step trains on, `groups_carried` of them kept from an earlier step; `groups_missing` what the
     quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
     too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
+    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
     """
 
     groups: int = 0
@@ -306,6 +314,7 @@ class RolloutCounts:
     reward_square_sum: float = 0.0
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
+    response_lengths: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def groups_accepted(self) -> int:
@@ -329,7 +338,7 @@ class EvaluationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """One step in numbers; nothing in it grows with the batch."""
+    """One step in numbers; nothing in it grows with the batch. `phases` are one controller's, `spans` everyone's."""
 
     step: int
     epoch: float

@@ -24,10 +24,12 @@ from yatt.cluster.session import Slot, find_slots, place, slot_environment
 from yatt.config.schema import Config
 from yatt.errors import ConfigError, ProcessDied
 from yatt.generation.environment import environment
-from yatt.types import EvaluationReport, StepReport
+from yatt.types import EvaluationReport, PhaseSpan, StepReport
 
 OnPhase = Callable[[str, str], None]
 """Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
+PATIENCE = 5.0
+"""Seconds an engine or rank has to say what it did."""
 
 
 class ClusterCrew:
@@ -41,6 +43,7 @@ class ClusterCrew:
         self._on_phase = on_phase
         self._controllers: dict[str, Any] = {}
         self._actors: list[Any] = []
+        self._on_slots: dict[str, Any] = {}
         self._trainer: RemoteTrainer | None = None
         self._up = False
         self.slots: list[Slot] = []
@@ -54,6 +57,7 @@ class ClusterCrew:
         engines = {f"generator {i}": self._place_generator(i, slots, model) for i, slots in enumerate(groups)}
         count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
         ranks = [self._place_rank(slot) for slot in self.slots] if train else []
+        self._on_slots = engines | {f"rank {i}": rank for i, rank in enumerate(ranks)}
         nodes = list(dict.fromkeys(slot.node for slot in self.slots))
         self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
         timeout = self._config.cluster.start_timeout
@@ -131,19 +135,22 @@ class ClusterCrew:
                 )
         return [slots[i : i + size] for slots in on_node.values() for i in range(0, len(slots), size)]
 
-    def _process(self, name: str, device: Any) -> SlotProcess:
+    def _process(self, name: str, device: Any, role: str = "", slots: Sequence[Slot] = ()) -> SlotProcess:
         log = self._run_path / "log" / f"{name.replace(' ', '-')}.log"
-        return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log))
+        where = tuple(slot.index for slot in slots)
+        return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log), role=role, slots=where)
 
     def _place_generator(self, index: int, slots: Sequence[Slot], model: str) -> Any:
         env = slot_environment(slots[0]) | environment(slots[0].device)
         if slots[0].device == "cuda":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.device_index) for slot in slots)
-        process, backend = self._process(f"generator {index}", slots[0].device), self._backends.generator
+        process = self._process(f"generator {index}", slots[0].device, "policy", slots)
+        backend = self._backends.generator
         return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model, backend))
 
     def _place_rank(self, slot: Slot) -> Any:
-        process, backend = self._process(f"rank {slot.index}", slot.device), self._backends.trainer
+        process = self._process(f"rank {slot.index}", slot.device, "trainer", [slot])
+        backend = self._backends.trainer
         place_of = {"rank": slot.index, "world_size": len(self.slots)}
         return self._keep(
             place(RankActor, slot.node, slot_environment(slot), process, self._config, backend, **place_of)
@@ -171,7 +178,18 @@ class ClusterCrew:
 
     async def step(self, step: int) -> StepReport:
         reports: list[StepReport] = await self._on_controllers("step", step)
-        return replace(self._receive(reports), spans=tuple(span for report in reports for span in report.spans))
+        spans = tuple(span for report in reports for span in report.spans) + await self.take_spans()
+        return replace(self._receive(reports), spans=spans)
+
+    async def take_spans(self) -> tuple[PhaseSpan, ...]:
+        """What engines and ranks have done since the last call, numbers only. It costs one empty call to each of them,
+        all at once, and an answer of about 100 bytes per span. Whoever does not answer within PATIENCE seconds, or is
+        dead, is left out: a picture is not worth a step."""
+        calls = {name: actor.take_spans.remote() for name, actor in self._on_slots.items()}
+        waits = (wait_one("spans", name, call, PATIENCE) for name, call in calls.items())
+        answers = [a for a in await asyncio.gather(*waits, return_exceptions=True) if isinstance(a, tuple)]
+        self.payload += payload_bytes(answers)
+        return tuple(span for answer in answers for span in answer)
 
     async def recover(self, error: ProcessDied) -> int:
         """Nothing is brought up anew while a run goes on: it ends, and `resume=auto` continues it."""

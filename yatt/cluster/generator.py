@@ -21,8 +21,9 @@ from yatt.cluster.wire import (
     read_requests,
 )
 from yatt.config.schema import Config
+from yatt.controller.recorder import Recorder
 from yatt.errors import BackendError
-from yatt.types import Completion, Pulse, Request, SampleKey, WeightManifest
+from yatt.types import Completion, PhaseSpan, Pulse, Request, SampleKey, WeightManifest
 
 LINGER = 0.02
 """Seconds a full answer waits for more completions: the batch that a decode step ends travels as one call."""
@@ -30,6 +31,41 @@ POLL = 30.0
 """Seconds an empty answer is held back."""
 
 Command = Literal["abort", "pause", "resume", "load", "sleep", "wake", "version", "pulse"]
+RECORDED: tuple[Command, ...] = ("load", "sleep", "wake")
+PAUSES: dict[Command, bool] = {"pause": True, "sleep": True, "resume": False}
+
+
+class Sampling:
+    """Records when an engine samples: from its first request until it is idle or paused, with the requests that ended
+    in that time and their tokens. An engine comes up paused."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._paused = True
+        self._running = self._requests = self._tokens = 0
+        self._since: float | None = None
+
+    def begin(self, requests: int) -> None:
+        self._running += requests
+        self._look()
+
+    def end(self, requests: int, tokens: int) -> None:
+        self._running -= requests
+        self._requests += requests
+        self._tokens += tokens
+        self._look()
+
+    def pause(self, paused: bool) -> None:
+        self._paused = paused
+        self._look()
+
+    def _look(self) -> None:
+        samples = self._running > 0 and not self._paused
+        if samples and self._since is None:
+            self._since = self._recorder.clock.now()
+        elif not samples and self._since is not None:
+            self._recorder.add("sample", self._since, {"requests": self._requests, "tokens": self._tokens})
+            self._requests, self._tokens, self._since = 0, 0, None
 
 
 class GeneratorActor:
@@ -38,6 +74,8 @@ class GeneratorActor:
 
     def __init__(self, process: SlotProcess, config: Config, model: str, backend: str) -> None:
         settle(process)
+        self._recorder = process.recorder()
+        self._sampling = Sampling(self._recorder)
         self._generator: Any = load(backend)(
             model=model,
             config=config.rollout,
@@ -51,8 +89,9 @@ class GeneratorActor:
 
     async def start(self) -> None:
         """Load the engine. It comes up paused."""
-        await self._generator.start()
-        await self._generator.pause()
+        async with self._recorder.phase("start"):
+            await self._generator.start()
+            await self._generator.pause()
         gc.freeze()  # what a process holds for good need not be looked through for garbage
 
     async def submit(self, client: str, requests: RequestColumns, *images: Any) -> None:
@@ -62,13 +101,18 @@ class GeneratorActor:
             task.add_done_callback(lambda _, name=(client, stream): self._tasks.pop(name))
 
     async def _run(self, client: str, stream: int, requests: Sequence[Request]) -> None:
-        box = self._box(client)
+        box, left = self._box(client), len(requests)
+        self._sampling.begin(left)
         try:
             async for completions in self._generator.generate(requests):
+                left -= len(completions)
+                self._sampling.end(len(completions), sum(len(c.tokens) for c in completions))
                 box.put_nowait((stream, completions))
         except Exception as error:
             logging.getLogger(__name__).exception("generate failed")
             box.put_nowait((stream, f"{type(error).__name__}: {error}"))
+        finally:
+            self._sampling.end(left, 0)
 
     async def forsake(self, client: str, stream: int) -> None:
         """End a stream nobody reads any more: its requests sample no further token."""
@@ -93,7 +137,17 @@ class GeneratorActor:
 
     async def call(self, method: Command, *arguments: Any) -> Any:
         """What the engine does by itself."""
-        return await getattr(self._generator, method)(*arguments)
+        if method in PAUSES:
+            self._sampling.pause(PAUSES[method])
+        work = getattr(self._generator, method)(*arguments)
+        if method not in RECORDED:
+            return await work
+        async with self._recorder.phase(method):
+            return await work
+
+    async def take_spans(self) -> tuple[PhaseSpan, ...]:
+        """What the engine has done since the last call."""
+        return self._recorder.take()
 
     async def close(self) -> None:
         await self._generator.close()

@@ -10,17 +10,26 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from yatt.cluster.clock import WallClock
+from yatt.controller.recorder import Recorder
 from yatt.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlotProcess:
-    """One actor process. `log` is a file its stdout and stderr are appended to."""
+    """One actor process. `log` is a file its stdout and stderr are appended to; `role` and `slots` are those of its
+    spans on the timeline."""
 
     name: str
     device: Literal["cpu", "cuda"]
     directory: str
     log: str
+    role: str = ""
+    slots: tuple[int, ...] = ()
+
+    def recorder(self) -> Recorder:
+        """Records what this process does."""
+        return Recorder(self.name, WallClock(), role=self.role, slots=self.slots)
 
 
 def settle(process: SlotProcess) -> None:

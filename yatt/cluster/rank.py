@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import ray
@@ -19,7 +20,7 @@ from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
-from yatt.types import Share, UpdateReport, WeightManifest
+from yatt.types import PhaseSpan, Share, UpdateReport, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class RankActor:
 
     def __init__(self, process: SlotProcess, config: Config, backend: str, *, rank: int, world_size: int) -> None:
         settle(process)
+        self._recorder = process.recorder()
         self._config = config
         self._backend = backend
         self._place = (rank, world_size)
@@ -57,7 +59,8 @@ class RankActor:
         this rank the one that writes its node's weights."""
         rank, world_size = self._place
         self._rank = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
-        await self._run(self._rank.start)
+        async with self._recorder.phase("start"):
+            await self._run(self._rank.start)
         if token is not None:
             kind = self._config.weights.transport
             self._writer = writer_for(kind, weights_dir if kind == "disk" else None, token)
@@ -85,8 +88,11 @@ class RankActor:
 
     async def _update(self, step: int, delivery: _Delivery) -> None:
         shares = [delivery.shares[i] for i in sorted(delivery.shares)]
+        lengths = [len(sample.tokens) for share in shares for sample in chain(*chain(*share.updates))]
         try:
-            delivery.report.set_result(await self._run(self._rank.update, shares))
+            async with self._recorder.phase("update", samples=len(lengths), tokens=sum(lengths)):
+                report = await self._run(self._rank.update, shares)
+            delivery.report.set_result(report)
         except Exception as error:
             delivery.report.set_exception(error)
         finally:
@@ -94,7 +100,8 @@ class RankActor:
 
     async def export(self, version: int) -> WeightManifest | None:
         """Collective over ranks. The manifest, from the ranks that write; None from the others."""
-        return await self._run(self._export, version)
+        async with self._recorder.phase("export"):
+            return await self._run(self._export, version)
 
     def _export(self, version: int) -> WeightManifest | None:
         if self._writer is not None:
@@ -105,7 +112,12 @@ class RankActor:
 
     async def call(self, method: Collective, *arguments: Any) -> None:
         """What the model does by itself."""
-        await self._run(getattr(self._rank, method), *arguments)
+        async with self._recorder.phase(method):
+            await self._run(getattr(self._rank, method), *arguments)
+
+    async def take_spans(self) -> tuple[PhaseSpan, ...]:
+        """What the rank has done since the last call."""
+        return self._recorder.take()
 
     async def close(self) -> None:
         if self._writer is not None:

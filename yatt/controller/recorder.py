@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 from yatt.protocols import Clock
 from yatt.types import PhaseSpan
 
+MOST = 256
+"""Spans held until they are taken; beyond it the oldest are forgotten."""
+
 
 class Recorder:
-    """Collects the phases of one controller."""
+    """Collects the spans of one process."""
 
-    def __init__(self, actor: str, clock: Clock) -> None:
-        self._actor = actor
-        self._clock = clock
-        self._spans: list[PhaseSpan] = []
+    def __init__(self, actor: str, clock: Clock, *, role: str = "", slots: tuple[int, ...] = ()) -> None:
+        self.clock = clock
+        self._span = partial(PhaseSpan, actor=actor, role=role, slots=slots)
+        self._spans: deque[PhaseSpan] = deque(maxlen=MOST)
 
     @asynccontextmanager
-    async def phase(self, name: str) -> AsyncIterator[None]:
-        start = self._clock.now()
+    async def phase(self, name: str, **counts: int) -> AsyncIterator[None]:
+        start = self.clock.now()
         try:
             yield
         finally:
-            self._spans.append(PhaseSpan(name=name, actor=self._actor, start=start, stop=self._clock.now()))
+            self.add(name, start, counts)
+
+    def add(self, name: str, start: float, counts: Mapping[str, int]) -> None:
+        """A span from `start` to now."""
+        self._spans.append(self._span(name=name, start=start, stop=self.clock.now(), counts=counts))
 
     def take(self) -> tuple[PhaseSpan, ...]:
-        """The spans since the last call."""
-        spans, self._spans = tuple(self._spans), []
+        """The spans since the last call, by the time they ended."""
+        spans = tuple(self._spans)
+        self._spans.clear()
         return spans

@@ -16,6 +16,7 @@ from yatt.algorithm.filter import AcceptanceRate, Filter
 from yatt.config.schema import RolloutConfig
 from yatt.controller.router import Router
 from yatt.errors import BackendError
+from yatt.histogram import histogram
 from yatt.protocols import Scorer, Source
 from yatt.types import Group, Prompt, Request, RolloutCounts, SampleKey, SamplingParams, Trajectory
 
@@ -275,4 +276,5 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
         reward_square_sum=sum(r * r for r in rewards),
         longest_response=max(lengths, default=0),
         part_sums=dict(parts),
+        response_lengths=histogram(lengths),
     )

@@ -184,8 +184,15 @@ class SftController:
 def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     """The numbers of all controllers together."""
     parts: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
     for c in counts:
         parts.update(c.part_sums)
-    special = {"longest_response", "part_sums"}
+        lengths.update(c.response_lengths)
+    special = {"longest_response", "part_sums", "response_lengths"}
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
-    return RolloutCounts(**sums, longest_response=max(c.longest_response for c in counts), part_sums=dict(parts))
+    return RolloutCounts(
+        **sums,
+        longest_response=max(c.longest_response for c in counts),
+        part_sums=dict(parts),
+        response_lengths=dict(lengths),
+    )

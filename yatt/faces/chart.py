@@ -130,10 +130,10 @@ def _card(
 def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
     """Grid lines, tick labels, and what the two axes are."""
     parts = []
-    for y in _ticks(*axes.y):
+    for y in ticks(*axes.y):
         at, text = axes.py(y), f"{y:.0%}" if show is percent else f"{y:g}"
         parts.append(f'<path class="grid" d="M{LEFT},{at}H{RIGHT}"/><text x="{LEFT - 6}" y="{at + 4}">{text}</text>')
-    for x in _ticks(*axes.x, whole=True):
+    for x in ticks(*axes.x, whole=True):
         parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
     middle = (LEFT + RIGHT) / 2
     parts.append(f'<path class="axis" d="M{LEFT},{BOTTOM}H{RIGHT}"/>')
@@ -163,7 +163,7 @@ def _range(ys: Sequence[float], *, zero: bool) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     """About four round numbers within [low, high]."""
     rough = (high - low) / 4
     unit = 10.0 ** math.floor(math.log10(rough))

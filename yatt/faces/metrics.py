@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from yatt.histogram import quantile
 from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
@@ -68,14 +69,14 @@ def overhead(report: StepReport) -> float:
 
 def _covered(report: StepReport, names: Sequence[str]) -> float:
     spans = [span for span in report.spans if _kind(span.name) in names]
-    return _union(spans) if spans else sum(s for name, s in report.phases.items() if _kind(name) in names)
+    return union(spans) if spans else sum(s for name, s in report.phases.items() if _kind(name) in names)
 
 
 def _kind(name: str) -> str:
     return name.split("/")[0]
 
 
-def _union(spans: Iterable[PhaseSpan]) -> float:
+def union(spans: Iterable[PhaseSpan]) -> float:
     """Seconds in which at least one of the spans was open."""
     covered, end = 0.0, -math.inf
     for span in sorted(spans, key=lambda s: s.start):
@@ -87,12 +88,15 @@ def _union(spans: Iterable[PhaseSpan]) -> float:
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     scored, responses = max(1, counts.scored), max(1, counts.responses)
     mean = counts.reward_sum / scored
-    sums = {name: value for name, value in asdict(counts).items() if not name.endswith(("_sum", "_sums"))}
+    left_out = ("_sum", "_sums", "_lengths")
+    sums = {name: value for name, value in asdict(counts).items() if not name.endswith(left_out)}
     return sums | {
         "reward_mean": mean,
         "reward_std": math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean)),
         "parts": {name: total / scored for name, total in counts.part_sums.items()},
         "response_length_mean": counts.response_tokens / responses,
+        "response_length_p50": min(quantile(counts.response_lengths, 0.5), counts.longest_response),
+        "response_length_p90": min(quantile(counts.response_lengths, 0.9), counts.longest_response),
         "truncated": counts.truncated / responses,
     }
 

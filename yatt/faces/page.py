@@ -25,14 +25,20 @@ figure{margin:0;padding:12px 12px 8px;position:relative}
 figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;align-items:baseline;min-height:24px}
 figcaption ul{display:flex;flex-wrap:wrap;gap:0 12px;list-style:none;margin:0;padding:0;font-size:12px;color:var(--dim)}
 figcaption i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:5px}
-svg{display:block;overflow:visible;width:100%;height:auto;touch-action:pan-y}
-svg text{font-size:11px;fill:var(--dim);text-anchor:end;font-variant-numeric:tabular-nums}
+svg{display:block;overflow:visible;width:100%;touch-action:pan-y}
+svg[viewBox]{height:auto}svg text{font-size:11px;fill:var(--dim);text-anchor:end;font-variant-numeric:tabular-nums}
 svg text.x{text-anchor:middle}svg text.unit{text-anchor:start}
 .grid{stroke:var(--line)}.axis{stroke:var(--dim)}.line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .band{opacity:.18}.cursor{stroke:var(--dim);stroke-dasharray:3 3;visibility:hidden}
 output{position:absolute;top:40px;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:6px;
 padding:5px 9px;font-size:12px;line-height:1.45;white-space:pre;
 display:none;font-variant-numeric:tabular-nums;z-index:1}
+.gantt{margin-bottom:14px}.gantt>div{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 10px}
+.gantt ol{list-style:none;margin:0;padding:22px 0 0;font-size:12px;line-height:24px;color:var(--dim);white-space:nowrap}
+.idle{fill:var(--soft)}.cut{stroke:var(--dim);stroke-dasharray:3 3}svg text.step{text-anchor:start}
+table{border-collapse:collapse;width:100%;margin-top:8px;font-size:13px;font-variant-numeric:tabular-nums}
+th,td{font-weight:400;text-align:left;padding:3px 10px 3px 0;white-space:nowrap}th{color:var(--dim)}
+td i{display:block;height:4px;border-radius:2px;background:var(--c2)}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr));gap:0 22px;padding:14px 16px;margin-bottom:14px}
 @media(max-width:640px){.tile{padding:9px 12px}.tile b{font-size:17px}
 .pair{grid-template-columns:minmax(0,1fr);gap:14px}}

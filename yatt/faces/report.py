@@ -11,6 +11,7 @@ import yaml
 
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
+from yatt.faces.gantt import devices
 from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.rundir import RunDirectory, replace_text
 from yatt.faces.trajectories import first_and_last
@@ -19,7 +20,12 @@ Row = Mapping[str, Any]
 FROM_ZERO = {"zero": True}
 LARGEST = ("longest_response", "rollout_gap_max")
 CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
-    ("Response length", "tokens", {"mean": "response_length_mean", "longest": "longest_response"}, FROM_ZERO),
+    (
+        "Response length",
+        "tokens",
+        {"median": "response_length_p50", "90 %": "response_length_p90", "longest": "longest_response"},
+        FROM_ZERO,
+    ),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
     ("Loss", "loss", {"loss": "loss"}, {}),
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
@@ -56,6 +62,7 @@ def write_report(run_dir: Path) -> Path:
         _tiles(config, rows),
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
+        _section("Devices", devices(run.read_spans())),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
         _section("Rollouts, first and last", first_and_last(run.samples, "step")),
         _section(

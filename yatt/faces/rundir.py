@@ -12,16 +12,15 @@ import json
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yatt.errors import ConfigError, DataError
+from yatt.faces.timeline import Steps, Timeline
 from yatt.types import PhaseSpan
 
 COMPLETE = "complete.json"
-TIMELINE_END = b"\n]\n"
 _STEP_FILE = re.compile(r"^(?:step|eval)-(\d+)(?:\.c\d+)?\.jsonl$")
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -38,7 +37,7 @@ class RunDirectory:
         self.checkpoints_folder = self.path / "checkpoints"
         self.report = self.path / "report.html"
         self.log = self.path / "log"
-        self._threads: set[str] = set()
+        self._timeline = Timeline(self.timeline)
 
     def create(self) -> RunDirectory:
         """Make the folders that are not there yet."""
@@ -93,37 +92,23 @@ class RunDirectory:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Drop the rows and samples of steps after `step`, so that a resumed run has each step once."""
+        """Drop the rows, spans and samples of steps after `step`, so that a resumed run has each step once."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         if self.metrics.exists():
             replace_text(self.metrics, "".join(map(_line, rows)))
+        self._timeline.rewind(step)
         for file in self.samples.glob("*.jsonl"):
             match = _STEP_FILE.match(file.name)
             if match and int(match[1]) > step:
                 file.unlink()
 
-    def append_spans(self, spans: Sequence[PhaseSpan]) -> None:
-        """Add spans to the timeline, one thread per actor. It is a whole Chrome trace after every call."""
-        if not self._threads:
-            self._open_timeline()
-        events = []
-        for span in sorted(spans, key=lambda s: s.start):
-            place = {"pid": 1, "tid": zlib.crc32(span.actor.encode()) >> 1}
-            if span.actor not in self._threads:
-                self._threads.add(span.actor)
-                events.append({"name": "thread_name", "ph": "M", **place, "args": {"name": span.actor}})
-            times = {"ts": round(span.start * 1e6), "dur": round((span.stop - span.start) * 1e6)}
-            events.append({"name": span.name, "ph": "X", **place, **times})
-        with open(self.timeline, "r+b") as out:
-            out.seek(-len(TIMELINE_END), os.SEEK_END)
-            out.write("".join(f",\n{json.dumps(event)}" for event in events).encode() + TIMELINE_END)
+    def append_spans(self, step: int, spans: Sequence[PhaseSpan]) -> None:
+        """Add what was done in a step to the timeline, which is a whole Chrome trace after every call."""
+        self._timeline.append(step, spans)
 
-    def _open_timeline(self) -> None:
-        """Begin the timeline, or keep the whole events of an earlier process, which may have died while writing."""
-        process = '{"name": "process_name", "ph": "M", "pid": 1, "args": {"name": "yatt"}}'
-        text = self.timeline.read_text(errors="replace") if self.timeline.exists() else ""
-        whole = (line.rstrip(",") for line in text.split("\n") if line.count("{") == line.count("}") > 0)
-        replace_text(self.timeline, "[\n" + ",\n".join(dict.fromkeys([process, *whole])) + TIMELINE_END.decode())
+    def read_spans(self) -> Steps:
+        """What the timeline holds, by step."""
+        return self._timeline.read()
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest step first."""

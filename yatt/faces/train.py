@@ -93,6 +93,7 @@ async def _train(
                     await crew.restore(resume.trainer, resume.controllers, resume.state)
                     progress.note(f"resumed after step {resume.step}")
                 last = await supervisor.run(first)
+                run.append_spans(last, await crew.take_spans())
                 if last == config.train.steps and config.checkpoint.export:
                     await export_model(crew, run)
         finally:
@@ -192,7 +193,7 @@ class RunJournal:
 
     def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
         self._run.append_metrics(row)
-        self._run.append_spans(spans)
+        self._run.append_spans(row["step"], spans)
         self._trackers.log(row)
         self._progress.step(row)
 

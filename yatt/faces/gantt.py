@@ -1,0 +1,143 @@
+"""The devices section of the report: what ran where in the first and the last steps, and how much stood idle."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from statistics import fmean
+
+from yatt.faces.chart import Series, line_chart, number, percent, ticks
+from yatt.faces.metrics import union
+from yatt.faces.timeline import Steps
+from yatt.types import PhaseSpan
+
+KINDS: Mapping[str, Sequence[str]] = {
+    "sampling": ("sample", "rollout"),
+    "training": ("update", "train"),
+    "weights": ("export", "load", "sync"),
+    "sleep, wake": ("sleep", "wake", "offload", "onload"),
+    "other": ("",),
+}
+"""Names of spans that share a colour, in the order of the colours."""
+COLOURS = {name: f"var(--c{i})" for i, names in enumerate(KINDS.values()) for name in names}
+STEPS = 2
+MOST_SLOTS = 16
+MOST_BARS = 60
+"""Bars of one lane; of more, the longest are drawn."""
+LANE, BAR, TOP = 24, 16, 22
+
+Lane = tuple[int, str]
+"""A slot and a role on it; slot -1 is the loop of controller 0 and the driver."""
+Window = tuple[float, float]
+
+
+def devices(steps: Steps) -> str:
+    """Gantt charts, a table and a curve of idle shares; nothing where no device told what it did."""
+    windows = {step: window for step, spans in sorted(steps.items()) if (window := _window(spans))}
+    slots = sorted({slot for step in windows for span in steps[step] for slot in span.slots})
+    if not slots:
+        return ""
+    roles = sorted({span.role for step in windows for span in steps[step] if span.slots})
+    held = [span for spans in steps.values() for span in spans]
+    parts = [part for part in (list(windows)[:STEPS], list(windows)[STEPS:][-STEPS:]) if part]
+    charts = [_gantt({step: windows[step] for step in part}, held, slots, roles) for part in parts]
+    busy = {step: _busy(steps[step], window) for step, window in windows.items()}
+    idle = _table(busy, windows, slots, roles) + _curve(busy, slots, roles)
+    note = f'<p class="meta">{MOST_SLOTS} of {len(slots)} slots are drawn; means are over all.</p>'
+    return f'{"".join(charts)}<div class="charts">{idle}</div>' + (note if len(slots) > MOST_SLOTS else "")
+
+
+def _window(spans: Sequence[PhaseSpan]) -> Window | None:
+    """When the controllers were in the step; the driver evaluates and saves outside it."""
+    loop = [span for span in spans if not span.slots and span.actor != "driver"]
+    return (min(s.start for s in loop), max(s.stop for s in loop)) if loop else None
+
+
+def _lanes(spans: Iterable[PhaseSpan], window: Window) -> dict[Lane, list[PhaseSpan]]:
+    """What lies within the window, by slot and role."""
+    lanes: defaultdict[Lane, list[PhaseSpan]] = defaultdict(list)
+    for span in spans:
+        start, stop = max(span.start, window[0]), min(span.stop, window[1])
+        if start < stop and (span.slots or span.actor in ("driver", "controller 0")):
+            lanes[span.slots[0] if span.slots else -1, span.role].append(replace(span, start=start, stop=stop))
+    return lanes
+
+
+def _busy(spans: Sequence[PhaseSpan], window: Window) -> dict[Lane, float]:
+    """Share of the step in which a role on a slot did something; role "" is any role."""
+    lanes = _lanes(spans, window)
+    for slot in {slot for slot, _ in lanes if slot >= 0}:
+        lanes[slot, ""] = [span for lane, spans in lanes.items() if lane[0] == slot for span in spans]
+    return {lane: union(spans) / (window[1] - window[0]) for lane, spans in lanes.items()}
+
+
+def _curve(busy: Mapping[int, Mapping[Lane, float]], slots: Sequence[int], roles: Sequence[str]) -> str:
+    def idle(lanes: Mapping[Lane, float], role: str) -> float:
+        return 1 - fmean(lanes.get((slot, role), 0.0) for slot in slots)
+
+    names = {**{role: role for role in roles}, "whole slot": ""}
+    series = [Series(name=n, points=[(step, idle(b, role)) for step, b in busy.items()]) for n, role in names.items()]
+    return line_chart("Idle share, mean over slots", "share of the step", series, share=True)
+
+
+def _table(
+    busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Window], slots: Sequence[int], roles: Sequence[str]
+) -> str:
+    """Idle shares over all recorded steps, a step counted by its length."""
+    seconds = {step: stop - start for step, (start, stop) in windows.items()}
+
+    def cell(among: Sequence[int], role: str) -> str:
+        work = sum(fmean(busy[n].get((slot, role), 0.0) for slot in among) * s for n, s in seconds.items())
+        share = 1 - work / sum(seconds.values())
+        return f'<td>{percent(share)}<i style="width:{share:.1%}"></i></td>'
+
+    rows = {"all slots": slots, **{f"slot {slot}": [slot] for slot in slots[:MOST_SLOTS]}}
+    body = [f"<tr><th>{n}</th>{''.join(cell(among, r) for r in (*roles, ''))}</tr>" for n, among in rows.items()]
+    head = "".join(f"<th>{escape(role)}</th>" for role in ("", *roles, "whole slot"))
+    title = f"Idle share, {len(windows)} recorded steps"
+    return f'<figure class="card"><h3>{title}</h3><table><tr>{head}</tr>{"".join(body)}</table></figure>'
+
+
+def _gantt(
+    windows: Mapping[int, Window], spans: Sequence[PhaseSpan], slots: Sequence[int], roles: Sequence[str]
+) -> str:
+    """A lane per slot and role over these steps, and one of the loop; idle is what no bar covers."""
+    start, stop = min(w[0] for w in windows.values()), max(w[1] for w in windows.values())
+    held = _lanes(spans, (start, stop))
+    lanes = [(-1, ""), *((slot, role) for slot in slots[:MOST_SLOTS] for role in roles)]
+    bottom = TOP + LANE * len(lanes)
+
+    def x(time: float) -> str:
+        return f"{100 * (time - start) / (stop - start):.3f}%"
+
+    marks = []
+    for at, lane in enumerate(lanes):
+        place = f'y="{TOP + LANE * at + (LANE - BAR) / 2:g}" height="{BAR}"'
+        marks.append(f'<rect class="idle" width="100%" {place}/>')
+        for span in sorted(held.get(lane, []), key=lambda s: s.start - s.stop)[:MOST_BARS]:
+            width = max(0.15, 100 * (span.stop - span.start) / (stop - start))
+            bar = f'<rect rx="2" x="{x(span.start)}" width="{width:.3f}%" {place}'
+            colour = COLOURS.get(span.name, COLOURS[""])
+            marks.append(f'{bar} fill="{colour}"><title>{escape(_tip(span, start))}</title></rect>')
+    for step, (begun, _) in windows.items():
+        marks.append(f'<line class="cut" x1="{x(begun)}" x2="{x(begun)}" y1="4" y2="{bottom}"/>')
+        marks.append(f'<text class="step" x="{x(begun)}" dx="5" y="14">step {step}</text>')
+    for tick in ticks(0.0, stop - start):
+        marks.append(
+            f'<text class="{"x" if tick else "step"}" x="{x(start + tick)}" y="{bottom + 14}">{tick:g} s</text>'
+        )
+    title = f"Step{'s' if len(windows) > 1 else ''} {' and '.join(map(str, windows))}"
+    swatches = [f'<li><i style="background:{COLOURS[names[0]]}"></i>{kind}</li>' for kind, names in KINDS.items()]
+    labels = ["<li>loop</li>", *(f"<li>slot {slot} {escape(role)}</li>" for slot, role in lanes[1:])]
+    return (
+        f'<figure class="card gantt"><figcaption><h3>{title}</h3><ul>{"".join(swatches)}</ul></figcaption>'
+        f'<div><ol>{"".join(labels)}</ol><svg height="{bottom + 20}" role="img" '
+        f'aria-label="What ran where in {title.lower()}">{"".join(marks)}</svg></div></figure>'
+    )
+
+
+def _tip(span: PhaseSpan, origin: float) -> str:
+    lines = [f"{span.actor}: {span.name}", f"{number(span.stop - span.start)} s from {number(span.start - origin)} s"]
+    return "\n".join([*lines, *(f"{count:,} {name}" for name, count in span.counts.items())])

@@ -1,0 +1,149 @@
+"""timeline.json: which process did what when, as a Chrome trace of bounded size that opens in Perfetto.
+
+A process of the trace is a slot, its threads what lives there; one more holds the driver and the controllers. Every
+event names its step. A span on several slots is an event on each.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from heapq import nlargest
+from pathlib import Path
+from typing import Any
+
+from yatt.types import PhaseSpan
+
+MOST_EVENTS = 20_000
+"""Events in the file. Beyond it whole steps are left out: the first and the last ones stay, and every k-th between,
+where k doubles each time."""
+FIRST, LAST = 3, 4
+MOST_OF_STEP = MOST_EVENTS // (FIRST + LAST + 1)
+"""Events of one step; of more, the longest stay."""
+CONTROL, SLOTS = 1, 2
+"""Process number of driver and controllers, and of slot 0."""
+END = b"\n]\n"
+
+Steps = dict[int, list[PhaseSpan]]
+Thread = tuple[int, str]
+
+
+class Timeline:
+    """One run's timeline. The file is a whole trace after every call; what a crash leaves can be read and added to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._steps: Steps | None = None
+        self._threads: set[Thread] = set()
+        self._ends: dict[int, int] = {}  # where each step ends in the file; -1: the names before them
+        self._stride = 1
+
+    def append(self, step: int, spans: Sequence[PhaseSpan]) -> None:
+        """Add to a step: the last one so far, or a later one."""
+        steps = self._load()
+        held = steps.get(step, []) + [
+            replace(span, slots=slots) for span in spans for slots in (zip(span.slots) if span.slots else [()])
+        ]
+        steps[step] = sorted(nlargest(MOST_OF_STEP, held, key=lambda s: s.stop - s.start), key=lambda s: s.start)
+        new = {_thread(span) for span in steps[step]} - self._threads
+        self._threads |= new
+        changed = min([step, *self._thin(steps)])
+        self._write(steps, -1 if new else changed)
+
+    def rewind(self, step: int) -> None:
+        """Drop what happened in steps after `step`."""
+        if self._path.exists():
+            self._steps = {number: spans for number, spans in self._load().items() if number <= step}
+            self._write(self._steps, -1)
+
+    def read(self) -> Steps:
+        """The spans of each step, one per slot where they are on several; broken lines are left out."""
+        steps: Steps = {}
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        for line in text.split("\n"):
+            with suppress(ValueError, KeyError, TypeError):  # brackets, names, and what a crash broke off
+                step, span = _span(json.loads(line.rstrip(",")))
+                steps.setdefault(step, []).append(span)
+        return steps
+
+    def _load(self) -> Steps:
+        if self._steps is None:
+            self._steps = self.read()
+            self._threads = {_thread(span) for spans in self._steps.values() for span in spans}
+        return self._steps
+
+    def _thin(self, steps: Steps) -> list[int]:
+        """Leave steps out until the rest fits; returns which."""
+        gone: list[int] = []
+        while middle := list(steps)[FIRST:-LAST]:
+            gone += [step for step in middle if step % self._stride]
+            for step in gone:
+                steps.pop(step, None)
+            if sum(map(len, steps.values())) <= MOST_EVENTS:
+                break
+            self._stride *= 2
+        return gone
+
+    def _write(self, steps: Steps, first: int) -> None:
+        """Write step `first` and all after it; -1 writes everything."""
+        self._ends = {step: end for step, end in self._ends.items() if step < first}
+        if not self._ends:
+            self._path.write_bytes(b"[\n" + b",\n".join(map(_line, _names(self._threads))) + END)
+            self._ends[-1] = self._path.stat().st_size - len(END)
+        with open(self._path, "r+b") as out:
+            out.seek(list(self._ends.values())[-1])
+            out.truncate()
+            for step, spans in steps.items():
+                if step not in self._ends:
+                    out.writelines(b",\n" + _line(_event(step, span)) for span in spans)
+                    self._ends[step] = out.tell()
+            out.write(END)
+
+
+def _line(event: Any) -> bytes:
+    return json.dumps(event).encode()
+
+
+def _thread(span: PhaseSpan) -> Thread:
+    return (SLOTS + span.slots[0] if span.slots else CONTROL), span.actor
+
+
+def _number(thread: Thread) -> int:
+    """A thread's number: unique over processes, and the same in every process that writes."""
+    return zlib.crc32(f"{thread[0]}/{thread[1]}".encode()) >> 1
+
+
+def _event(step: int, span: PhaseSpan) -> dict[str, Any]:
+    place = {"pid": _thread(span)[0], "tid": _number(_thread(span))}
+    times = {"ts": round(span.start * 1e6), "dur": round((span.stop - span.start) * 1e6)}
+    about = {"step": step, "actor": span.actor, **span.counts}
+    return {"name": span.name, "cat": span.role, "ph": "X", **place, **times, "args": about}
+
+
+def _span(event: Any) -> tuple[int, PhaseSpan]:
+    """What `_event` made it of. Raises KeyError for any other event."""
+    counts, start, slot = event["args"], event["ts"] / 1e6, event["pid"] - SLOTS
+    return counts.pop("step"), PhaseSpan(
+        name=event["name"],
+        actor=counts.pop("actor"),
+        start=start,
+        stop=start + event["dur"] / 1e6,
+        role=event["cat"],
+        slots=(slot,) if slot >= 0 else (),
+        counts=counts,
+    )
+
+
+def _names(threads: Iterable[Thread]) -> Iterable[dict[str, Any]]:
+    """What processes and threads are called, in their order: the driver, controllers, then slot by slot."""
+    kinds = sorted(threads, key=lambda t: (t[0], t[1] != "driver", t[1].rpartition(" ")[0], len(t[1]), t[1]))
+    for order, (pid, actor) in enumerate(kinds):
+        process = "driver, controllers" if pid == CONTROL else f"slot {pid - SLOTS}"
+        named = {"process_name": process, "thread_name": actor}
+        sorted_by = {"process_sort_index": pid, "thread_sort_index": order}
+        for what, value in [*named.items(), *sorted_by.items()]:
+            key = "name" if what in named else "sort_index"
+            yield {"name": what, "ph": "M", "pid": pid, "tid": _number((pid, actor)), "args": {key: value}}
