@@ -51,7 +51,7 @@ def devices(steps: Steps) -> str:
 
 def _window(spans: Sequence[PhaseSpan]) -> Window | None:
     """When the controllers were in the step; the driver evaluates and saves outside it."""
-    loop = [span for span in spans if not span.slots and span.actor != "driver"]
+    loop = [span for span in spans if not span.slots and span.actor != "driver" and span.start < span.stop]
     return (min(s.start for s in loop), max(s.stop for s in loop)) if loop else None
 
 
