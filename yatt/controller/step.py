@@ -190,9 +190,5 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
         lengths.update(c.response_lengths)
     special = {"longest_response", "part_sums", "response_lengths"}
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
-    return RolloutCounts(
-        **sums,
-        longest_response=max(c.longest_response for c in counts),
-        part_sums=dict(parts),
-        response_lengths=dict(lengths),
-    )
+    sums["longest_response"] = max(c.longest_response for c in counts)
+    return RolloutCounts(**sums, part_sums=dict(parts), response_lengths=dict(lengths))

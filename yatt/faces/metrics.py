@@ -88,8 +88,7 @@ def union(spans: Iterable[PhaseSpan]) -> float:
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     scored, responses = max(1, counts.scored), max(1, counts.responses)
     mean = counts.reward_sum / scored
-    left_out = ("_sum", "_sums", "_lengths")
-    sums = {name: value for name, value in asdict(counts).items() if not name.endswith(left_out)}
+    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(("_sum", "_sums", "_lengths"))}
     return sums | {
         "reward_mean": mean,
         "reward_std": math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean)),

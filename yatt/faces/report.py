@@ -19,13 +19,9 @@ from yatt.faces.trajectories import first_and_last
 Row = Mapping[str, Any]
 FROM_ZERO = {"zero": True}
 LARGEST = ("longest_response", "rollout_gap_max")
+LENGTHS = {"median": "response_length_p50", "90 %": "response_length_p90", "longest": "longest_response"}
 CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
-    (
-        "Response length",
-        "tokens",
-        {"median": "response_length_p50", "90 %": "response_length_p90", "longest": "longest_response"},
-        FROM_ZERO,
-    ),
+    ("Response length", "tokens", LENGTHS, FROM_ZERO),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
     ("Loss", "loss", {"loss": "loss"}, {}),
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),

@@ -91,20 +91,16 @@ class Timeline:
         """Write step `first` and all after it; -1 writes everything."""
         self._ends = {step: end for step, end in self._ends.items() if step < first}
         if not self._ends:
-            self._path.write_bytes(b"[\n" + b",\n".join(map(_line, _names(self._threads))) + END)
+            self._path.write_bytes(b"[\n" + b",\n".join((json.dumps(e).encode() for e in _names(self._threads))) + END)
             self._ends[-1] = self._path.stat().st_size - len(END)
         with open(self._path, "r+b") as out:
             out.seek(list(self._ends.values())[-1])
             out.truncate()
             for step, spans in steps.items():
                 if step not in self._ends:
-                    out.writelines(b",\n" + _line(_event(step, span)) for span in spans)
+                    out.writelines(b",\n" + json.dumps(_event(step, span)).encode() for span in spans)
                     self._ends[step] = out.tell()
             out.write(END)
-
-
-def _line(event: Any) -> bytes:
-    return json.dumps(event).encode()
 
 
 def _thread(span: PhaseSpan) -> Thread:
@@ -126,15 +122,10 @@ def _event(step: int, span: PhaseSpan) -> dict[str, Any]:
 def _span(event: Any) -> tuple[int, PhaseSpan]:
     """What `_event` made it of. Raises KeyError for any other event."""
     counts, start, slot = event["args"], event["ts"] / 1e6, event["pid"] - SLOTS
-    return counts.pop("step"), PhaseSpan(
-        name=event["name"],
-        actor=counts.pop("actor"),
-        start=start,
-        stop=start + event["dur"] / 1e6,
-        role=event["cat"],
-        slots=(slot,) if slot >= 0 else (),
-        counts=counts,
-    )
+    times = {"start": start, "stop": start + event["dur"] / 1e6}
+    place = {"role": event["cat"], "slots": (slot,) if slot >= 0 else ()}
+    step, actor = counts.pop("step"), counts.pop("actor")
+    return step, PhaseSpan(name=event["name"], actor=actor, counts=counts, **times, **place)
 
 
 def _names(threads: Iterable[Thread]) -> Iterable[dict[str, Any]]:
@@ -142,8 +133,7 @@ def _names(threads: Iterable[Thread]) -> Iterable[dict[str, Any]]:
     kinds = sorted(threads, key=lambda t: (t[0], t[1] != "driver", t[1].rpartition(" ")[0], len(t[1]), t[1]))
     for order, (pid, actor) in enumerate(kinds):
         process = "driver, controllers" if pid == CONTROL else f"slot {pid - SLOTS}"
-        named = {"process_name": process, "thread_name": actor}
-        sorted_by = {"process_sort_index": pid, "thread_sort_index": order}
-        for what, value in [*named.items(), *sorted_by.items()]:
-            key = "name" if what in named else "sort_index"
-            yield {"name": what, "ph": "M", "pid": pid, "tid": _number((pid, actor)), "args": {key: value}}
+        for kind, name, index in (("process", process, pid), ("thread", actor, order)):
+            at = {"ph": "M", "pid": pid, "tid": _number((pid, actor))}
+            yield {"name": f"{kind}_name", **at, "args": {"name": name}}
+            yield {"name": f"{kind}_sort_index", **at, "args": {"sort_index": index}}
