@@ -91,7 +91,7 @@ class Timeline:
         """Write step `first` and all after it; -1 writes everything."""
         self._ends = {step: end for step, end in self._ends.items() if step < first}
         if not self._ends:
-            self._path.write_bytes(b"[\n" + b",\n".join((json.dumps(e).encode() for e in _names(self._threads))) + END)
+            self._path.write_bytes(b"[\n" + b",\n".join(json.dumps(e).encode() for e in _names(self._threads)) + END)
             self._ends[-1] = self._path.stat().st_size - len(END)
         with open(self._path, "r+b") as out:
             out.seek(list(self._ends.values())[-1])
