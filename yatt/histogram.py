@@ -9,7 +9,10 @@ from collections.abc import Iterable, Mapping
 def histogram(values: Iterable[int]) -> dict[int, int]:
     """How many of `values` (0 or more) are in each bin; a bin is named by the smallest value it holds. At most four
     bins per power of two: 64 for all values below 131,072."""
-    return dict(Counter(value & -_width(value) for value in values))
+    counts: Counter[int] = Counter()
+    for value, times in Counter(values).items():
+        counts[value & -_width(value)] += times
+    return dict(counts)
 
 
 def quantile(counts: Mapping[int, int], share: float) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from math import ceil
@@ -80,7 +80,7 @@ class Responder:
 
     async def _score(self, trajectories: list[Trajectory]) -> list[Trajectory]:
         scores = await self._scorer.score(trajectories)
-        return [replace(t, score=s) for t, s in zip(trajectories, scores, strict=True)]
+        return [t.judged(s) for t, s in zip(trajectories, scores, strict=True)]
 
 
 @dataclass(slots=True)
@@ -252,9 +252,10 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
     failed = [t for group in tally.finished for t in group.failures]
     lengths = [t.response_tokens for t in (*scored, *failed)]
     rewards = [t.score.value for t in scored if t.score is not None and t.score.value is not None]
-    parts: Counter[str] = Counter()
+    parts: defaultdict[str, float] = defaultdict(float)
     for t in scored:
-        parts.update(t.score.parts if t.score is not None else {})
+        for name, value in t.score.parts.items() if t.score is not None else ():
+            parts[name] += value
     return RolloutCounts(
         groups=len(tally.kept),
         groups_dropped=tally.dropped,

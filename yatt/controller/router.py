@@ -153,7 +153,7 @@ class Router:
 
     def _send(self, requests: Sequence[Request], inbox: Inbox) -> None:
         """Place requests now, together where one generator has room for all."""
-        more = sum(map(self._weight, requests))
+        more = self._weight(requests)
         load = np.where(self._fleet.up, (self._work + more) / self._pace + self._ties, np.inf)
         room = self._limit - self._counts
         fits = np.where(room >= len(requests), load, np.inf)
@@ -168,7 +168,7 @@ class Router:
     def _call(self, number: int, requests: Sequence[Request], inbox: Inbox) -> None:
         call = _Call(number, {request.key: request for request in requests}, inbox)
         self._counts[number] += len(requests)
-        self._work[number] += sum(map(self._weight, requests))
+        self._work[number] += self._weight(requests)
         self._calls[call] = asyncio.create_task(self._run(call))
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
@@ -227,7 +227,7 @@ class Router:
     def _release(self, call: _Call, requests: Sequence[Request]) -> None:
         self._counts[call.number] -= len(requests)
         # Weights drift with the mean length: an idle generator has no work, whatever was added for it.
-        gone = sum(map(self._weight, requests))
+        gone = self._weight(requests)
         self._work[call.number] = max(0.0, self._work[call.number] - gone) if self._counts[call.number] else 0.0
         while self._waiting:
             waiting = self._waiting[0]
@@ -238,9 +238,12 @@ class Router:
                 self._promised += len(waiting.requests)
                 waiting.room.set_result(True)
 
-    def _weight(self, request: Request) -> float:
-        """Expected work, in response tokens."""
-        return 1.0 + min(self._length, request.params.max_tokens) + PREFILL * len(request.tokens)
+    def _weight(self, requests: Sequence[Request]) -> float:
+        """Expected work of siblings, in response tokens; they are taken to be alike."""
+        if not requests:
+            return 0.0
+        first = requests[0]
+        return len(requests) * (1.0 + min(self._length, first.params.max_tokens) + PREFILL * len(first.tokens))
 
     async def _watch(self) -> None:
         """While anything runs, look for generators that are slow or gone."""
