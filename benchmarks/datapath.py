@@ -49,7 +49,7 @@ from yatt.cluster.session import ray_session
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 
-WARM_UP, STEPS, COUNTED = 2, 6, 2
+WARM_UP, STEPS, COUNTED = 2, 5, 2
 KB, MB = 1 << 10, 1 << 20
 TEXT = [Size(prompts=count) for count in (64, 128, 256)]
 IMAGES = [Size(prompts=count, image_bytes=size) for count in (64, 128, 256) for size in (256 * KB, MB)]

@@ -1,6 +1,6 @@
 """The data path's controls: one process through which all data flows, with the same engines, ranks and mathematics.
 
-`Naive` does it the usual way: a batch is a dict of padded arrays with a row per response; every image is repeated per
+`Naive` does it the usual way: a batch is a dict of padded tensors with a row per response; every image is repeated per
 response; each hop (generate, old logprobs, reference logprobs, update) splits the whole batch, sends each worker its
 part by value, and gathers what comes back into the batch. `Lean` is the strongest we can write: one image per prompt in
 the store and references to it, columns end to end, the two hops that the parallel controllers have, no streaming.
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 
 from benchmarks.datapath_meters import pid_of
 from benchmarks.datapath_parts import PROMPT, Engine, Rank, Reward, Tokenizer
@@ -52,7 +53,17 @@ from yatt.types import (
     UpdateReport,
 )
 
-Batch = dict[str, np.ndarray]
+
+class Batch(dict[str, np.ndarray]):
+    """Columns with a row per response. In a message they are torch tensors, pickled as torch and Ray do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A slice is cloned: pickled as it is, it would take the whole column along.
+        return read_batch, ({name: torch.from_numpy(column).clone() for name, column in self.items()},)
+
+
+def read_batch(tensors: Mapping[str, torch.Tensor]) -> Batch:
+    return Batch({name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 class Worker:
@@ -74,7 +85,7 @@ class Worker:
         ended = [self.engine.answer(self._request(batch, row)) for row in range(len(batch["seeds"]))]
         responses = np.stack([c.tokens for c in ended]).astype(np.int64)
         logprobs = np.stack([c.rollout_logprobs for c in ended])
-        return {"responses": responses, "rollout_logprobs": logprobs, "response_mask": np.ones_like(responses)}
+        return Batch(responses=responses, rollout_logprobs=logprobs, response_mask=np.ones_like(responses))
 
     def _request(self, batch: Batch, row: int) -> Request:
         key, tokens = SampleKey(*batch["keys"][row].tolist()), batch["prompts"][row]
@@ -83,7 +94,7 @@ class Worker:
         )
 
     def logprobs(self, batch: Batch) -> Batch:
-        return {"logprobs": np.full(batch["responses"].shape, -0.5, dtype=np.float32)}
+        return Batch(logprobs=np.full(batch["responses"].shape, -0.5, dtype=np.float32))
 
     def update(self, batch: Batch) -> float:
         zeros = np.zeros(PROMPT, dtype=np.float32)
@@ -209,7 +220,7 @@ class OwnMemory:
 
 
 class Naive(Central):
-    """Padded arrays by value, four hops."""
+    """Padded tensors by value, four hops."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, OwnMemory())
@@ -219,12 +230,12 @@ class Naive(Central):
         n, count = self.config.rollout.n, len(prompts)
         requests = [r for prompt in prompts for r in self.requests(prompt)]
         images = np.stack([p.media[0].handle if p.media else np.empty(0, dtype=np.uint8) for p in prompts])
-        batch: Batch = {
-            "keys": np.array([r.key for r in requests]),
-            "seeds": np.array([r.seed for r in requests]),
-            "prompts": np.repeat(np.stack([p.tokens for p in prompts]).astype(np.int64), n, axis=0),
-            "images": np.repeat(images, n, axis=0),
-        }
+        batch = Batch(
+            keys=np.array([r.key for r in requests]),
+            seeds=np.array([r.seed for r in requests]),
+            prompts=np.repeat(np.stack([p.tokens for p in prompts]).astype(np.int64), n, axis=0),
+            images=np.repeat(images, n, axis=0),
+        )
         batch |= self.hop(self.engines, "generate", split(batch, len(self.engines)))
         batch["input_ids"] = np.concatenate([batch["prompts"], batch["responses"]], axis=1)
         batch["attention_mask"] = np.ones_like(batch["input_ids"])
@@ -236,7 +247,7 @@ class Naive(Central):
         row_of = {s.key: row for row, s in enumerate(judged)}
         shares = await self.exchange.balance(step, judged)
         rows = [[row_of[s.key] for update in share.updates for micro in update for s in micro] for share in shares]
-        self.hop(self.ranks, "update", [{name: column[part] for name, column in batch.items()} for part in rows])
+        self.hop(self.ranks, "update", [Batch({name: column[part] for name, column in batch.items()}) for part in rows])
 
     @staticmethod
     def completion(batch: Batch, row: int) -> Completion:
@@ -254,10 +265,10 @@ class Naive(Central):
         """Send each its part, gather what they give."""
         answers = ray.get([getattr(a, method).remote(part) for a, part in zip(actors, parts, strict=True)])
         if not isinstance(answers[0], Mapping):
-            return {}
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+            return Batch()
+        return Batch({name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]})
 
 
 def split(batch: Batch, count: int) -> list[Batch]:
     bounds = [len(batch["keys"]) * part // count for part in range(count + 1)]
-    return [{name: column[a:b] for name, column in batch.items()} for a, b in pairwise(bounds)]
+    return [Batch({name: column[a:b] for name, column in batch.items()}) for a, b in pairwise(bounds)]
