@@ -1,7 +1,7 @@
 """One RLHF step's data movement on Ray, its engines and ranks taking no time: parallel controllers and two controls.
 
     python -m benchmarks.datapath                  every case, the sides in turn
-    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 --controllers 4 [--central naive|lean] [--json]
+    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central naive|arrays|lean] [--json]
 
 The real cluster, controllers, loader, router and exchange run; engine, rank, reward and tokenizer are those of
 `datapath_parts`. The controls, one process in place of the controllers, are in `datapath_central`. Per step:
@@ -15,7 +15,7 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
 - `object_store_peak`: most bytes in the store at once; `object_store_created`: bytes put there.
 
 The last two and `moved_bytes` are of two steps of their own, after the timed ones. Where all cases are run, rows of
-parallel controllers also say how they compare: `naive_cpu` and `lean_cpu` are CPU seconds over those of the row,
+parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu` are CPU seconds over the row's,
 `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their size.
 """
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import main, significant
-from benchmarks.datapath_central import Lean, Naive
+from benchmarks.datapath_central import Arrays, Lean, Naive
 from benchmarks.datapath_meters import (
     MemoryMeter,
     StoreMeter,
@@ -72,7 +72,7 @@ class Parallel(ClusterCrew):
         return await self._on_controllers("__ray_call__", function)
 
 
-SIDES: dict[str, Any] = {"none": Parallel, "naive": Naive, "lean": Lean}
+SIDES: dict[str, Any] = {"none": Parallel, "naive": Naive, "arrays": Arrays, "lean": Lean}
 
 
 async def measure_side(config: Config, side: Any, steps: int) -> dict[str, Any]:
@@ -149,6 +149,9 @@ def every(sizes: list[Size], alone: list[Size], steps: int) -> list[dict[str, An
         ours["lean_cpu"] = significant(lean["cpu_tree_s"] / ours["cpu_tree_s"])
         ours["growth"] = significant(max(ours["controller_anon_peak"]) / lean["controller_anon_peak"][0])
         rows += [ours, naive, lean]
+        if size.image_bytes >= MB:
+            rows.append(apart(size, "arrays", steps))
+            ours["arrays_cpu"] = significant(rows[-1]["cpu_tree_s"] / ours["cpu_tree_s"])
     rows += [apart(size, "none", steps) for size in alone]
     for row in rows:
         same = [r for r in rows if r["central"] == row["central"] and r["prompts"] == row["prompts"]]
