@@ -135,7 +135,7 @@ class Trajectory:
         return len(self.tokens) - len(self.prompt.tokens)
 
     def judged(self, score: Score) -> Trajectory:
-        """The same with a score. Written out: `dataclasses.replace` takes twice as long, and every response is judged."""
+        """The same with a score. Written out: `dataclasses.replace` takes twice as long, per response."""
         return Trajectory(
             prompt=self.prompt,
             sibling=self.sibling,
