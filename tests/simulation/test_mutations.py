@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.simulation.test_faults import seconds, world
+from tests.simulation.test_fault_seeds import seconds, world
 from yatt.controller import exchange
 from yatt.controller.exchange import Exchange
 from yatt.controller.rollouter import Rollouter
