@@ -183,9 +183,25 @@ async def test_waiting_for_room_has_a_deadline_that_says_for_whom():
     _, router = make(1, limit=2, timeout=0.05)
     blocked, _ = start(router, requests(0, 2))
     await settle()
-    with pytest.raises(WaitTimeout, match=r"prompt 1 waited 0.05 s for one of 1 generators to have room"):
+    with pytest.raises(WaitTimeout, match=r"prompt 1 waited 0.05 s for one of 1 generators to have room, and"):
         await start(router, requests(1, 2))[0]
     blocked.cancel()
+
+
+async def test_waiting_goes_on_while_responses_end():
+    engines, router = make(1, limit=2, timeout=0.1)
+    first, _ = start(router, requests(0, 2))
+    await settle()
+    second, _ = start(router, requests(1, 2))
+    await asyncio.sleep(0.06)
+    engines[0].end(SampleKey(0, 0), [1])
+    await asyncio.sleep(0.06)
+    assert not second.done()  # 0.12 s have passed, 0.06 s since a response ended
+    engines[0].end(SampleKey(0, 1), [1])
+    await settle()
+    assert [call[0].uid for call in engines[0].calls] == [0, 1]
+    first.cancel()
+    second.cancel()
 
 
 async def test_the_work_of_a_dead_generator_is_done_by_the_others_once():

@@ -57,8 +57,8 @@ class Router:
 
     A group goes whole to the generator with the least outstanding work, so that its prompt is read once. Each generator
     is given at most `limit` requests at a time: where none has room for the whole group it is split over those that
-    have some, and where all are full together it waits its turn, at most `timeout` seconds. Ties begin at generator
-    `first`, so that controllers do not all start at the same one.
+    have some, and where all are full together it waits its turn, at most `timeout` seconds in which nothing ends. Ties
+    begin at generator `first`, so that controllers do not all start at the same one.
 
     What a dead generator had not answered is drawn anew elsewhere; what a slow one has begun is ended there and goes on
     elsewhere after the tokens so far, each with its logprob and version.
@@ -132,17 +132,20 @@ class Router:
         waiting = _Waiting(requests, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         try:
-            admitted = await asyncio.wait_for(waiting.room, self._timeout)
-            self._promised -= len(requests) if admitted else 0
-            return admitted
-        except TimeoutError:
-            raise WaitTimeout(
-                f"prompt {requests[0].key.uid} waited {self._timeout:g} s for one of {self._fleet.alive} "
-                "generators to have room"
-            ) from None
+            while not waiting.room.done():
+                ended = self._ended
+                await asyncio.wait([waiting.room], timeout=self._timeout)
+                if not waiting.room.done() and self._ended == ended:
+                    raise WaitTimeout(
+                        f"prompt {requests[0].key.uid} waited {self._timeout:g} s for one of {self._fleet.alive} "
+                        "generators to have room, and no response ended"
+                    )
+            return waiting.room.result()
         finally:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
+            if waiting.room.done() and waiting.room.result():
+                self._promised -= len(requests)
 
     def _most(self) -> int:
         """What all generators together may be given."""
