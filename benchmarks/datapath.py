@@ -14,7 +14,7 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
   the driver.
 - `object_store_peak`: most bytes in the store at once; `object_store_created`: bytes put there.
 
-The last two and `moved_bytes` are of two steps of their own, after the timed ones. Where all cases are run, rows of
+The last two and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are run, rows of
 parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu` are CPU seconds over the row's,
 `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their size.
 """
@@ -49,7 +49,7 @@ from yatt.cluster.session import ray_session
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 
-WARM_UP, STEPS, COUNTED = 2, 5, 2
+WARM_UP, STEPS, COUNTED = 2, 5, 1
 KB, MB = 1 << 10, 1 << 20
 TEXT = [Size(prompts=count) for count in (64, 128, 256)]
 IMAGES = [Size(prompts=count, image_bytes=size) for count in (64, 128, 256) for size in (256 * KB, MB)]
