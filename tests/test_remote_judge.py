@@ -153,14 +153,17 @@ async def test_at_most_so_many_at_once(endpoint):
 
 
 async def test_a_slow_endpoint_times_out_and_leaves_the_others_alone(endpoint):
+    over = threading.Event()
+
     def behave(body, number):
         if body["seed"] == 8:
-            time.sleep(1.5)
+            over.wait(60)
         return says("ok")
 
     endpoint.behave = behave
-    answers = await ask(endpoint, 3, timeout=0.5)
-    assert answers == ["ok", Failure("timed_out", "no answer within 0.5 s"), "ok"]
+    answers = await ask(endpoint, 3, timeout=2.0)
+    over.set()
+    assert answers == ["ok", Failure("timed_out", "no answer within 2 s"), "ok"]
 
 
 @pytest.mark.parametrize("asked", ["1", "date"])
@@ -178,14 +181,26 @@ async def test_it_does_not_wait_for_what_comes_too_late(endpoint):
     assert answer == Failure("failed", "answers 429: slow down") and len(endpoint.seen) == 1
 
 
+def never_soon_enough(monkeypatch):
+    """A pause of ours is longer than the time that `ask` gives."""
+    monkeypatch.setattr(remote, "FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr(remote, "LONGEST_PAUSE", 1000.0)
+
+
 async def test_errors_that_pass_are_tried_again(endpoint, monkeypatch):
     monkeypatch.setattr(remote, "FIRST_PAUSE", 0.05)
     endpoint.behave = lambda body, number: says("ok") if number >= 2 else refuses(500 + number, "hiccup")
     assert await ask(endpoint) == ["ok"]
     assert len(endpoint.seen) == 3
-    endpoint.behave = lambda body, number: refuses(500, "out of order")
-    assert await ask(endpoint, timeout=0.3) == [Failure("failed", "answers 500: out of order")]
-    assert len(endpoint.seen) > 4
+
+    def behave(body, number):
+        if number == 5:  # the next pause would pass the deadline
+            never_soon_enough(monkeypatch)
+        return refuses(500, "out of order")
+
+    endpoint.behave = behave
+    assert await ask(endpoint) == [Failure("failed", "answers 500: out of order")]
+    assert len(endpoint.seen) == 6
 
 
 @pytest.mark.parametrize(
@@ -221,8 +236,9 @@ async def test_an_answer_cut_off_has_no_verdict(endpoint):
     assert await ask(endpoint) == [""]
 
 
-async def test_nobody_listens():
-    (failure,) = await ask(Endpoint(url="http://127.0.0.1:9/v1"), timeout=0.4)
+async def test_nobody_listens(monkeypatch):
+    never_soon_enough(monkeypatch)
+    (failure,) = await ask(Endpoint(url="http://127.0.0.1:9/v1"))
     assert failure.status == "failed" and failure.detail.startswith("cannot be reached: ")
 
 
@@ -293,7 +309,8 @@ def test_the_probe_is_one_cheap_call(endpoint):
 
 def test_what_the_probe_refuses(endpoint, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
-    monkeypatch.setattr(remote, "PROBE_SECONDS", 0.4)
+    monkeypatch.setattr(remote, "PROBE_SECONDS", 2.0)
+    never_soon_enough(monkeypatch)
     endpoint.behave = lambda body, number: refuses(401, f"no such key: {KEY}")
     said = "URL refuses the key: answers 401: no such key: "
     assert refused(endpoint, key_env="JUDGE_KEY") == f"reward.models.j.key_env=JUDGE_KEY: {said}***"
@@ -310,8 +327,10 @@ def test_what_the_probe_refuses(endpoint, monkeypatch):
     assert refused(endpoint) == "reward.models.j.url=URL: answers 503: starting"
     endpoint.behave = lambda body, number: (200, {}, "<html>")
     assert refused(endpoint).startswith("reward.models.j.url=URL: answers no JSON: ")
-    endpoint.behave = lambda body, number: (time.sleep(1), says("late"))[1]
-    assert refused(endpoint) == "reward.models.j.url=URL gives no answer within 0.4 s"
+    over = threading.Event()
+    endpoint.behave = lambda body, number: (over.wait(60), says("late"))[1]
+    assert refused(endpoint) == "reward.models.j.url=URL gives no answer within 2 s"
+    over.set()
     assert refused(endpoint, url="http://127.0.0.1:9/v1").startswith(
         "reward.models.j.url=http://127.0.0.1:9/v1: cannot be reached: "
     )

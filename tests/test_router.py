@@ -189,14 +189,14 @@ async def test_waiting_for_room_has_a_deadline_that_says_for_whom():
 
 
 async def test_waiting_goes_on_while_responses_end():
-    engines, router = make(1, limit=2, timeout=0.1)
+    engines, router = make(1, limit=2, timeout=1.0)
     first, _ = start(router, requests(0, 2))
     await settle()
     second, _ = start(router, requests(1, 2))
-    await asyncio.sleep(0.06)
+    await asyncio.sleep(0.6)
     engines[0].end(SampleKey(0, 0), [1])
-    await asyncio.sleep(0.06)
-    assert not second.done()  # 0.12 s have passed, 0.06 s since a response ended
+    await asyncio.sleep(0.6)
+    assert not second.done()  # 1.2 s have passed, 0.6 s since a response ended
     engines[0].end(SampleKey(0, 1), [1])
     await settle()
     assert [call[0].uid for call in engines[0].calls] == [0, 1]
