@@ -77,10 +77,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
-    """How an engine is doing: requests it is working on, and tokens it has sampled since it started."""
+    """How an engine is doing: requests it has, those that wait for it included; and, since it started, tokens sampled,
+    requests ended, decode steps, and seconds spent in them."""
 
     running: int
     tokens: int
+    ended: int = 0
+    steps: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +305,16 @@ class PhaseSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the placement policy did, and why, in one line: what was measured, what was predicted, what was done.
+    `slots` are those of each role from `at` on (seconds since the epoch, by the leader's clock)."""
+
+    at: float
+    text: str
+    slots: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutCounts:
     """Numbers of one step's rollout on one controller; they add up over controllers.
 
@@ -354,7 +368,8 @@ class EvaluationReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """One step in numbers; nothing in it grows with the batch. `phases` are one controller's, `spans` everyone's."""
+    """One step in numbers; nothing in it grows with the batch. `phases` are one controller's, `spans` everyone's.
+    `decisions` are the leader's, the split that the rollout began with first; empty where nothing is placed."""
 
     step: int
     epoch: float
@@ -367,3 +382,4 @@ class StepReport:
     seconds: float
     bad_rows: int = 0
     generators: int = 0
+    decisions: tuple[Decision, ...] = ()

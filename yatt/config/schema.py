@@ -101,14 +101,20 @@ class RewardFunctionConfig(Section):
 
 
 class JudgeConfig(Section):
-    """A generative judge behind an OpenAI-compatible chat endpoint."""
+    """A judge: a model folder served by engines of the run (`path`), or a chat endpoint elsewhere (`url`, `model`)."""
 
-    url: str = Field(..., pattern="^https?://", description="Address of the endpoint; most end in /v1.")
-    model: str = Field(..., description="The judge's name there.")
+    path: str | None = Field(None, description="Hugging Face folder of a judge that this run serves.")
+    kind: Literal["generative", "classifier"] = Field(
+        "generative", description="Whether the folder's model writes a verdict or is a sequence classifier."
+    )
+    context_length: int | None = Field(None, ge=8, description="Most tokens a served judge reads and writes together.")
+    engine_args: dict[str, Any] = Field(default_factory=dict, description="Options of its engines, passed through.")
+    url: str | None = Field(None, pattern="^https?://", description="Address of the endpoint; most end in /v1.")
+    model: str | None = Field(None, description="The judge's name at the endpoint.")
     key_env: str | None = Field(None, description="Environment variable with the key, on every controller's machine.")
-    template: str = Field(..., description="What the judge reads, with {question}, {response}, {answer} filled in.")
-    parser: str = Field(
-        ...,
+    template: str | None = Field(None, description="What it reads, with {question}, {response}, {answer} filled in.")
+    parser: str | None = Field(
+        None,
         description="verdict:WORD=NUMBER,..., number, number:LOW..HIGH, json:FIELD, or FILE.py:NAME (text -> number).",
     )
     weight: float = Field(1.0, description="Weight in the sum of all rewards.")
@@ -162,6 +168,16 @@ class ClusterConfig(Section):
     step_timeout: float = Field(3600.0, gt=0, description="Seconds any wait within a step may take.")
 
 
+class PlacementConfig(Section):
+    mode: Literal["colocated", "partial", "weighted", "dynamic", "disaggregated"] = Field(
+        "colocated", description="How slots are divided between the policy, the judges and training."
+    )
+    split: dict[str, int] = Field(
+        default_factory=dict, description="Slots of `policy` and of each judge while responses are drawn (partial)."
+    )
+    train_slots: int | None = Field(None, ge=1, description="Slots that only train (disaggregated); half when unset.")
+
+
 class WeightsConfig(Section):
     transport: Literal["shm", "disk"] = Field("shm", description="How weights reach the engines.")
     dir: str | None = Field(None, description="Folder of the disk transport; RUN/weights when unset.")
@@ -212,6 +228,7 @@ class Config(Section):
     reward: RewardConfig = Field(default_factory=RewardConfig)
     train: TrainConfig
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    placement: PlacementConfig = Field(default_factory=PlacementConfig)
     weights: WeightsConfig = Field(default_factory=WeightsConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
-Role = Literal["generator", "trainer"]
+POLICY, TRAINER = "policy", "trainer"
+Role = str
+"""`policy`, `trainer`, or the name of a judge."""
 Phase = Literal["rollout", "train"]
-Plan = Mapping[Phase, Mapping[int, frozenset[Role]]]
+Awake = Mapping[int, frozenset[Role]]
+"""Slot -> roles awake on it."""
+Split = Mapping[Role, int]
+"""Blocks of each role while responses are drawn and judged."""
 
 
 class Change(NamedTuple):
@@ -18,23 +25,59 @@ class Change(NamedTuple):
     awake: bool
 
 
-def colocated(slots: Iterable[int]) -> Plan:
-    """Every role on every slot, one phase at a time: engines hold the memory in rollout, ranks in training."""
-    slots = tuple(slots)
-    return {
-        "rollout": {slot: frozenset[Role]({"generator"}) for slot in slots},
-        "train": {slot: frozenset[Role]({"trainer"}) for slot in slots},
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSite:
+    """One engine: whom it serves and the slots it lives on."""
+
+    role: Role
+    slots: tuple[int, ...]
 
 
-def resident(slots: Iterable[int]) -> Plan:
-    """Every role always awake: for devices with room for all of them at once."""
-    slots = tuple(slots)
-    both = frozenset[Role]({"generator", "trainer"})
-    return {"rollout": dict.fromkeys(slots, both), "train": dict.fromkeys(slots, both)}
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What can be divided: `slots`, in blocks that hold whole engines of every role. `sizes` are the slots of one
+    engine of each role, the policy's first; each divides the largest, which is a block's."""
+
+    slots: tuple[int, ...]
+    sizes: Mapping[Role, int]
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The slots of each block."""
+        size = max(self.sizes.values())
+        return tuple(self.slots[i : i + size] for i in range(0, len(self.slots), size))
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return tuple(self.sizes)
+
+    def engines(self, role: Role, blocks: Iterable[int]) -> list[EngineSite]:
+        """The engines of a role on these blocks."""
+        size = self.sizes[role]
+        slots = [slot for block in blocks for slot in self.blocks[block]]
+        return [EngineSite(role=role, slots=tuple(slots[i : i + size])) for i in range(0, len(slots), size)]
+
+    def awake(self, holders: Sequence[Role]) -> Awake:
+        """Who is awake on each slot; `holders` [blocks] is the role of each block."""
+        return {slot: frozenset({role}) for block, role in zip(self.blocks, holders, strict=True) for slot in block}
 
 
-def difference(before: Mapping[int, frozenset[Role]], after: Mapping[int, frozenset[Role]]) -> list[Change]:
+def arrange(split: Split, before: Sequence[Role] | None = None) -> tuple[Role, ...]:
+    """The role of each block, so that each has as many as `split` says and as few as possible change hands. Without
+    `before`, roles stand side by side in the order of `split`."""
+    if before is None:
+        return tuple(role for role, count in split.items() for _ in range(count))
+    spare = {role: before.count(role) - split.get(role, 0) for role in before}
+    wanted = [role for role, count in split.items() for _ in range(count - before.count(role))]
+    after = list(before)
+    for block in reversed(range(len(before))):
+        if wanted and spare[before[block]] > 0:
+            spare[before[block]] -= 1
+            after[block] = wanted.pop(0)
+    return tuple(after)
+
+
+def difference(before: Awake, after: Awake) -> list[Change]:
     """What takes one phase's roles to another's: sleeps first, so that their memory is free for the wakes."""
     changes = [
         Change(slot, role, awake)
