@@ -179,6 +179,13 @@ def test_broken_rules(settings, tiny, words, said):
 
 def test_all_broken_rules_come_at_once(settings, tiny):
     assert len(refused(settings(tiny, "train.pp=4", "rollout.n=1", "resume=x", "cluster.slots=4"))) == 3
+    numbers = ["rollout.engine_args.max_num_seqs=0", "rollout.engine_args.tensor_parallel_size=many"]
+    lines = refused(settings(tiny, *numbers, "train.sequence_parallel=true"))
+    assert [line.split("=")[0] for line in lines] == [
+        "rollout.engine_args.tensor_parallel_size",
+        "rollout.engine_args.max_num_seqs",
+        "train.sequence_parallel",
+    ]
 
 
 def test_warnings(settings, tiny, monkeypatch):

@@ -120,12 +120,11 @@ def _layout(case: Case) -> Iterator[str]:
             f"{case.slots_name}={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
             f"use {_either(_multiples(case.slots, size))}{' slots' if case.slots_name == 'cluster.slots' else ''}"
         )
-    for name in _ENGINE_NUMBERS:
-        value = case.config.rollout.engine_args.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            yield f"rollout.engine_args.{name}={value!r} must be a number above 0; leave it out for the engine's own"
-            return
-    engine = int(case.config.rollout.engine_args.get("tensor_parallel_size", 1))
+    numbers = {name: case.config.rollout.engine_args.get(name, 1) for name in _ENGINE_NUMBERS}
+    wrong = {n: v for n, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float) or v <= 0}
+    for name, value in wrong.items():
+        yield f"rollout.engine_args.{name}={value!r} must be a number above 0; leave it out for the engine's own"
+    engine = 0 if "tensor_parallel_size" in wrong else int(numbers["tensor_parallel_size"])
     if case.slots is not None and engine and case.slots % engine:
         yield (
             f"{case.slots_name}={case.slots} is not a multiple of rollout.engine_args.tensor_parallel_size={engine}; "
