@@ -19,7 +19,7 @@ from yatt.config.load import load_config
 from yatt.errors import ConfigError
 from yatt.faces.rundir import RunDirectory
 from yatt.simulation.calibrate import calibrate, lengths_of, nnls, workload
-from yatt.simulation.costs import Costs, Lengths, Workload, device, from_shape
+from yatt.simulation.costs import Costs, JudgeCosts, Lengths, Workload, device, from_shape
 from yatt.simulation.simulate import simulate
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +99,31 @@ def test_estimate_by_hand():
     assert costs.trainer.offload == costs.trainer.onload == pytest.approx(368 * 12 / 2 / 32e9)
 
 
+JUDGE = ["reward.models.j.path=x", "reward.models.j.template={response}", "reward.models.j.parser=number"]
+
+
+def test_estimate_of_a_judge_by_hand():
+    facts = replace(TINY, layers=4)  # twice the layers: 2 x 288 + 80 weights, and 32 bytes of keys and values a token
+    words = [*JUDGE, "reward.models.j.max_tokens=200", "reward.models.j.engine_args={tensor_parallel_size: 2}"]
+    config = load_config(str(ROOT / PAPER), [*words, "plan.device=H100"])
+    judge = from_shape(TINY, config, WORK, {"j": facts}).judges["j"]
+    assert judge.engine.step == pytest.approx(2e-3 + 2 * 656 / (0.8 * 3.35e12 * 2))
+    assert judge.engine.per_kv_token == pytest.approx(32 / (0.8 * 3.35e12 * 2))
+    assert judge.answers == (Lengths(median=50.0, p99=200.0),)
+    # Its weights leave the device and come back: 656 bytes through half of 64 GB/s on each of two, beside 0.1 s.
+    assert judge.engine.sleep == judge.engine.wake == pytest.approx(0.1 + 656 / 32e9)
+    # A classifier gives its answer with the first token.
+    config = load_config(str(ROOT / PAPER), ["reward.models.j.path=x", "reward.models.j.kind=classifier", *JUDGE[1:2]])
+    assert from_shape(TINY, config, WORK, {"j": facts}).judges["j"].answers == (Lengths(median=1.0, p99=1.0),)
+
+
+def test_no_room_for_a_judge():
+    facts = model_facts(str(ROOT / "examples/plan/policy-7b"), weights=False)
+    words = [*JUDGE, "plan.device=L40S", "reward.models.j.engine_args={gpu_memory_utilization: 0.3}"]
+    with pytest.raises(ConfigError, match=r"no room for 15.2 GB .* in reward.models.j.engine_args"):
+        from_shape(TINY, load_config(str(ROOT / PAPER), words), WORK, {"j": facts})
+
+
 def test_estimate_of_other_layouts():
     plain, other = estimate(), estimate("algorithm.kl.coefficient=0.1", "model.dtype=float32")
     # A reference is a fifth pass; float32 runs at half the rate and reads twice the bytes.
@@ -124,6 +149,11 @@ def test_unknown_device():
 def test_costs_survive_json():
     costs = estimate()
     assert Costs.from_json(json.loads(json.dumps(costs.to_json()))) == costs
+    judged = replace(costs, judges={"j": JudgeCosts(engine=costs.engine, answers=WORK.responses)})
+    assert Costs.from_json(json.loads(json.dumps(judged.to_json()))) == judged
+    before = costs.to_json()
+    del before["judges"]  # a file written before there were any
+    assert Costs.from_json(before) == costs
 
 
 @pytest.mark.parametrize(

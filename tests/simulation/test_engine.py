@@ -13,17 +13,18 @@ import pytest
 
 from yatt.errors import BackendError, ProcessDied
 from yatt.simulation.costs import EngineCosts
-from yatt.simulation.engine import SimulatedGenerator
+from yatt.simulation.engine import PROMPT, SimulatedGenerator
 from yatt.simulation.loop import run
-from yatt.types import Completion, Request, SampleKey, SamplingParams, Span, WeightManifest
+from yatt.types import Completion, Pulse, Request, SampleKey, SamplingParams, Span, WeightManifest
 
-PROMPT = 10
+SIZE = 10  # tokens of a prompt
 # One second a step and nothing else: a token a second, whatever runs.
 PLAIN = EngineCosts(step=1.0, per_request=0.0, per_kv_token=0.0, load=5.0, sleep=2.0, wake=3.0)
 
 
 def request(uid: int, sibling: int = 0, *, begun: int = 0, limit: int = 1000) -> Request:
-    tokens = np.zeros(PROMPT + begun, dtype=np.int32)
+    tokens = np.zeros(SIZE + begun, dtype=np.int32)
+    tokens[:SIZE] = PROMPT
     return Request(key=SampleKey(uid, sibling), tokens=tokens, params=SamplingParams(max_tokens=limit), seed=0)
 
 
@@ -33,9 +34,7 @@ def engine(
     """Responses of `lengths[uid]` tokens."""
     length = lengths if callable(lengths) else lambda key: lengths[key.uid]
     log = options.pop("log", lambda *event: None)
-    return SimulatedGenerator(
-        costs, name="generator 0", slots=(0,), node="node 0", length=length, prompt_tokens=PROMPT, log=log
-    )
+    return SimulatedGenerator(costs, name="generator 0", slots=(0,), node="node 0", length=length, log=log)
 
 
 async def ends(generator: SimulatedGenerator, wanted: Sequence[Request], at: float = 0.0) -> dict[SampleKey, float]:
@@ -71,7 +70,7 @@ def token_by_token(
     time = debt = 0.0
 
     def held() -> int:
-        return sum(own + done for _, own, done, _ in running) + PROMPT * len({key.uid for key, *_ in running})
+        return sum(own + done for _, own, done, _ in running) + SIZE * len({key.uid for key, *_ in running})
 
     while coming or waiting or running:
         while coming and coming[0][0] <= time:
@@ -80,7 +79,7 @@ def token_by_token(
             waiting.insert(0, running.pop())
         while waiting and len(running) < costs.max_running:
             key, own, done, _ = waiting[0]
-            size = own + done + (0 if key.uid in {k.uid for k, *_ in running} else PROMPT)
+            size = own + done + (0 if key.uid in {k.uid for k, *_ in running} else SIZE)
             if running and held() + size + len(running) + 1 > costs.kv_tokens:
                 break
             running.append(waiting.pop(0))
@@ -309,16 +308,66 @@ def test_a_dead_engine_raises_in_open_and_later_calls() -> None:
     run(main())
 
 
-def test_pulse_and_busy_seconds() -> None:
-    async def main() -> tuple[int, int, float]:
-        generator = engine(PLAIN, {0: 4, 1: 6})
+def test_pulse_by_hand() -> None:
+    """At 2.5 s two requests have two tokens each, of two steps. Request 0 ends at 4 s, request 1 at 6 s, and nothing is
+    spent after that: 10 tokens in 6 steps of a second. A third one is aborted in its first step, which is done all the
+    same; it has not ended by itself."""
+
+    async def main() -> tuple[Pulse, Pulse, float]:
+        generator = engine(PLAIN, {0: 4, 1: 6, 2: 9})
         task = asyncio.create_task(ends(generator, [request(0), request(1)]))
         pulse = await at(2.5, generator.pulse)
         await task
         await asyncio.sleep(100)
-        return pulse.running, pulse.tokens, generator.busy
+        left = asyncio.create_task(ends(generator, [request(2)]))
+        await at(0.5, lambda: generator.abort([SampleKey(2, 0)]))
+        await left
+        await asyncio.sleep(100)
+        return pulse, await generator.pulse(), generator.busy
 
-    assert run(main()) == (2, 4, 6.0)
+    first, last, busy = run(main())
+    assert first == Pulse(running=2, tokens=4, ended=0, steps=2, seconds=2.5)
+    assert last == Pulse(running=0, tokens=11, ended=2, steps=7, seconds=7.0)
+    assert busy == 7.0
+
+
+def test_requests_wait_for_a_sleeping_engine() -> None:
+    """Asleep from 0 to 2 s, asked at 5 s, woken from 10 to 13 s: four tokens by 17 s."""
+
+    async def main() -> tuple[int, dict[SampleKey, float]]:
+        generator = engine(PLAIN, {0: 4})
+        await generator.sleep()
+        task = asyncio.create_task(ends(generator, [request(0)], 3.0))
+        running = (await at(8.0, generator.pulse)).running
+        await generator.wake()
+        await generator.resume()
+        return running, await task
+
+    assert run(main()) == (1, {SampleKey(0, 0): 17.0})
+
+
+def test_prompts_of_many_lengths_share_and_go_on_after_a_move() -> None:
+    """Reading at 0.1 s a token: a prompt of 3, shared by two, one of 20, and the 5 tokens one brings: 2.8 s. Of 6
+    tokens it has 1 left; the others have 6 and 2."""
+    tokens = np.full(20, PROMPT, dtype=np.int32)
+    moved = np.concatenate([tokens[:3], np.zeros(5, dtype=np.int32)])
+
+    async def main() -> dict[SampleKey, float]:
+        generator = engine(replace(PLAIN, prefill=0.1), {0: 6, 1: 2})
+        return await ends(
+            generator,
+            [
+                replace(request(0), tokens=tokens[:3]),
+                replace(request(0, 1), tokens=moved),
+                replace(request(1), tokens=tokens),
+            ],
+        )
+
+    assert run(main()) == {
+        SampleKey(0, 1): pytest.approx(3.8),
+        SampleKey(1, 0): pytest.approx(4.8),
+        SampleKey(0, 0): pytest.approx(8.8),
+    }
 
 
 def test_close_answers_what_runs_and_refuses_what_comes() -> None:

@@ -102,19 +102,23 @@ def test_responses_take_the_link_and_then_the_processor() -> None:
 
 
 def test_lengths_have_the_median_and_the_99th_percentile() -> None:
-    model = LengthModel(costs(responses=COSTS.workload.responses).workload, seed=5)
+    model = LengthModel(COSTS.workload.responses, seed=5)
     drawn = np.array([model(SampleKey(uid, sibling)) for uid in range(5000) for sibling in range(4)])
     assert np.median(drawn) == pytest.approx(12, rel=0.05)
     assert np.percentile(drawn, 99) == pytest.approx(60, rel=0.08)
     assert drawn.min() >= 1
-    again = LengthModel(COSTS.workload, seed=5)
+    again = LengthModel(COSTS.workload.responses, seed=5)
     assert [again(SampleKey(uid, 1)) for uid in range(50)] == drawn[1:200:4].tolist()
-    assert [LengthModel(COSTS.workload, seed=6)(SampleKey(uid, 1)) for uid in range(50)] != drawn[1:200:4].tolist()
+    judge = LengthModel(COSTS.workload.responses, seed=5, role="judge")
+    assert [judge(SampleKey(uid, 1)) for uid in range(50)] != drawn[1:200:4].tolist()
+    assert [LengthModel(COSTS.workload.responses, seed=6)(SampleKey(uid, 1)) for uid in range(50)] != drawn[
+        1:200:4
+    ].tolist()
 
 
 def test_a_trace_of_steps_is_replayed() -> None:
     short, long = replace(COSTS.workload.responses[0], median=5.0, p99=5.0), COSTS.workload.responses[0]
-    model = LengthModel(replace(COSTS.workload, responses=(short, replace(long, median=9.0, p99=9.0))), seed=0)
+    model = LengthModel((short, replace(long, median=9.0, p99=9.0)), seed=0)
     found = []
     for model.step in (1, 2, 3):
         found.append(model(SampleKey(3, 0)))

@@ -60,7 +60,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
     steps = [row for row in rows if row["step"] > 0 and row.get("responses")]
     if len(steps) < FEWEST + 1:
         raise ConfigError(f"{source} has {len(steps)} steps with a rollout; a fit takes at least {FEWEST + 1}")
-    engines = max(1, devices // engine_size(config))
+    engines = max(1, devices // engine_size(config.rollout))
     ranks = max(1, devices // (config.train.tp * config.train.pp))
     work = [_work(row, lengths_of(row), engines, ranks, config.rollout.n) for row in steps[1:]]
     seconds = [row["phases"] for row in steps[1:]]
@@ -123,7 +123,7 @@ def _layout(config: Config) -> dict[str, int]:
     return {
         "train.tp": config.train.tp,
         "train.pp": config.train.pp,
-        "rollout.engine_args.tensor_parallel_size": engine_size(config),
+        "rollout.engine_args.tensor_parallel_size": engine_size(config.rollout),
     }
 
 

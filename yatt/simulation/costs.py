@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from yatt.config.facts import ModelFacts
-from yatt.config.schema import Config
+from yatt.config.schema import Config, JudgeConfig, RolloutConfig
 from yatt.controller.assembly import RUNNING
 from yatt.errors import ConfigError
 
@@ -36,7 +37,7 @@ class EngineCosts:
     per_kv_token: Amount  # seconds per token of KV cache read in a decode step
     load: Amount  # seconds to take a new set of weights
     prefill: Amount = 0.0  # seconds per prompt token computed; siblings share their prompt's
-    sleep: Amount = 0.0  # seconds to free the KV cache
+    sleep: Amount = 0.0  # seconds to free its memory
     wake: Amount = 0.0  # seconds to take it back
     kv_tokens: Count = 10**12  # tokens the KV cache holds
     max_running: Count = 256  # requests decoded at once; others wait
@@ -90,6 +91,12 @@ class Lengths:
 
 
 Trace = Annotated[tuple[Lengths, ...], Field(min_length=1)]
+"""Of step 1, 2, ...; the last one holds for all later steps."""
+
+
+def of_step(trace: Trace, step: int) -> Lengths:
+    """The lengths of step `step`, counted from 1."""
+    return trace[min(max(step, 1), len(trace)) - 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +104,28 @@ class Workload:
     """What the run has to do, apart from the settings: properties of the data and the policy."""
 
     prompt_tokens: Count  # tokens of a prompt, images' tokens included
-    responses: Trace  # of step 1, 2, ...; the last one holds for all later steps
+    responses: Trace
     equal_groups: Amount = 0.0  # share of groups whose rewards are all equal
     image_bytes: Annotated[int, Field(ge=0)] = 0  # bytes of the images of one prompt
 
     def lengths(self, step: int) -> Lengths:
         """Response lengths of step `step`, counted from 1."""
-        return self.responses[min(max(step, 1), len(self.responses)) - 1]
+        return of_step(self.responses, step)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCosts:
+    """A judge that the run serves. It reads its template with the question and the response filled in."""
+
+    engine: EngineCosts
+    answers: Trace  # lengths of its answers in step 1, 2, ...
+    template_tokens: Count = 64  # that the template adds to the prompt and the response
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """All costs of a simulated run. `source` says where they come from: `calibration of RUN`, `estimate for DEVICE`."""
+    """All costs of a simulated run. `source` says where they come from: `calibration of RUN`, `estimate for DEVICE`;
+    `judges` are those that the run serves, by name."""
 
     source: str
     engine: EngineCosts
@@ -116,6 +133,7 @@ class Costs:
     scorer: ScorerCosts
     controller: ControllerCosts
     workload: Workload
+    judges: Mapping[str, JudgeCosts] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as `from_json` reads it."""
@@ -164,7 +182,7 @@ ASSUMED: dict[str, float] = {
     "host_efficiency": 0.5,  # of the link to the host: offloading, and bringing weights over
     "network": 50e9,  # bytes/s between nodes for each device: gradients (400 Gb/s)
     "activations": 4e9,  # bytes an engine keeps back for them
-    "switch": 0.1,  # seconds to free a KV cache or to take it back
+    "switch": 0.1,  # seconds to free a KV cache or to take it back; weights move over the host link beside it
 }
 
 
@@ -177,52 +195,71 @@ def device(name: str) -> Device:
     raise ConfigError(f"plan.device={name} is unknown; use {f'{near[0]} (known: {known})' if near else known}")
 
 
-def engine_size(config: Config) -> int:
-    """Devices of one engine."""
-    return int(config.rollout.engine_args.get("tensor_parallel_size", 1))
+def engine_size(settings: RolloutConfig | JudgeConfig) -> int:
+    """Devices of one engine of the policy, or of a judge."""
+    return int(settings.engine_args.get("tensor_parallel_size", 1))
 
 
-def from_shape(facts: ModelFacts, config: Config, workload: Workload) -> Costs:
-    """An estimate for `plan.device`, from its data sheet, the model's shape and `ASSUMED`.
+def from_shape(
+    facts: ModelFacts, config: Config, workload: Workload, judges: Mapping[str, ModelFacts] | None = None
+) -> Costs:
+    """An estimate for `plan.device`, from its data sheet, the models' shapes and `ASSUMED`. `judges` are those that the
+    run serves; a quarter of their `max_tokens` is taken for the median answer.
 
     Raises ConfigError where no KV cache fits.
     """
+    longest = workload.prompt_tokens + config.rollout.max_tokens
     return Costs(
         source=f"estimate for {config.plan.device}",
-        engine=_engine(facts, config, workload),
+        engine=_engine(facts, config, config.rollout, longest, "rollout"),
         trainer=_trainer(facts, config),
         scorer=ScorerCosts(),
         controller=ControllerCosts(),
         workload=workload,
+        judges={name: _judge(name, shape, config, longest) for name, shape in (judges or {}).items()},
     )
 
 
-def _engine(facts: ModelFacts, config: Config, workload: Workload) -> EngineCosts:
+def _judge(name: str, facts: ModelFacts, config: Config, longest: int) -> JudgeCosts:
+    """A classifier answers with one token."""
+    judge = config.reward.models[name]
+    most = judge.max_tokens if judge.kind == "generative" else 1
+    return JudgeCosts(
+        engine=_engine(facts, config, judge, longest + most, f"reward.models.{name}"),
+        answers=(Lengths(median=max(1.0, most / 4), p99=float(most)),),
+    )
+
+
+def _engine(
+    facts: ModelFacts, config: Config, settings: RolloutConfig | JudgeConfig, longest: int, at: str
+) -> EngineCosts:
     """A decode step reads all weights and the running requests' KV cache, and multiplies by each weight once per
-    request; the two are added, though hardware overlaps them in part."""
-    chip, size, tp = device(config.plan.device), _bytes(config), engine_size(config)
-    share = float(config.rollout.engine_args.get("gpu_memory_utilization", 0.5))
+    request; the two are added, though hardware overlaps them in part. An engine that sleeps has its weights in the
+    host's memory. `longest` is the tokens of a request that must fit."""
+    chip, size, tp, args = device(config.plan.device), _bytes(config), engine_size(settings), settings.engine_args
+    share = float(args.get("gpu_memory_utilization", 0.5))
     weights = facts.parameters * size
     kv_token = 2 * facts.layers * facts.kv_heads * facts.head_dim * size
     room = share * chip.memory * tp - weights - ASSUMED["activations"] * tp
-    if room < kv_token * (workload.prompt_tokens + config.rollout.max_tokens):
+    if room < kv_token * longest:
         raise ConfigError(
             f"plan.device={config.plan.device} has {chip.memory / 1e9:.0f} GB, of which an engine takes {share:.0%}: "
             f"no room for {weights / 1e9:.1f} GB of weights and a KV cache; raise gpu_memory_utilization or "
-            "tensor_parallel_size in rollout.engine_args"
+            f"tensor_parallel_size in {at}.engine_args"
         )
     read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * tp
     multiply = 2 * facts.parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
+    moved = weights / tp / (chip.host_link * ASSUMED["host_efficiency"])
     return EngineCosts(
         step=ASSUMED["launch"] + weights / read,
         per_request=multiply,
         per_kv_token=kv_token / read,
         prefill=multiply,
         kv_tokens=int(room / kv_token),
-        max_running=int(config.rollout.engine_args.get("max_num_seqs", RUNNING)),
-        sleep=ASSUMED["switch"],
-        wake=ASSUMED["switch"],
-        load=weights / tp / (chip.host_link * ASSUMED["host_efficiency"]),
+        max_running=int(args.get("max_num_seqs", RUNNING)),
+        sleep=ASSUMED["switch"] + moved,
+        wake=ASSUMED["switch"] + moved,
+        load=moved,
     )
 
 

@@ -17,6 +17,8 @@ from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, Weig
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
+PROMPT = -1
+"""The id of every prompt token; a sampled one's is the version that sampled it."""
 Answers = asyncio.Queue["Completion | None"]
 """What has ended; None where the engine died."""
 
@@ -65,7 +67,7 @@ class SimulatedGenerator:
     step under way; prefill can be joined or interrupted at any moment. Siblings share their prompt's KV tokens while
     one of them runs. Where the next step would not fit, the youngest request is put back and recomputed later.
 
-    `prompt_tokens` is the length of every prompt: what a request has beyond it are tokens of its own response.
+    What a request has beyond its PROMPT tokens are tokens of its own response, of before it was moved here.
     """
 
     def __init__(
@@ -76,11 +78,10 @@ class SimulatedGenerator:
         slots: tuple[int, ...],
         node: str,
         length: Callable[[SampleKey], int],
-        prompt_tokens: int,
         log: Log,
     ) -> None:
         self.name, self.slots, self.node = name, slots, node
-        self._costs, self._length, self._prompt_tokens, self._log = costs, length, prompt_tokens, log
+        self._costs, self._length, self._log = costs, length, log
         self._drawings: dict[SampleKey, Drawing] = {}
         self._waiting: deque[Drawing] = deque()
         self._running: dict[Drawing, None] = {}  # the oldest first
@@ -97,7 +98,7 @@ class SimulatedGenerator:
         self._going, self._asleep, self._cold, self._closed = True, False, False, False
         self.dead: ProcessDied | None = None
         self._slowness = 1.0
-        self._sampled = 0
+        self._sampled = self._answered = 0
         self.busy = 0.0
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
@@ -176,7 +177,15 @@ class SimulatedGenerator:
 
     async def pulse(self) -> Pulse:
         self._check()
-        return Pulse(running=len(self._drawings), tokens=self._sampled + self._batch * self._done_by(self._now()))
+        now = self._now()
+        steps = self._done_by(now)
+        return Pulse(
+            running=len(self._drawings),
+            tokens=self._sampled + self._batch * steps,
+            ended=self._answered,
+            steps=self._step + steps,
+            seconds=self.busy + (now - self._begun if self._batch else 0.0),
+        )
 
     async def close(self) -> None:
         self._end(list(self._drawings.values()))
@@ -208,7 +217,7 @@ class SimulatedGenerator:
         if request.key in self._drawings:
             raise BackendError(f"request {request.key} is being drawn already on {self.name}")
         self._serial += 1
-        own = max(0, size - self._prompt_tokens)
+        own = size - int(np.searchsorted(request.tokens, PROMPT, side="right"))
         target = max(1, self._length(request.key) - own)
         finish: Finish = "stop" if target <= limit else "length"
         return Drawing(request, answers, self._serial, own, min(target, limit), finish)
@@ -289,6 +298,7 @@ class SimulatedGenerator:
             if drawing in self._running and drawing.end == end:
                 self._leave(drawing)
                 del self._drawings[drawing.request.key]
+                self._answered += 1
                 self._answer(drawing)
         if self._going:
             self._go_on(now)

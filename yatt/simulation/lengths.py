@@ -1,4 +1,4 @@
-"""How long responses become: a function of the run's seed and the response's key alone."""
+"""How long responses and judgements become: a function of the run's seed and the request's key alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from hashlib import blake2b
 from statistics import NormalDist
 
-from yatt.simulation.costs import Workload
+from yatt.placement.plan import POLICY
+from yatt.simulation.costs import Trace, of_step
 from yatt.types import SampleKey
 
 _NORMAL = NormalDist()
@@ -19,16 +20,16 @@ def uniform(*words: object) -> float:
 
 
 class LengthModel:
-    """Response lengths of the step that `step` names: lognormal by median and 99th percentile, at least 1, not yet cut
-    at `rollout.max_tokens`. A workload with an entry per step replays a trace."""
+    """Lengths of what a role writes in the step that `step` names: lognormal by median and 99th percentile, at least 1,
+    not yet cut at the most it may write. A trace with an entry per step is replayed."""
 
-    def __init__(self, workload: Workload, seed: int) -> None:
-        self._workload = workload
-        self._seed = seed
+    def __init__(self, trace: Trace, seed: int, role: str = POLICY) -> None:
+        self._trace, self._seed = trace, seed
+        self._word = "length" if role == POLICY else f"length of {role}"
         self.step = 1
 
     def __call__(self, key: SampleKey) -> int:
-        """The tokens of this response, however often it is moved from engine to engine."""
-        lengths = self._workload.lengths(self.step)
-        deviate = _NORMAL.inv_cdf(uniform(self._seed, "length", key.uid, key.sibling))
+        """The tokens of this answer, however often it is moved from engine to engine."""
+        lengths = of_step(self._trace, self.step)
+        deviate = _NORMAL.inv_cdf(uniform(self._seed, self._word, key.uid, key.sibling))
         return max(1, round(lengths.median * math.exp(lengths.sigma * deviate)))

@@ -20,9 +20,8 @@ from yatt.data.loader import Loader
 from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.reward.filter import load_filter
-from yatt.simulation.calibrate import engine_size
-from yatt.simulation.costs import Costs
-from yatt.simulation.engine import SimulatedGenerator
+from yatt.simulation.costs import Costs, engine_size
+from yatt.simulation.engine import PROMPT, SimulatedGenerator
 from yatt.simulation.lengths import LengthModel
 from yatt.simulation.loop import VirtualClock
 from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
@@ -98,14 +97,14 @@ class World:
     ) -> None:
         self.config, self.costs, self.devices, self.events = config, costs, devices, events
         self.witness = witness or Witness()
-        tp, rank = engine_size(config), config.train.tp * config.train.pp
+        tp, rank = engine_size(config.rollout), config.train.tp * config.train.pp
         for size, what in ((tp, "rollout.engine_args.tensor_parallel_size"), (rank, "train.tp * train.pp")):
             if devices % size:
                 raise ConfigError(f"{what}={size} does not divide {devices} devices; use {devices - devices % size}")
         self.engine_devices, self.rank_devices = tp, rank
         self.network = Network(costs.controller, -(-devices // NODE_DEVICES), self.log)
-        self.lengths = LengthModel(costs.workload, config.run.seed)
-        self._prompt = np.zeros(costs.workload.prompt_tokens, dtype=np.int32)
+        self.lengths = LengthModel(costs.workload.responses, config.run.seed)
+        self._prompt = np.full(costs.workload.prompt_tokens, PROMPT, dtype=np.int32)
         self.engines = [self._engine(number) for number in range(devices // tp)]
         self.engine_busy = 0.0  # seconds of engines that were replaced
         self.ranks = Ranks(
@@ -211,7 +210,6 @@ class World:
             slots=tuple(range(first, first + self.engine_devices)),
             node=self.network.of_device(first).name,
             length=self.lengths,
-            prompt_tokens=len(self._prompt),
             log=self.log,
         )
 
