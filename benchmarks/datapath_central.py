@@ -34,7 +34,7 @@ from yatt.cluster.wire import (
 )
 from yatt.config.schema import Config
 from yatt.controller.exchange import Exchange
-from yatt.controller.peers import HubPeers
+from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.rollouter import as_group, request_seed
 from yatt.data.loader import Loader
 from yatt.data.prompts import PromptEncoder
@@ -137,13 +137,10 @@ class Central:
         self.engines, self.ranks = actors
         self.actors = [*self.engines, *self.ranks]
         limits = dict(updates=1, budget=config.train.tokens_per_micro_batch, quadratic=1e-5)
-        self.exchange = Exchange(HubPeers(0, 1, self.alone), ranks=len(self.ranks), **limits)
+        self.exchange = Exchange(HubPeers(0, 1, Hub(1, 1.0)), ranks=len(self.ranks), **limits)
 
     async def start(self) -> None:
         await self.everywhere(pid_of)
-
-    async def alone(self, tag: str, index: int, value: Any) -> list[Any]:
-        return [value]
 
     async def everywhere(self, function: Any) -> list[Any]:
         """The answers of `function(actor)` in every actor's process."""

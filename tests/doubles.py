@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import numpy as np
 
 from yatt.config.schema import Config, ModelConfig, RolloutConfig, RunConfig, TrainConfig
-from yatt.controller.assembly import Assembly, Engines, Parts
+from yatt.controller.assembly import Assembly, Engines, Parts, Reading, layout_of, mode_of
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.step import Controller
@@ -56,7 +56,8 @@ class ScriptedGenerator:
         self.sampling = False
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
-        assert self.sampling, "asked to generate while paused"
+        while not self.sampling:
+            await asyncio.sleep(0)
         for i in self.order(len(requests)):
             await asyncio.sleep(0)
             request = requests[i]
@@ -132,9 +133,10 @@ class RecordingTrainer:
         self.awake = True
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
-        assert self.awake, "an update needs the ranks awake"
         if not shares:
             return None
+        while not self.awake:
+            await asyncio.sleep(0)
         step = shares[0].step
         done = self.done.setdefault(step, asyncio.Event())
         delivered = self.delivered.setdefault(step, [])
@@ -223,7 +225,7 @@ class World:
         )
         hub = Hub(controllers, timeout=5)
         self.controllers = [
-            self._controller(HubPeers(i, controllers, hub.gather), judge, rows) for i in range(controllers)
+            self._controller(HubPeers(i, controllers, hub, None if i else hub), judge, rows) for i in range(controllers)
         ]
 
     def _controller(self, peers: HubPeers, judge, rows: int) -> Controller:
@@ -232,11 +234,16 @@ class World:
         )
         exchange = Exchange(peers, ranks=2, updates=1, budget=64, quadratic=1e-4)
         parts = Parts(config=self.config, peers=peers, trainer=self.trainer, exchange=exchange, clock=Ticks())
+        layout = layout_of(self.config, len(self.generators))
         engines = Engines(
-            generators=self.generators, scorer=ScriptedScorer(judge), decode=lambda t: str(t.tolist()), sleep=True
+            layout=layout,
+            mode=mode_of(self.config, layout, {}),
+            generators={"policy": self.generators},
+            resident=False,
         )
         return Assembly(parts, engines).controller(
             source,
+            Reading(decode=lambda t: str(t.tolist()), scorer=ScriptedScorer(judge)),
             load_filter(self.config.rollout),
             lambda step, groups: self.groups.setdefault(step, []).extend(g.prompt.uid for g in groups),
         )

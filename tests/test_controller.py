@@ -8,15 +8,18 @@ import pytest
 from doubles import RecordingTrainer, ScriptedGenerator, ScriptedScorer, Ticks, World, merge
 
 from yatt.config.schema import EvaluateConfig, RolloutConfig
+from yatt.controller.director import Director
 from yatt.controller.evaluator import Evaluator, pass_at_k
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Responder, request_seed
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.errors import BackendError, WaitTimeout
-from yatt.placement.plan import Change, colocated, difference, resident
+from yatt.placement.plan import POLICY, Layout
+from yatt.placement.policy import open_mode
 from yatt.types import Prompt, Sample, SampleKey, WeightManifest
 
 
@@ -43,7 +46,7 @@ async def test_a_step_publishes_one_version_and_every_engine_serves_it_before_th
     assert world.trainer.exported == [1, 2]
     for generator in world.generators:
         first, later = ["resume"], ["wake", "resume"]
-        train = ["sleep", "pause"]
+        train = ["sleep"]
         assert generator.events == [*first, *train, "load 1", *later, *train, "load 2"]
     versions = {s.tokens[-1] for rank in world.trainer.steps[2][0] for micro in rank for s in micro}
     assert versions == {1}
@@ -148,7 +151,7 @@ async def test_the_exchange_sends_each_sample_once_and_counts_globally():
         hub = Hub(count, timeout=5)
         each = await asyncio.gather(
             *(
-                Exchange(HubPeers(i, count, hub.gather), ranks=4, updates=2, budget=24, quadratic=0.01).balance(
+                Exchange(HubPeers(i, count, hub), ranks=4, updates=2, budget=24, quadratic=0.01).balance(
                     5, everything[i::count]
                 )
                 for i in range(count)
@@ -192,7 +195,7 @@ async def test_an_engine_left_behind_is_an_error():
         async def load(self, manifest):
             return 0
 
-    peers = HubPeers(0, 1, Hub(1, 1).gather)
+    peers = HubPeers(0, 1, Hub(1, 1))
     with pytest.raises(BackendError, match=r"version 3 did not reach the generators on slots \[\(0,\)\]"):
         await Publisher(Fleet([Stubborn(0)]), RecordingTrainer(1), peers).publish(3)
 
@@ -203,18 +206,22 @@ async def test_a_node_without_a_manifest_is_named():
             return {"there": WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
-        await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1).gather)).publish(1)
+        await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).publish(1)
 
 
-def test_plans_differ_by_sleeps_then_wakes():
-    plan = colocated([0, 1])
-    assert difference(plan["rollout"], plan["train"]) == [
-        Change(0, "generator", False),
-        Change(1, "generator", False),
-        Change(0, "trainer", True),
-        Change(1, "trainer", True),
-    ]
-    assert difference(resident([0])["rollout"], resident([0])["train"]) == []
+def stage_of(router: Router, peers: HubPeers) -> Stage:
+    """One where the only generator holds the only slot."""
+    mode = open_mode("colocated", given={}, parameters={})
+    layout = Layout(slots=(0,), sizes={POLICY: 1})
+    director = Director(mode=mode, layout=layout, fleets={POLICY: router.fleet}, gauges={}, clock=Ticks())
+    return Stage(
+        routers={POLICY: router},
+        director=director,
+        trainer=RecordingTrainer(1),
+        peers=peers,
+        recorder=Recorder("controller", Ticks()),
+        resident=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,14 +251,15 @@ async def test_evaluation_counts_what_was_right(controllers):
     logged = []
 
     def evaluator(i):
-        peers = HubPeers(i, controllers, hub.gather)
+        peers = HubPeers(i, controllers, hub, None if i else hub)
+        router = Router(Fleet([generator]), clock=Ticks())
         return Evaluator(
             prompts=prompts[i::controllers],
-            responder=Responder(Router(Fleet([generator]), clock=Ticks()), ScriptedScorer(judge), str, 0, "evaluate"),
+            responder=Responder(router, ScriptedScorer(judge), str, 0, "evaluate"),
             rollout=RolloutConfig(),
             config=EvaluateConfig(samples=2),
             peers=peers,
-            stage=Stage(resident([0]), Fleet([generator]), RecordingTrainer(1), peers),
+            stage=stage_of(router, peers),
             on_evaluated=lambda step, ts: logged.extend(ts),
         )
 

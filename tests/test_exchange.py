@@ -26,7 +26,7 @@ async def exchange(held, *, nodes=None, **settings):
     settings = dict(ranks=4, updates=1, budget=64, quadratic=0.0) | settings
     return await asyncio.gather(
         *(
-            Exchange(HubPeers(i, len(held), hub.gather), node=nodes[i] if nodes else f"node {i}", **settings).balance(
+            Exchange(HubPeers(i, len(held), hub), node=nodes[i] if nodes else f"node {i}", **settings).balance(
                 5, samples
             )
             for i, samples in enumerate(held)

@@ -30,11 +30,12 @@ EVERY_NODE = "*"
 
 
 class Generator(Protocol):
-    """An engine that draws responses from the policy. One generator may serve several controllers at once."""
+    """An engine that draws responses from the policy, or judges them. One generator may serve several controllers at once."""
 
     def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Yield completions in the order they end, in batches of what has ended since the last one; every request is
-        answered exactly once (finish "aborted" with the tokens so far, where it was aborted)."""
+        answered exactly once (finish "aborted" with the tokens so far, where it was aborted). What is asked of a paused
+        or sleeping generator waits there."""
         ...
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
@@ -130,8 +131,12 @@ class Peers(Protocol):
         """Collective: everyone's value, in controller order."""
         ...
 
-    async def barrier(self, tag: str) -> None:
-        """Collective: returns once everyone has come."""
+    def announce(self, value: Any) -> None:
+        """Leader only: replace the news that everyone hears."""
+        ...
+
+    async def hear(self, seen: int) -> tuple[int, Any]:
+        """Waits for other news than number `seen` (0: none yet), some seconds at most; the number and the news."""
         ...
 
 

@@ -136,18 +136,16 @@ def label_tokens_with_the_version_now_served(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Rollouter, "collect", relabelled)
 
 
-def pass_a_barrier_by(patch: pytest.MonkeyPatch) -> None:
-    """Controller 0 does not wait for the others before it trains, and they wait for it for ever."""
-    enter = Stage.enter
+def forget_the_ranks(patch: pytest.MonkeyPatch) -> None:
+    """The ranks are not given their memory back, and everyone waits for them for ever."""
+    place = Stage._place
 
-    async def alone(self: Stage, phase: Any) -> None:
-        if self._peers.index == 0 and phase == "train":
-            await self._apply(phase)
-            self._awake, self._phase = self._plan[phase], phase
-        else:
-            await enter(self, phase)
+    async def forgetting(self: Stage, holders: Any) -> None:
+        if self._phase == "train":
+            self._ranks_awake = True
+        await place(self, holders)
 
-    patch.setattr(Stage, "enter", alone)
+    patch.setattr(Stage, "_place", forgetting)
 
 
 def never_tell_of_room(patch: pytest.MonkeyPatch) -> None:
@@ -219,7 +217,7 @@ PLANTED: list[tuple[Plant, dict[str, Any], str]] = [
     (recover_without_publishing, DEATHS | {"every": 2}, "has tokens of versions"),
     (train_on_any_version, {"oversample": 3.0}, "has tokens of versions"),
     (label_tokens_with_the_version_now_served, CARRY, "says .* was sampled under"),
-    (pass_a_barrier_by, {}, "WaitTimeout: .* for controllers"),
+    (forget_the_ranks, {}, "Stuck|WaitTimeout"),
     (never_tell_of_room, {"engine_args": {"tensor_parallel_size": 4, "max_num_seqs": 1}}, "WaitTimeout|Stuck"),
     (forget_the_remainder, {"batch": 5}, "trained 4 of 5 groups"),
     (collect_one_too_few, {}, "trained 2 of 4 groups"),

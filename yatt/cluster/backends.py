@@ -16,6 +16,7 @@ class Backends:
     """What a cluster is made of, each as "module:name", called as its default is."""
 
     generator: str
+    classifier: str = "yatt.generation.vllm_classifier:VllmClassifier"
     trainer: str = "yatt.training.megatron.rank:MegatronRank"
     scorer: str = "yatt.reward.mixed:open_scorer"
     tokenizer: str = "yatt.data.prompts:load_tokenizer"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from yatt.cluster.rank import RankHandle, RemoteTrainer
 from yatt.cluster.samplelog import SampleLog
 from yatt.config.facts import model_facts
 from yatt.config.schema import Config
-from yatt.controller.assembly import Assembly, Engines, Parts, sft_controller
+from yatt.controller.assembly import Assembly, Engines, Parts, Reading, mode_of, sft_controller
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
@@ -33,6 +33,7 @@ from yatt.controller.step import Controller, SftController
 from yatt.data.loader import Loader, evaluation_prompts
 from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
 from yatt.data.source import open_source
+from yatt.placement.plan import Layout, Role
 from yatt.protocols import Peers
 from yatt.reward.filter import load_filter
 from yatt.types import EvaluationReport, StepReport
@@ -42,10 +43,11 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorHandle:
-    """A started generator: its actor, what it is called, and where it stands."""
+    """A started generator: its actor, what it is called, whom it serves, and where it stands."""
 
     actor: Any
     name: str
+    role: Role
     slots: tuple[int, ...]
     node: str
 
@@ -55,10 +57,12 @@ class Wiring:
     """Whom a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate."""
 
     hub: Any
+    layout: Layout
+    parameters: Mapping[Role, float]
     generators: tuple[GeneratorHandle, ...]
     ranks: tuple[RankHandle, ...]
     dp_size: int
-    sleep: bool
+    resident: bool
 
 
 class ControllerActor:
@@ -82,6 +86,10 @@ class ControllerActor:
         """The hub of all controllers' collectives; only controller 0 is asked."""
         return await self._hub.gather(tag, index, value)
 
+    async def hear(self, seen: int) -> tuple[int, Any]:
+        """What the leader has announced; only controller 0 is asked."""
+        return await self._hub.hear(seen)
+
     async def start(self, wiring: Wiring) -> None:
         """Open the data, start the reward workers, wire everything up."""
         await self._start(wiring)
@@ -89,8 +97,8 @@ class ControllerActor:
 
     async def _start(self, wiring: Wiring) -> None:
         config = self._config
-        gather = self._hub.gather if self._index == 0 else partial(_over_the_wire, wiring.hub)
-        peers = HubPeers(self._index, self._count, gather)
+        host = self._hub if self._index == 0 else None
+        peers = HubPeers(self._index, self._count, host or HubOverTheWire(wiring.hub), host)
         parts = Parts(
             config=config,
             peers=peers,
@@ -105,28 +113,32 @@ class ControllerActor:
             encoder = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
             self._controller = sft_controller(parts, self._loader(encoder))
             return
-        self._scorer = load(self._backends.scorer)(config.reward)
+        assembly = Assembly(parts, self._engines(wiring))
+        ask = {role: router.generate for role, router in assembly.routers.items()}
+        self._scorer = load(self._backends.scorer)(config.reward, ask, index=self._index, count=self._count)
         await self._scorer.start()
+        reading = Reading(decode=partial(_decode, tokenizer), scorer=self._scorer)
         length, store = config.model.context_length, RayMediaStore()
         prompts = PromptEncoder(tokenizer, config.data, length, config.rollout.max_tokens, store)
-        assembly = Assembly(parts, self._engines(wiring, tokenizer))
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = evaluation_prompts(config, prompts, index=self._index, count=self._count)
-            self._evaluator = assembly.evaluator(held_out, self._log.evaluation)
+            self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
         if wiring.ranks:
             drop = load_filter(config.rollout)
-            self._controller = assembly.controller(self._loader(prompts), drop, self._log.groups)
+            self._controller = assembly.controller(self._loader(prompts), reading, drop, self._log.groups)
 
-    def _engines(self, wiring: Wiring, tokenizer: Any) -> Engines:
+    def _engines(self, wiring: Wiring) -> Engines:
         client, timeout = f"controller {self._index}", self._config.cluster.step_timeout
-        return Engines(
-            generators=[
+        generators: dict[Role, list[RemoteGenerator]] = {role: [] for role in wiring.layout.sizes}
+        for g in wiring.generators:
+            generators[g.role].append(
                 RemoteGenerator(g.actor, name=g.name, client=client, slots=g.slots, node=g.node, timeout=timeout)
-                for g in wiring.generators
-            ],
-            scorer=self._scorer,
-            decode=partial(_decode, tokenizer),
-            sleep=wiring.sleep,
+            )
+        return Engines(
+            layout=wiring.layout,
+            mode=mode_of(self._config, wiring.layout, wiring.parameters),
+            generators=generators,
+            resident=wiring.resident,
         )
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
@@ -195,8 +207,17 @@ async def _first(work: Awaitable[R]) -> R:
         raise first_error(group) from group
 
 
-async def _over_the_wire(hub: Any, tag: str, index: int, value: Any) -> list[Any]:
-    return await hub.meet.remote(tag, index, value)
+class HubOverTheWire:
+    """`yatt.controller.peers.Meeting`, where another controller hosts the hub."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
+        return await self._actor.meet.remote(tag, index, value)
+
+    async def hear(self, seen: int) -> tuple[int, Any]:
+        return await self._actor.hear.remote(seen)
 
 
 def _decode(tokenizer: Any, tokens: np.ndarray) -> str:

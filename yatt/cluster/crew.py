@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,13 @@ from yatt.cluster.payload import payload_bytes
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
 from yatt.cluster.session import Slot, find_slots, place, slot_environment
+from yatt.config.facts import parameters
 from yatt.config.schema import Config
+from yatt.controller.assembly import engine_sites, layout_of, mode_of, train_slots
 from yatt.errors import ConfigError, ProcessDied
 from yatt.generation.environment import environment
+from yatt.placement.plan import POLICY, TRAINER, Layout, Role
+from yatt.placement.policy import Mode
 from yatt.types import EvaluationReport, PhaseSpan, StepReport
 
 OnPhase = Callable[[str, str], None]
@@ -47,35 +51,45 @@ class ClusterCrew:
         self._trainer: RemoteTrainer | None = None
         self._up = False
         self.slots: list[Slot] = []
+        self._train_slots: list[Slot] = []
         self.payload = 0
 
     async def start(self, *, model: str, train: bool, generate: bool) -> None:
         """Start everything at once and wait until all of it is ready. `model` is what the generators load; without
         `train` there are no ranks, without `generate` no engines."""
         self.slots = find_slots(self._config.cluster)
-        groups = self._generator_groups() if generate else []
-        engines = {f"generator {i}": self._place_generator(i, slots, model) for i, slots in enumerate(groups)}
+        layout = self._layout()
+        judges = [role for role in layout.sizes if role != POLICY]
+        models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
+        weigh = parameters(models) if generate and judges else {}
+        mode = mode_of(self._config, layout, weigh)
+        places = self._engines(layout, mode, models) if generate else {}
+        engines = {name: engine.actor for name, engine in places.items()}
         count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
-        ranks = [self._place_rank(slot) for slot in self.slots] if train else []
+        self._train_slots = self.slots[-train_slots(self._config, len(self.slots)) :] if train else []
+        ranks = [self._place_rank(i, slot) for i, slot in enumerate(self._train_slots)]
         self._on_slots = engines | {f"rank {i}": rank for i, rank in enumerate(ranks)}
         nodes = list(dict.fromkeys(slot.node for slot in self.slots))
         self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
         timeout = self._config.cluster.start_timeout
+        policy = {name for name, engine in places.items() if engine.role == POLICY}
+        shared = bool(judges)
         started = await asyncio.gather(
-            self._start("engines", {name: actor.start.remote() for name, actor in engines.items()}, timeout),
+            self._start("engines", {name: engines[name].start.remote(shared) for name in policy}, timeout),
             self._start_ranks(ranks, timeout),
         )
+        others = {name: actor.start.remote(shared) for name, actor in engines.items() if name not in policy}
+        await self._start("judges", others, timeout)
         handles: tuple[RankHandle, ...] = started[1]
         dp_size = len({h.dp_rank for h in handles})
         wiring = Wiring(
             hub=next(iter(self._controllers.values())),
-            generators=tuple(
-                GeneratorHandle(actor=actor, name=name, slots=tuple(s.index for s in slots), node=slots[0].node)
-                for (name, actor), slots in zip(engines.items(), groups, strict=True)
-            ),
+            layout=layout,
+            parameters=weigh,
+            generators=tuple(places.values()),
             ranks=handles,
             dp_size=dp_size,
-            sleep=self._config.rollout.sleep and train,
+            resident=not (self._config.rollout.sleep and train) or self._config.placement.mode == "disaggregated",
         )
         self._trainer = RemoteTrainer(
             handles, weights_kind=self._config.weights.transport, timeout=self._config.cluster.step_timeout
@@ -101,7 +115,7 @@ class ClusterCrew:
         if not ranks:
             return ()
         host, port = await wait_one("starting ranks", "rank 0", ranks[0].endpoint.remote(), timeout)
-        writers = {slot.node: index for index, slot in reversed(list(enumerate(self.slots)))}
+        writers = {slot.node: index for index, slot in reversed(list(enumerate(self._train_slots)))}
         run_token = f"{os.getpid()}-{secrets.token_hex(4)}"
         folder = self._config.weights.dir or str(self._run_path / "weights")
         calls = {
@@ -113,7 +127,7 @@ class ClusterCrew:
         places = await self._start("ranks", calls, timeout)
         return tuple(
             RankHandle(actor=actor, name=name, node=slot.node, dp_rank=places[name][0])
-            for actor, name, slot in zip(ranks, calls, self.slots, strict=True)
+            for actor, name, slot in zip(ranks, calls, self._train_slots, strict=True)
         )
 
     def _writes(self, rank: int, writers: dict[str, int]) -> bool:
@@ -122,39 +136,46 @@ class ClusterCrew:
             return False
         return rank == 0 if self._config.weights.transport == "disk" else rank in writers.values()
 
-    def _generator_groups(self) -> list[list[Slot]]:
-        """Slots of each generator: as many as its tensor-parallel size, on one node."""
-        size = int(self._config.rollout.engine_args.get("tensor_parallel_size", 1))
-        nodes = list(dict.fromkeys(slot.node for slot in self.slots))
-        on_node = {node: [slot for slot in self.slots if slot.node == node] for node in nodes}
-        for node, slots in on_node.items():
-            if len(slots) % size:
+    def _layout(self) -> Layout:
+        """How the slots can be divided. Raises ConfigError where a block would lie on two nodes."""
+        layout = layout_of(self._config, len(self.slots))
+        for block in layout.blocks:
+            if len({self.slots[slot].node for slot in block}) > 1:
+                on_node = sum(slot.node == self.slots[block[0]].node for slot in self.slots)
                 raise ConfigError(
-                    f"rollout.engine_args.tensor_parallel_size={size} does not divide "
-                    f"the {len(slots)} slots of node {node}; use a divisor"
+                    f"engines of {len(block)} slots do not divide the {on_node} slots of a node; use a divisor as "
+                    "tensor_parallel_size in rollout.engine_args and the judges' engine_args"
                 )
-        return [slots[i : i + size] for slots in on_node.values() for i in range(0, len(slots), size)]
+        return layout
+
+    def _engines(self, layout: Layout, mode: Mode, models: Mapping[Role, str]) -> dict[str, GeneratorHandle]:
+        """The engines of every role, by name."""
+        handles: dict[str, GeneratorHandle] = {}
+        for role, sites in engine_sites(layout, mode).items():
+            for number, site in enumerate(sites):
+                name = f"{'generator' if role == POLICY else role} {number}"
+                slots = [self.slots[slot] for slot in site.slots]
+                actor = self._place_generator(name, role, slots, models[role])
+                handles[name] = GeneratorHandle(actor=actor, name=name, role=role, slots=site.slots, node=slots[0].node)
+        return handles
 
     def _process(self, name: str, device: Any, role: str = "", slots: Sequence[Slot] = ()) -> SlotProcess:
         log = self._run_path / "log" / f"{name.replace(' ', '-')}.log"
         where = tuple(slot.index for slot in slots)
         return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log), role=role, slots=where)
 
-    def _place_generator(self, index: int, slots: Sequence[Slot], model: str) -> Any:
+    def _place_generator(self, name: str, role: Role, slots: Sequence[Slot], model: str) -> Any:
         env = slot_environment(slots[0]) | environment(slots[0].device)
         if slots[0].device == "cuda":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.device_index) for slot in slots)
-        process = self._process(f"generator {index}", slots[0].device, "policy", slots)
-        backend = self._backends.generator
-        return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model, backend))
+        process = self._process(name, slots[0].device, role, slots)
+        return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model, self._backends))
 
-    def _place_rank(self, slot: Slot) -> Any:
-        process = self._process(f"rank {slot.index}", slot.device, "trainer", [slot])
-        backend = self._backends.trainer
-        place_of = {"rank": slot.index, "world_size": len(self.slots)}
-        return self._keep(
-            place(RankActor, slot.node, slot_environment(slot), process, self._config, backend, **place_of)
-        )
+    def _place_rank(self, rank: int, slot: Slot) -> Any:
+        process = self._process(f"rank {rank}", slot.device, TRAINER, [slot])
+        place_of = {"rank": rank, "world_size": len(self._train_slots)}
+        env, backend = slot_environment(slot), self._backends.trainer
+        return self._keep(place(RankActor, slot.node, env, process, self._config, backend, **place_of))
 
     def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
         process = self._process(f"controller {index}", "cpu")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
-from yatt.cluster.backends import load
+from yatt.cluster.backends import Backends, load
 from yatt.cluster.calls import wait_one
 from yatt.cluster.process import SlotProcess, settle
 from yatt.cluster.wire import (
@@ -20,6 +20,7 @@ from yatt.cluster.wire import (
     read_completions,
     read_requests,
 )
+from yatt.config.facts import model_facts
 from yatt.config.schema import Config
 from yatt.controller.recorder import Recorder
 from yatt.errors import BackendError
@@ -72,14 +73,19 @@ class GeneratorActor:
     """Hosts one engine. A client (a controller) submits requests under stream numbers and drains what has ended; where
     it drains nothing yet, one call does both."""
 
-    def __init__(self, process: SlotProcess, config: Config, model: str, backend: str) -> None:
+    def __init__(self, process: SlotProcess, config: Config, model: str, backends: Backends) -> None:
         settle(process)
         self._recorder = process.recorder()
         self._sampling = Sampling(self._recorder)
+        rollout, length, backend = config.rollout, config.model.context_length, backends.generator
+        if (judge := config.reward.models.get(process.role)) is not None:
+            rollout = rollout.model_copy(update={"engine_args": judge.engine_args})
+            length = judge.context_length or model_facts(model, f"reward.models.{process.role}.path").max_positions
+            backend = backends.classifier if judge.kind == "classifier" else backends.generator
         self._generator: Any = load(backend)(
             model=model,
-            config=config.rollout,
-            context_length=config.model.context_length,
+            config=rollout,
+            context_length=length,
             dtype=config.model.dtype,
             device=process.device,
             seed=config.run.seed,
@@ -87,11 +93,11 @@ class GeneratorActor:
         self._mail: dict[str, asyncio.Queue[tuple[int, list[Completion] | str]]] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
-    async def start(self) -> None:
-        """Load the engine. It comes up paused."""
+    async def start(self, asleep: bool) -> None:
+        """Load the engine. It comes up paused, or asleep where its slots serve others too."""
         async with self._recorder.phase("start"):
             await self._generator.start()
-            await self._generator.pause()
+            await (self._generator.sleep() if asleep else self._generator.pause())
         gc.freeze()  # what a process holds for good need not be looked through for garbage
 
     async def submit(self, client: str, requests: RequestColumns, *images: Any) -> None:

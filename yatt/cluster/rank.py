@@ -35,7 +35,7 @@ class _Delivery:
 
 class RankActor:
     """Hosts one rank. Everything that touches the model runs on one thread; an update begins once the share of every
-    controller that has one for this rank has come."""
+    controller that has one for this rank has come, and the rank has its memory."""
 
     def __init__(self, process: SlotProcess, config: Config, backend: str, *, rank: int, world_size: int) -> None:
         settle(process)
@@ -48,6 +48,8 @@ class RankActor:
         self._rank: Any = None
         self._writer: WeightWriter | None = None
         self._updating: asyncio.Task[None] | None = None
+        self._home = asyncio.Event()  # it has its memory
+        self._home.set()
 
     async def endpoint(self) -> tuple[str, int]:
         """Where rank 0 lets the others meet."""
@@ -83,10 +85,12 @@ class RankActor:
             return await asyncio.wait_for(asyncio.shield(delivery.report), self._config.cluster.step_timeout)
         except TimeoutError:
             missing = sorted(set(share.senders) - delivery.shares.keys())
-            whom = f"the shares of controllers {missing}" if missing else "its own update"
+            own = "its own update" if self._home.is_set() else "controller 0 to give it its memory back"
+            whom = f"the shares of controllers {missing}" if missing else own
             raise WaitTimeout(f"rank {self._place[0]} waited in step {share.step} for {whom}") from None
 
     async def _update(self, step: int, delivery: _Delivery) -> None:
+        await self._home.wait()  # whoever waits for the report has a deadline
         shares = [delivery.shares[i] for i in sorted(delivery.shares)]
         lengths = [len(sample.tokens) for share in shares for sample in chain(*chain(*share.updates))]
         try:
@@ -112,8 +116,12 @@ class RankActor:
 
     async def call(self, method: Collective, *arguments: Any) -> None:
         """What the model does by itself."""
+        if method == "offload":
+            self._home.clear()
         async with self._recorder.phase(method):
             await self._run(getattr(self._rank, method), *arguments)
+        if method == "onload":
+            self._home.set()
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
         """What the rank has done since the last call."""

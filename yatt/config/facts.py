@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
 from yatt.errors import ConfigError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""What can be trained."""
+HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
+"""How the architecture's name ends, of a judge of each kind."""
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -41,6 +46,7 @@ class ModelFacts:
     embedding_rows: int
     head_dim: int
     tied: bool
+    architecture: str = ""
 
     @property
     def parameters(self) -> int:
@@ -50,8 +56,15 @@ class ModelFacts:
         return self.layers * layer + (1 if self.tied else 2) * self.embedding_rows * self.hidden_size
 
 
-def model_facts(path: str, setting: str = "model.path", *, weights: bool = True) -> ModelFacts:
-    """Reads config.json and the headers of the weight files; without `weights`, config.json alone.
+def model_facts(
+    path: str,
+    setting: str = "model.path",
+    *,
+    weights: bool = True,
+    judge: Literal["generative", "classifier"] | None = None,
+) -> ModelFacts:
+    """Reads config.json and the headers of the weight files; without `weights`, config.json alone. With `judge`, the
+    model is one of that kind, which is served and never trained: any architecture with the right head will do.
 
     Raises ConfigError naming `setting` where one is missing, torn, or of an architecture that is not supported.
     """
@@ -59,18 +72,19 @@ def model_facts(path: str, setting: str = "model.path", *, weights: bool = True)
     if not folder.is_dir():
         raise ConfigError(f"{setting}={path}: no such folder; name a Hugging Face model folder")
     config = _read_json(folder / "config.json", setting)
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
+    if judge is not None:
+        _check_judge(config, f"{setting}={path}", judge)
+    elif (architecture := architecture_of(config)) not in ARCHITECTURES:
         raise ConfigError(
             f"{setting}={path}: architecture {architecture} is not supported; use one of {', '.join(ARCHITECTURES)}"
         )
     wrong = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if wrong:
         raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
-    tied = bool(config.get("tie_word_embeddings"))
+    tied = bool(config.get("tie_word_embeddings")) or judge == "classifier"
     shapes = _weights(folder, setting) if weights else {}
     for name in (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
-        if weights and name not in shapes:
+        if weights and judge is None and name not in shapes:
             raise ConfigError(f"{setting}={path}: its weight files have no {name}; save the model with save_pretrained")
     return ModelFacts(
         hidden_size=config["hidden_size"],
@@ -80,10 +94,27 @@ def model_facts(path: str, setting: str = "model.path", *, weights: bool = True)
         kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         vocab_size=config["vocab_size"],
         max_positions=config["max_position_embeddings"],
-        embedding_rows=shapes[_EMBEDDING][0] if weights else config["vocab_size"],
+        embedding_rows=shapes[_EMBEDDING][0] if _EMBEDDING in shapes else config["vocab_size"],
         head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         tied=tied,
+        architecture=architecture_of(config),
     )
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The name of the architecture that a config.json gives."""
+    return str((config.get("architectures") or ["none"])[0])
+
+
+def _check_judge(config: Mapping[str, Any], at: str, kind: Literal["generative", "classifier"]) -> None:
+    architecture = architecture_of(config)
+    if not architecture.endswith(HEADS[kind]):
+        fits = [other for other, head in HEADS.items() if architecture.endswith(head)]
+        remedy = f"set its kind to {fits[0]}" if fits else f"a {kind} judge's name ends in {HEADS[kind]}"
+        raise ConfigError(f"{at}: architecture {architecture} is no {kind} judge; {remedy}")
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if kind == "classifier" and labels != 1:
+        raise ConfigError(f"{at}: its head has {labels} labels; a reward model has one, whose logit is the reward")
 
 
 def tokenizer_size(path: str, setting: str = "model.path") -> int:
@@ -96,6 +127,14 @@ def tokenizer_size(path: str, setting: str = "model.path") -> int:
     if not size:
         raise ConfigError(f"{setting}={path}: {file} has no tokens")
     return int(size)
+
+
+def parameters(models: Mapping[str, str]) -> dict[str, float]:
+    """Weights of each of these folders, as its files hold them. Raises ConfigError where one cannot be read."""
+    return {
+        name: float(sum(math.prod(shape) for shape in tensor_shapes(path, f"{name}'s path").values()))
+        for name, path in models.items()
+    }
 
 
 def local_gpus() -> int:

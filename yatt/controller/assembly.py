@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from yatt.algorithm.filter import Filter
 from yatt.algorithm.samples import samples
 from yatt.config.schema import Config
+from yatt.controller.director import Director, Gauge
 from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
@@ -17,7 +18,8 @@ from yatt.controller.rollouter import Decode, Responder, Rollouter
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OnGroups, SftController, T
-from yatt.placement.plan import colocated, resident
+from yatt.placement.plan import POLICY, EngineSite, Layout, Role, arrange
+from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Prompt, Sample
 
@@ -38,52 +40,89 @@ class Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engines:
-    """What a runtime brings where responses are drawn. With `sleep`, engines and ranks take turns on a slot."""
+    """What a runtime brings where responses are drawn: the generators of each role on the slots of `layout`, the
+    policy's first. With `resident`, engines and ranks do not take turns on their slots."""
 
-    generators: Sequence[PlacedGenerator]
-    scorer: Scorer
+    layout: Layout
+    mode: Mode
+    generators: Mapping[Role, Sequence[PlacedGenerator]]
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How responses are read: token ids to text, and text to a score."""
+
     decode: Decode
-    sleep: bool
+    scorer: Scorer
 
 
 class Assembly:
-    """One controller's fleet, router and stage, shared by its training and its evaluation."""
+    """One controller's fleets, routers and stage, shared by its training and its evaluation."""
 
     def __init__(self, parts: Parts, engines: Engines) -> None:
-        config, peers = parts.config, parts.peers
-        self._parts = parts
-        self._fleet = Fleet(engines.generators)
-        plan = (colocated if engines.sleep else resident)(s for g in engines.generators for s in g.slots)
-        self._stage = Stage(plan, self._fleet, parts.trainer, peers)
-        running = int(config.rollout.engine_args.get("max_num_seqs", RUNNING))
-        router = Router(
-            self._fleet,
-            clock=parts.clock,
+        peers, self._parts = parts.peers, parts
+        self._recorder = Recorder(f"controller {peers.index}", parts.clock)
+        self._fleets = {role: Fleet(generators) for role, generators in engines.generators.items()}
+        self.routers = {role: self._router(role, fleet) for role, fleet in self._fleets.items()}
+        self._stage = Stage(
+            routers=self.routers,
+            director=Director(
+                mode=engines.mode,
+                layout=engines.layout,
+                fleets=self._fleets,
+                gauges={role: self._gauge(role, engines.layout) for role in self._fleets},
+                clock=parts.clock,
+            ),
+            trainer=parts.trainer,
+            peers=peers,
+            recorder=self._recorder,
+            resident=engines.resident,
+        )
+
+    def _router(self, role: Role, fleet: Fleet) -> Router:
+        config, peers = self._parts.config, self._parts.peers
+        siblings = config.rollout.n if role == POLICY else config.reward.models[role].judgements
+        return Router(
+            fleet,
+            clock=self._parts.clock,
             # Twice what an engine runs at once, over all controllers: enough that it never waits for them.
-            limit=max(config.rollout.n, -(-2 * running // peers.count)),
-            first=peers.index * len(self._fleet) // peers.count,
+            limit=max(siblings, -(-2 * running(config, role) // peers.count)),
+            first=peers.index * len(fleet) // peers.count,
             timeout=config.cluster.step_timeout,
         )
-        self._responder = partial(Responder, router, engines.scorer, engines.decode, config.run.seed)
 
-    def controller(self, source: Source[Prompt], drop: Filter, on_groups: OnGroups) -> Controller:
+    def _gauge(self, role: Role, layout: Layout) -> Gauge:
+        config, block = self._parts.config, max(layout.sizes.values())
+        judge = config.reward.models.get(role)
+        return Gauge(
+            per_response=judge.judgements if judge else 1,
+            limit=judge.max_tokens if judge else config.rollout.max_tokens,
+            capacity=running(config, role),
+            engines=block // layout.sizes[role],
+        )
+
+    def controller(self, source: Source[Prompt], reading: Reading, drop: Filter, on_groups: OnGroups) -> Controller:
         """The controller that trains. `drop` is the filter of groups."""
         config, parts = self._parts.config, self._parts
         return Controller(
-            desk=desk(parts, source),
-            rollouter=Rollouter(source=source, responder=self._responder("rollout"), drop=drop, config=config.rollout),
+            desk=desk(parts, source, self._recorder),
+            rollouter=Rollouter(
+                source=source, responder=self._responder(reading, "rollout"), drop=drop, config=config.rollout
+            ),
             to_samples=partial(samples, config=config.algorithm, max_tokens=config.rollout.max_tokens),
             stage=self._stage,
-            publisher=Publisher(self._fleet, parts.trainer, parts.peers),
-            fleet=self._fleet,
+            publisher=Publisher(self._fleets[POLICY], parts.trainer, parts.peers),
+            fleet=self._fleets[POLICY],
             on_groups=on_groups,
+            responses=config.train.batch_size * config.rollout.n,
         )
 
-    def evaluator(self, prompts: Sequence[Prompt], on_evaluated: OnEvaluated) -> Evaluator:
+    def evaluator(self, prompts: Sequence[Prompt], reading: Reading, on_evaluated: OnEvaluated) -> Evaluator:
         """The evaluator of this controller's share of the held-out prompts."""
         return Evaluator(
             prompts=prompts,
-            responder=self._responder("evaluate"),
+            responder=self._responder(reading, "evaluate"),
             rollout=self._parts.config.rollout,
             config=self._parts.config.evaluate,
             peers=self._parts.peers,
@@ -91,17 +130,59 @@ class Assembly:
             on_evaluated=on_evaluated,
         )
 
+    def _responder(self, reading: Reading, purpose: str) -> Responder:
+        return Responder(self.routers[POLICY], reading.scorer, reading.decode, self._parts.config.run.seed, purpose)
+
+
+def running(config: Config, role: Role) -> int:
+    """Requests that an engine of this role runs at once."""
+    judge = config.reward.models.get(role)
+    return int((judge or config.rollout).engine_args.get("max_num_seqs", RUNNING))
+
+
+def train_slots(config: Config, slots: int) -> int:
+    """How many of the slots, the last ones, hold ranks."""
+    if config.placement.mode != "disaggregated":
+        return slots
+    size = config.train.tp * config.train.pp
+    return config.placement.train_slots or max(size, slots // 2 // size * size)
+
+
+def layout_of(config: Config, slots: int) -> Layout:
+    """How so many slots, but for those that only train, can be divided between the policy and the judges that this run
+    serves."""
+    judges = {name: judge.engine_args for name, judge in config.reward.models.items() if judge.path is not None}
+    settings = {POLICY: config.rollout.engine_args, **judges}
+    sizes = {role: int(options.get("tensor_parallel_size", 1)) for role, options in settings.items()}
+    apart = train_slots(config, slots) if config.placement.mode == "disaggregated" else 0
+    return Layout(slots=tuple(range(slots - apart)), sizes=sizes)
+
+
+def mode_of(config: Config, layout: Layout, parameters: Mapping[Role, float]) -> Mode:
+    """How the run places roles on the layout; `parameters` are what each role's model weighs."""
+    given = {role: slots // max(layout.sizes.values()) for role, slots in config.placement.split.items()}
+    return open_mode(config.placement.mode, given=given, parameters=parameters)
+
+
+def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
+    """Where each role has engines: on every block, or, where none ever changes hands, on its own."""
+    blocks = range(len(layout.blocks))
+    if mode.look is not None or len(layout.sizes) == 1:
+        return {role: layout.engines(role, blocks) for role in layout.sizes}
+    holders = arrange(mode.start(len(blocks), None, None, 0.0).split)
+    return {role: layout.engines(role, [b for b in blocks if holders[b] == role]) for role in layout.sizes}
+
 
 def sft_controller(parts: Parts, source: Source[Sample]) -> SftController:
-    return SftController(desk=desk(parts, source))
+    return SftController(desk=desk(parts, source, Recorder(f"controller {parts.peers.index}", parts.clock)))
 
 
-def desk(parts: Parts, source: Source[T]) -> Desk[T]:
+def desk(parts: Parts, source: Source[T], recorder: Recorder) -> Desk[T]:
     return Desk(
         peers=parts.peers,
         source=source,
         exchange=parts.exchange,
         trainer=parts.trainer,
-        recorder=Recorder(f"controller {parts.peers.index}", parts.clock),
+        recorder=recorder,
         batch_size=parts.config.train.batch_size,
     )

@@ -48,7 +48,7 @@ class Evaluator:
 
     async def evaluate(self, step: int) -> EvaluationReport:
         """The same report on every controller. Collective. Sibling 0 is the greedy response."""
-        await self._stage.enter("rollout")
+        await self._stage.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
         answered = await asyncio.gather(*(self._responder.respond(p, self._params) for p in self._prompts))
         sums = Counter[str]()
         for trajectories in answered:

@@ -44,8 +44,8 @@ class Exchange:
 
     async def balance(self, step: int, samples: Sequence[Sample]) -> list[Share]:
         """One share for each data-parallel rank that gets some of these samples, in the order of the ranks; from
-        controller 0 also an empty one for each that nobody has any for. Collective; waits for every controller's
-        lengths."""
+        controller 0 also an empty one for each that nobody has any for, and one in any case, so that it hears when the
+        ranks have done. Collective; waits for every controller's lengths."""
         rows = [(*sample.key, len(sample.tokens), sample.trained_tokens) for sample in samples]
         mine = np.array(rows, dtype=np.int64).reshape(-1, 4)
         tables, nodes = zip(*await self._peers.all_gather(f"lengths/{step}", (mine, self._node)), strict=True)
@@ -56,6 +56,7 @@ class Exchange:
         sends = np.zeros((len(tables), self._ranks), dtype=bool)
         sends[owner, plan.rank] = True
         sends[0] |= ~sends.any(axis=0)
+        sends[0, 0] |= not sends[0].any()
         me = self._peers.index
         held = np.flatnonzero(owner == me)
         laid = _lay_out(plan, held, [samples[i] for i in order[held] - sum(map(len, tables[:me]))], sends[me])

@@ -24,11 +24,13 @@ class PlacedGenerator(Generator, Protocol):
 
 
 class Fleet:
-    """Generators by number. One that dies is lost for the rest of the run, and the others take over its work."""
+    """The generators of one role by number. One that dies is lost for the rest of the run, and the others take over its
+    work. `awake` [generators] is who samples, or soon will, as the leader last announced it."""
 
     def __init__(self, generators: Sequence[PlacedGenerator]) -> None:
         self.generators = tuple(generators)
         self.up = np.ones(len(generators), dtype=bool)
+        self.awake = np.ones(len(generators), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -37,6 +39,12 @@ class Fleet:
     def alive(self) -> int:
         """How many are left."""
         return int(self.up.sum())
+
+    @property
+    def open(self) -> np.ndarray:
+        """[generators] Who may be given requests: those awake; where none is, all that live, at which requests wait."""
+        awake = self.up & self.awake
+        return awake if awake.any() else self.up
 
     def lose(self, number: int, error: ProcessDied) -> None:
         """Go on without it. Raises `error` where it was the last."""

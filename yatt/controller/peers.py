@@ -1,13 +1,25 @@
-"""Collectives among controllers: everyone brings a small value to a hub and takes everybody's home."""
+"""Collectives among controllers: everyone brings a small value to a hub and takes everybody's home; and what the leader
+announces, which everyone hears of when it changes."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from yatt.errors import WaitTimeout
+
+HEARING_SECONDS = 30.0
+"""How long a listener is kept waiting for news before it is told that there are none."""
+
+
+class Meeting(Protocol):
+    """The hub, here or over the wire."""
+
+    async def gather(self, tag: str, index: int, value: Any) -> list[Any]: ...
+
+    async def hear(self, seen: int) -> tuple[int, Any]: ...
 
 
 @dataclass(slots=True)
@@ -24,6 +36,8 @@ class Hub:
         self._count = count
         self._timeout = timeout
         self._meetings: dict[str, _Meeting] = {}
+        self._news: tuple[int, Any] = (0, None)
+        self._told = asyncio.Event()
 
     async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
         """Bring `value`; returns everyone's, in controller order. Raises WaitTimeout naming who did not come."""
@@ -43,17 +57,36 @@ class Hub:
             del self._meetings[tag]
         return [meeting.values[i] for i in range(self._count)]
 
+    def announce(self, value: Any) -> None:
+        """Replace the news: everyone who listens hears of it."""
+        self._news = (self._news[0] + 1, value)
+        self._told.set()
+        self._told = asyncio.Event()
+
+    async def hear(self, seen: int) -> tuple[int, Any]:
+        """The number of the news and the news, once there are others than number `seen`, or after HEARING_SECONDS."""
+        if self._news[0] == seen:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._told.wait(), HEARING_SECONDS)
+        return self._news
+
 
 class HubPeers:
-    """`Peers` through a hub; `gather` is the hub's, called directly or over the wire."""
+    """`Peers` through the hub, which is `host` itself with whom it is hosted."""
 
-    def __init__(self, index: int, count: int, gather: Callable[[str, int, Any], Awaitable[list[Any]]]) -> None:
+    def __init__(self, index: int, count: int, hub: Meeting, host: Hub | None = None) -> None:
         self.index = index
         self.count = count
-        self._gather = gather
+        self._hub = hub
+        self._host = host
 
     async def all_gather(self, tag: str, value: Any) -> list[Any]:
-        return [value] if self.count == 1 else await self._gather(tag, self.index, value)
+        return [value] if self.count == 1 else await self._hub.gather(tag, self.index, value)
 
-    async def barrier(self, tag: str) -> None:
-        await self.all_gather(tag, None)
+    def announce(self, value: Any) -> None:
+        if self._host is None:
+            raise RuntimeError(f"controller {self.index} does not host the hub, and cannot announce")
+        self._host.announce(value)
+
+    async def hear(self, seen: int) -> tuple[int, Any]:
+        return await self._hub.hear(seen)

@@ -153,6 +153,11 @@ class Rollouter:
         self._tally = _Tally()
         return sorted(tally.kept, key=lambda group: group.prompt.uid), _count(tally, quota, carried)
 
+    @property
+    def busy(self) -> bool:
+        """Whether scores are still to come."""
+        return bool(self._running)
+
     async def rest(self, version: int) -> None:
         """Wait for the scores still to come, so that `carried` is all there is; `version` is the policy's now."""
         while self._running:
@@ -177,7 +182,7 @@ class Rollouter:
 
     async def _respond(self, prompt: Prompt) -> None:
         try:
-            on_drawn = partial(self._drawing.pop, prompt.uid)
+            on_drawn = partial(self._drawing.pop, prompt.uid, None)
             trajectories = await self._responder.respond(prompt, self._params, on_drawn)
             self._ended.put_nowait((prompt, as_group(prompt, trajectories)))
         except Exception as error:

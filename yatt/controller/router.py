@@ -67,7 +67,7 @@ class Router:
     def __init__(
         self, fleet: Fleet, *, clock: Clock, limit: int = 512, first: int = 0, timeout: float = 3600.0
     ) -> None:
-        self._fleet = fleet
+        self.fleet = fleet
         self._clock = clock
         self._limit = limit
         self._timeout = timeout
@@ -84,6 +84,7 @@ class Router:
         self._moving: set[SampleKey] = set()
         self._unwanted: set[SampleKey] = set()
         self._begun: dict[SampleKey, Completion] = {}
+        self._looked: dict[int, Pulse] = {}  # at the last look, of engines that were awake since
         self._watching: asyncio.Task[None] | None = None
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
@@ -123,7 +124,34 @@ class Router:
         for call in self._calls:
             at.setdefault(call.number, []).extend(key for key in call.pending if key in keys)
         at = {number: mine for number, mine in at.items() if mine}
-        await self._fleet.each(lambda number, generator: generator.abort(at[number]), among=at)
+        await self.fleet.each(lambda number, generator: generator.abort(at[number]), among=at)
+
+    async def follow(self) -> None:
+        """Others are awake than before: what lies at engines that sleep now goes on at those that are awake, and what
+        waits at full ones is shared with the new. Where none is awake, all stays where it is and waits."""
+        self._looked.clear()
+        for call in list(self._calls):
+            if not self.fleet.open[call.number]:
+                await self._move(call.pending)
+        fair = -(-int(self._counts.sum()) // max(1, int(self.fleet.open.sum())))
+        for number in np.flatnonzero(self.fleet.open & (self._counts > max(fair, self._limit // 2))):
+            waiting = [key for call in self._calls if call.number == number for key in call.pending]
+            await self._move(waiting[max(fair, self._limit // 2) :])
+        self._let_in()
+
+    def fail(self, error: Exception) -> None:
+        """Everyone who waits for a response hears of this error instead."""
+        for call in self._calls:
+            call.inbox.put_nowait(error)
+        for waiting in self._waiting:
+            if not waiting.room.done():
+                waiting.room.set_exception(error)
+
+    async def _move(self, keys: Collection[SampleKey]) -> None:
+        """End these requests where they are: they go on elsewhere."""
+        keys = set(keys)
+        self._moving |= keys
+        await self._end(keys)
 
     async def _admit(self, requests: Sequence[Request]) -> bool:
         """Wait for room, first come, first served. False where it was aborted meanwhile."""
@@ -137,7 +165,7 @@ class Router:
                 await asyncio.wait([waiting.room], timeout=self._timeout)
                 if not waiting.room.done() and self._ended == ended:
                     raise WaitTimeout(
-                        f"prompt {requests[0].key.uid} waited {self._timeout:g} s for one of {self._fleet.alive} "
+                        f"prompt {requests[0].key.uid} waited {self._timeout:g} s for one of {self.fleet.alive} "
                         "generators to have room, and no response ended"
                     )
             return waiting.room.result()
@@ -149,15 +177,15 @@ class Router:
 
     def _most(self) -> int:
         """What all generators together may be given."""
-        return self._limit * self._fleet.alive
+        return self._limit * int(self.fleet.open.sum())
 
     def _room(self) -> int:
-        return int(np.maximum(0, self._limit - self._counts[self._fleet.up]).sum()) - self._promised
+        return int(np.maximum(0, self._limit - self._counts[self.fleet.open]).sum()) - self._promised
 
     def _send(self, requests: Sequence[Request], inbox: Inbox) -> None:
         """Place requests now, together where one generator has room for all."""
         more = self._weight(requests)
-        load = np.where(self._fleet.up, (self._work + more) / self._pace + self._ties, np.inf)
+        load = np.where(self.fleet.open, (self._work + more) / self._pace + self._ties, np.inf)
         room = self._limit - self._counts
         fits = np.where(room >= len(requests), load, np.inf)
         if np.isfinite(fits.min()) or room[np.isfinite(load)].max() <= 0:
@@ -179,28 +207,32 @@ class Router:
     async def _run(self, call: _Call) -> None:
         again: list[Request] = []
         try:
-            async for completions in self._fleet.generators[call.number].generate(list(call.pending.values())):
-                again += self._deliver(call, completions)
+            async for completions in self.fleet.generators[call.number].generate(list(call.pending.values())):
+                self._go_on(self._deliver(call, completions), call.inbox)
         except ProcessDied as error:
-            again += self._bury(call, error)
+            again = self._bury(call, error)
         except asyncio.CancelledError:
-            if self._fleet.up[call.number]:
+            if self.fleet.up[call.number]:
                 raise
-            again += call.pending.values()
+            again = list(call.pending.values())
         except Exception as error:
             call.inbox.put_nowait(error)
         finally:
             self._release(call, list(call.pending.values()))
             del self._calls[call]
+        self._go_on(again, call.inbox)
+
+    def _go_on(self, again: Sequence[Request], inbox: Inbox) -> None:
+        """Place once more what came back unfinished, but for what was aborted meanwhile."""
         if unwanted := [request for request in again if request.key in self._unwanted]:
-            call.inbox.put_nowait([joined(self._begun.pop(r.key, None), _unbegun(r)) for r in unwanted])
+            inbox.put_nowait([joined(self._begun.pop(r.key, None), _unbegun(r)) for r in unwanted])
         if again := [request for request in again if request.key not in self._unwanted]:
-            self._send(again, call.inbox)
+            self._send(again, inbox)
 
     def _bury(self, call: _Call, error: ProcessDied) -> list[Request]:
         """What is to be drawn anew; where nobody is left to do it, the caller hears why."""
         try:
-            self._fleet.lose(call.number, error)
+            self.fleet.lose(call.number, error)
         except ProcessDied:
             call.inbox.put_nowait(error)
             return []
@@ -232,6 +264,10 @@ class Router:
         # Weights drift with the mean length: an idle generator has no work, whatever was added for it.
         gone = self._weight(requests)
         self._work[call.number] = max(0.0, self._work[call.number] - gone) if self._counts[call.number] else 0.0
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Tell those who wait of the room there is now."""
         while self._waiting:
             waiting = self._waiting[0]
             if self._room() < min(len(waiting.requests), self._most()):
@@ -250,27 +286,24 @@ class Router:
 
     async def _watch(self) -> None:
         """While anything runs, look for generators that are slow or gone."""
-        before: dict[int, Pulse] = {}
         usual: Pace | None = None
         while self._calls:
             await self._clock.sleep(WATCH_SECONDS)
+            before, self._looked = self._looked, {}
             try:
-                pulses = await self._fleet.each(self._pulse, among={call.number for call in self._calls})
+                pulses = await self.fleet.each(self._pulse, among={call.number for call in self._calls})
             except ProcessDied as error:
-                for call in self._calls:
-                    call.inbox.put_nowait(error)
+                self.fail(error)
                 return
             for call, task in list(self._calls.items()):
-                if not self._fleet.up[call.number]:
+                if not self.fleet.up[call.number]:
                     task.cancel()
             slow, usual = slow_ones({n: (before[n], pulses[n]) for n in pulses if n in before}, usual)
             self._pace[list(pulses)] = 1.0
             self._pace[slow] = 1 / SLOW
-            if self._fleet.alive > 1:
-                keys = {key for call in self._calls if call.number in slow for key in call.pending}
-                self._moving |= keys
-                await self._end(keys)
-            before = pulses
+            if self.fleet.open.sum() > 1:
+                await self._move({key for call in self._calls if call.number in slow for key in call.pending})
+            self._looked = {number: pulse for number, pulse in pulses.items() if self.fleet.open[number]}
 
     @staticmethod
     async def _pulse(number: int, generator: PlacedGenerator) -> Pulse:

@@ -1,51 +1,163 @@
-"""Moves the cluster from phase to phase: wakes and sleeps what the plan says, and brings new weights to the engines."""
+"""Moves slots from phase to phase, and from role to role within a rollout; brings new weights to the engines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
+
+from yatt.controller.director import Director
 from yatt.controller.fleet import Fleet, PlacedGenerator
+from yatt.controller.recorder import Recorder
+from yatt.controller.router import Router
 from yatt.errors import BackendError
-from yatt.placement.plan import Phase, Plan, Role, difference
+from yatt.placement.plan import Phase, Role
 from yatt.protocols import EVERY_NODE, Peers, Trainer
-from yatt.types import WeightManifest
+from yatt.types import Decision, WeightManifest
+
+Engine = tuple[Role, int]
+"""A role, and the number of one of its generators."""
 
 
 class Stage:
-    """The leader applies, the others wait. Engines sample in phase "rollout" only, whatever the plan keeps awake."""
+    """The leader wakes and sleeps; what it announces, everyone's routers follow. Nobody waits for anybody: what is
+    asked of a sleeping engine or rank waits there.
 
-    def __init__(self, plan: Plan, fleet: Fleet, trainer: Trainer, peers: Peers) -> None:
-        self._plan = plan
-        self._fleet = fleet
+    Engines sample in phase "rollout" only. With `resident`, engines and ranks do not take turns on their slots.
+    """
+
+    def __init__(
+        self,
+        *,
+        routers: Mapping[Role, Router],
+        director: Director,
+        trainer: Trainer,
+        peers: Peers,
+        recorder: Recorder,
+        resident: bool,
+    ) -> None:
+        self._routers = routers
+        self._director = director
         self._trainer = trainer
         self._peers = peers
+        self._recorder = recorder
+        self._resident = resident
+        self._leads = peers.index == 0
         self._phase: Phase | None = None
-        self._awake: Mapping[int, frozenset[Role]] = {
-            slot: frozenset({"generator", "trainer"}) for slot in plan["train"]
-        }
+        # Engines come up asleep where several share a slot.
+        every = {(role, n) for role, router in routers.items() for n in range(len(router.fleet))}
+        self._awake = every if len(routers) == 1 else set()
+        self._sampling: set[Engine] = set()
+        self._ranks_awake = True
+        self._heard = 0
+        self._changing = asyncio.Lock()
+        self._watching: list[asyncio.Task[None]] = []
 
-    async def enter(self, phase: Phase) -> None:
-        """Collective: returns once every slot is as the plan wants it in `phase`."""
+    @property
+    def judges(self) -> bool:
+        """Whether engines of this run judge."""
+        return len(self._routers) > 1
+
+    async def enter(self, phase: Phase, responses: float = 0.0) -> None:
+        """On the leader, returns once every slot is as `phase` wants it; on the others at once. The leader must not
+        enter before all have done with the phase before. `responses` are expected in a rollout, over everyone."""
         if phase == self._phase:
             return
-        if self._peers.index == 0 and len(self._fleet):
-            await self._apply(phase)
-        self._awake, self._phase = self._plan[phase], phase
-        await self._peers.barrier(f"phase/{phase}")
+        self._phase = phase
+        if phase == "train":
+            await self._stop_watching()
+        if self._leads:
+            holders = await self._director.start(responses) if phase == "rollout" else self._director.holders
+            await self._place(holders)
+        if phase == "rollout" and self.judges:
+            self._watching = [asyncio.create_task(self._guarded(work)) for work in self._duties()]
 
-    async def _apply(self, phase: Phase) -> None:
-        changes = difference(self._awake, self._plan[phase])
-        for awake in (False, True):
-            moved = {(c.slot, c.role) for c in changes if c.awake == awake}
-            engines = {n for n, g in enumerate(self._fleet.generators) if (g.slots[0], "generator") in moved}
-            await self._fleet.each(lambda _, g, awake=awake: g.wake() if awake else g.sleep(), among=engines)
-            if any(role == "trainer" for _, role in moved):
-                await (self._trainer.onload() if awake else self._trainer.offload())
-        await self._fleet.each(lambda _, g: g.resume() if phase == "rollout" else g.pause())
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the leader has decided since the last call."""
+        return self._director.take()
+
+    async def close(self) -> None:
+        await self._stop_watching()
+
+    def _duties(self) -> Sequence[str]:
+        return ("_follow", "_lead") if self._leads and self._director.moves else ("_follow",)
+
+    async def _guarded(self, duty: str) -> None:
+        try:
+            await getattr(self, duty)()
+        except Exception as error:  # who waits for a response is to hear of it
+            for router in self._routers.values():
+                router.fail(error)
+
+    async def _stop_watching(self) -> None:
+        async with self._changing:  # never in the middle of a change
+            for task in self._watching:
+                task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+        self._watching = []
+
+    async def _lead(self) -> None:
+        while True:
+            await self._director.rest()
+            async with self._changing:
+                if (holders := await self._director.look()) is not None:
+                    start = self._recorder.clock.now()
+                    async with self._recorder.phase("move"):
+                        await self._place(holders)
+                    self._director.switched(self._recorder.clock.now() - start)
+
+    async def _follow(self) -> None:
+        while True:
+            number, holders = await self._peers.hear(self._heard)
+            if number != self._heard:
+                self._heard = number
+                await self._route(holders)
+
+    async def _route(self, holders: Sequence[Role]) -> None:
+        for role, router in self._routers.items():
+            awake = [(role, n) in held for held in [self._held(holders)] for n in range(len(router.fleet))]
+            router.fleet.awake = np.array(awake, dtype=bool)
+        await asyncio.gather(*(router.follow() for router in self._routers.values()))
+
+    def _held(self, holders: Sequence[Role]) -> set[Engine]:
+        """The engines of the roles that hold their slots."""
+        at = self._director.layout.awake(holders)
+        return {
+            (role, n)
+            for role, router in self._routers.items()
+            for n, generator in enumerate(router.fleet.generators)
+            if role in at[generator.slots[0]]
+        }
+
+    async def _place(self, holders: Sequence[Role]) -> None:
+        """Leader only: wake and sleep what differs; sleeps first, so that their memory is free for the wakes."""
+        rollout, held = self._phase == "rollout", self._held(holders) if holders else self._awake
+        if rollout and self.judges:
+            self._peers.announce(tuple(holders))
+        awake = held if rollout or self._resident else set()
+        ranks = self._resident or not rollout
+        await self._each(self._awake - awake, lambda _, g: g.sleep())
+        self._sampling &= awake
+        if not rollout:
+            await self._each(self._sampling, lambda _, g: g.pause())
+        if ranks != self._ranks_awake:
+            await (self._trainer.onload() if ranks else self._trainer.offload())
+        await self._each(awake - self._awake, lambda _, g: g.wake())
+        if rollout:
+            await self._each(awake - self._sampling, lambda _, g: g.resume())
+        self._awake, self._sampling, self._ranks_awake = awake, awake if rollout else set(), ranks
+
+    async def _each(self, engines: Collection[Engine], call: object) -> None:
+        """Call these engines at once."""
+        numbers = {role: {n for r, n in engines if r == role} for role in self._routers}
+        await asyncio.gather(
+            *(self._routers[role].fleet.each(call, among=among) for role, among in numbers.items() if among)  # type: ignore[arg-type]
+        )
 
 
 class Publisher:
-    """Version + 1 reaches every engine, whole, before anyone goes on."""
+    """Version + 1 reaches every engine of the policy, whole, before the next step can draw from it."""
 
     def __init__(self, fleet: Fleet, trainer: Trainer, peers: Peers) -> None:
         self._fleet = fleet
@@ -53,13 +165,14 @@ class Publisher:
         self._peers = peers
 
     async def publish(self, version: int) -> None:
-        """Collective. Raises BackendError where an engine ends up with another version."""
-        if self._peers.index == 0 and len(self._fleet):
-            manifests = await self._trainer.export(version)
-            served = await self._fleet.each(lambda _, g: g.load(self._manifest(g, manifests)))
-            if stale := [self._fleet.generators[n].slots for n, v in served.items() if v != version]:
-                raise BackendError(f"weights of version {version} did not reach the generators on slots {stale}")
-        await self._peers.barrier(f"published/{version}")
+        """The leader's work; the others need not wait, since engines stay paused until it is done. Raises BackendError
+        where an engine ends up with another version."""
+        if self._peers.index or not len(self._fleet):
+            return
+        manifests = await self._trainer.export(version)
+        served = await self._fleet.each(lambda _, g: g.load(self._manifest(g, manifests)))
+        if stale := [self._fleet.generators[n].slots for n, v in served.items() if v != version]:
+            raise BackendError(f"weights of version {version} did not reach the generators on slots {stale}")
 
     @staticmethod
     def _manifest(generator: PlacedGenerator, manifests: Mapping[str, WeightManifest]) -> WeightManifest:

@@ -14,7 +14,7 @@ from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.stage import Publisher, Stage
 from yatt.protocols import Peers, Source, Trainer
-from yatt.types import Group, Prompt, RolloutCounts, Sample, Share, StepReport, UpdateReport
+from yatt.types import Decision, Group, Prompt, RolloutCounts, Sample, StepReport, UpdateReport
 
 T = TypeVar("T", Prompt, Sample)
 ToSamples = Callable[[Sequence[Group]], list[Sample]]
@@ -47,20 +47,26 @@ class Desk(Generic[T]):
         self.version += 1
         return self.version
 
-    async def update(self, step: int, shares: Sequence[Share]) -> UpdateReport:
-        """Have the ranks train; returns once they all have, also to whom had nothing to send. Collective."""
-        reports = await self.peers.all_gather(f"trained/{step}", await self.trainer.update(shares))
-        return next(report for report in reports if report is not None)
-
-    async def close_step(self, step: int, counts: RolloutCounts) -> RolloutCounts:
-        """Everyone's draws move the cursor; returns everyone's counts added up. Collective."""
-        mine = (self.source.drawn(), self.source.returned(), counts, self.source.bad_rows)
-        drawn, returned, everyones, bad = zip(*await self.peers.all_gather(f"report/{step}", mine), strict=True)
+    async def close_step(
+        self, step: int, counts: RolloutCounts, update: UpdateReport | None
+    ) -> tuple[RolloutCounts, UpdateReport]:
+        """Everyone's draws move the cursor; returns everyone's counts added up, and what the ranks said, which only
+        those heard who had something to send. Collective."""
+        mine = (self.source.drawn(), self.source.returned(), self.source.bad_rows, counts, update)
+        everyones = await self.peers.all_gather(f"report/{step}", mine)
+        drawn, returned, bad, counted, updates = zip(*everyones, strict=True)
         self.source.end_step(drawn, [uid for uids in returned for uid in uids])
         self.bad_rows = sum(bad)
-        return add_counts(everyones)
+        return add_counts(counted), next(update for update in updates if update is not None)
 
-    def report(self, step: int, counts: RolloutCounts | None, update: UpdateReport, generators: int = 0) -> StepReport:
+    def report(
+        self,
+        step: int,
+        counts: RolloutCounts | None,
+        update: UpdateReport,
+        generators: int = 0,
+        decisions: tuple[Decision, ...] = (),
+    ) -> StepReport:
         spans = self.recorder.take()
         phases: Counter[str] = Counter()
         for span in spans:
@@ -77,6 +83,7 @@ class Desk(Generic[T]):
             seconds=spans[-1].stop - spans[0].start,
             bad_rows=self.bad_rows,
             generators=generators,
+            decisions=decisions,
         )
 
     async def fold(self) -> None:
@@ -105,6 +112,7 @@ class Controller:
         publisher: Publisher,
         fleet: Fleet,
         on_groups: OnGroups,
+        responses: int,
     ) -> None:
         self.desk = desk
         self.rollouter = rollouter
@@ -113,33 +121,36 @@ class Controller:
         self.publisher = publisher
         self.fleet = fleet
         self.on_groups = on_groups
+        self.responses = responses
 
     async def step(self, step: int) -> StepReport:
         """One step of the loop. The report is the same on every controller, but for its spans."""
         phase = self.desk.recorder.phase
         async with phase("rollout"):
-            await self.stage.enter("rollout")
+            await self.stage.enter("rollout", self.responses / self.rollouter.rate.value)
             self.desk.source.begin_step()
             groups, counts = await self.rollouter.collect(self.desk.quota, self.desk.version)
         async with phase("balance"):
             shares = await self.desk.exchange.balance(step, self.to_samples(groups))
         async with phase("train"):
             await self.stage.enter("train")
-            update = await self.desk.update(step, shares)
+            update = await self.desk.trainer.update(shares)
         async with phase("sync"):
             await self.publisher.publish(self.desk.next_version())
         async with phase("report"):
             self.on_groups(step, groups)
-            counts = await self.desk.close_step(step, counts)
+            counts, update = await self.desk.close_step(step, counts, update)
             self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
-        return self.desk.report(step, counts, update, self.fleet.alive)
+        return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions())
 
     async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:
         """What a resumed run needs of the controllers: numbers in global terms, the same on all of them, and the groups
         that this one carries over. The ranks are awake afterwards, so that they can save what they hold. Collective."""
-        await self.stage.enter("train")
+        if self.stage.judges and any(await self.desk.peers.all_gather("resting", self.rollouter.busy)):
+            await self.stage.enter("rollout")
         await self.rollouter.rest(self.desk.version)
         await self.desk.fold()
+        await self.stage.enter("train")
         carried = [carried_group(group) for group in self.rollouter.carried]
         return self.desk.state() | {"acceptance": self.rollouter.rate.state()}, carried
 
@@ -168,10 +179,10 @@ class SftController:
         async with phase("balance"):
             shares = await self.desk.exchange.balance(step, samples)
         async with phase("train"):
-            update = await self.desk.update(step, shares)
+            update = await self.desk.trainer.update(shares)
         self.desk.next_version()
         async with phase("report"):
-            await self.desk.close_step(step, RolloutCounts())
+            _, update = await self.desk.close_step(step, RolloutCounts(), update)
         return self.desk.report(step, None, update)
 
     async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:

@@ -1,11 +1,11 @@
-"""A plan is data: for each phase, which roles are awake on which slot."""
+"""How slots are divided: blocks of them, who holds which, and what engines there are. Data only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 POLICY, TRAINER = "policy", "trainer"
 Role = str
@@ -15,14 +15,6 @@ Awake = Mapping[int, frozenset[Role]]
 """Slot -> roles awake on it."""
 Split = Mapping[Role, int]
 """Blocks of each role while responses are drawn and judged."""
-
-
-class Change(NamedTuple):
-    """One role on one slot is to wake or to sleep."""
-
-    slot: int
-    role: Role
-    awake: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +67,3 @@ def arrange(split: Split, before: Sequence[Role] | None = None) -> tuple[Role, .
             spare[before[block]] -= 1
             after[block] = wanted.pop(0)
     return tuple(after)
-
-
-def difference(before: Awake, after: Awake) -> list[Change]:
-    """What takes one phase's roles to another's: sleeps first, so that their memory is free for the wakes."""
-    changes = [
-        Change(slot, role, awake)
-        for slot in sorted(before.keys() | after.keys())
-        for role, awake in [
-            *((r, False) for r in sorted(before.get(slot, frozenset()) - after.get(slot, frozenset()))),
-            *((r, True) for r in sorted(after.get(slot, frozenset()) - before.get(slot, frozenset()))),
-        ]
-    ]
-    return sorted(changes, key=lambda change: change.awake)

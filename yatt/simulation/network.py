@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,23 +122,37 @@ class Site:
         arrived = self.network.send(source, self.node, nbytes)
         await until(self.cpu.take(arrived, self.network.costs.per_response * len(completions)))
 
-    async def meet(self, hub: Hub, host: Node, tag: str, index: int, value: Any) -> list[Any]:
-        """A collective through the hub on `host`."""
-        mine = size(value)
-        await until(self.send(host, mine))
-        brought = await hub.gather(tag, index, (value, mine))
-        nbytes = sum(size for _, size in brought)
-        if host is not self.node:
+    async def hear_from(self, source: Node, nbytes: int) -> None:
+        """Take in a message that another node sends now."""
+        if source is not self.node:
             self.received += nbytes
-        await until(self.network.send(host, self.node, nbytes))
+        await until(self.network.send(source, self.node, nbytes))
+
+
+class DistantHub:
+    """`yatt.controller.peers.Meeting`: the hub on `host`, seen from a site."""
+
+    def __init__(self, site: Site, hub: Hub, host: Node) -> None:
+        self._site, self._hub, self._host = site, hub, host
+
+    async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
+        mine = size(value)
+        await until(self._site.send(self._host, mine))
+        brought = await self._hub.gather(tag, index, (value, mine))
+        await self._site.hear_from(self._host, sum(size for _, size in brought))
         return [value for value, _ in brought]
+
+    async def hear(self, seen: int) -> tuple[int, Any]:
+        news = await self._hub.hear(seen)
+        await self._site.hear_from(self._host, MESSAGE_BYTES)
+        return news
 
 
 class SimulatedPeers(HubPeers):
     """Peers through the hub on `host`. The report of a step takes its writing as well."""
 
     def __init__(self, site: Site, count: int, hub: Hub, host: Node) -> None:
-        super().__init__(site.index, count, partial(site.meet, hub, host))
+        super().__init__(site.index, count, DistantHub(site, hub, host), None if site.index else hub)
         self._per_step = site.network.costs.per_step
 
     async def all_gather(self, tag: str, value: Any) -> list[Any]:

@@ -19,9 +19,9 @@ OnTrained = Callable[[int, Share], None]
 
 
 class Ranks:
-    """All data-parallel ranks. A step's updates begin once each rank has the share of every sender it was told of; an
-    update ends with the slowest rank. A pipeline of `stages` is filled and drained once per update: its first
-    micro-batch passes all stages, each as long as the costliest one takes."""
+    """All data-parallel ranks. A step's updates begin once each rank has the share of every sender it was told of, and
+    the memory for it; an update ends with the slowest rank. A pipeline of `stages` is filled and drained once per
+    update: its first micro-batch passes all stages, each as long as the costliest one takes."""
 
     def __init__(
         self, costs: TrainerCosts, nodes: Sequence[Node], *, stages: int, log: Log, on_trained: OnTrained
@@ -30,6 +30,7 @@ class Ranks:
         self._shares: dict[int, dict[tuple[int, int], Share]] = {}
         self._done: dict[int, asyncio.Future[UpdateReport]] = {}
         self._dead: ProcessDied | None = None
+        self._awake = True
         self.busy = 0.0  # seconds of work, added over ranks
 
     async def train(self, shares: Sequence[Share]) -> UpdateReport:
@@ -41,10 +42,13 @@ class Ranks:
         if step not in self._done:
             self._done[step] = asyncio.get_running_loop().create_future()
         done = self._done[step]
-        if self._complete(held):
-            seconds = self._seconds(list(held.values()))
-            asyncio.get_running_loop().call_later(seconds, self._finish, step, seconds)
+        if self._awake and self._complete(held):
+            self._begin(step)
         return await asyncio.shield(done)
+
+    def _begin(self, step: int) -> None:
+        seconds = self._seconds(list(self._shares[step].values()))
+        asyncio.get_running_loop().call_later(seconds, self._finish, step, seconds)
 
     def _complete(self, held: Mapping[tuple[int, int], Share]) -> bool:
         senders = {share.rank: share.senders for share in held.values()}
@@ -82,6 +86,18 @@ class Ranks:
             )
         )
 
+    async def offload(self) -> None:
+        self._awake = False
+        await self.spend(self._costs.offload)
+
+    async def onload(self) -> None:
+        """Updates that waited for it begin."""
+        await self.spend(self._costs.onload)
+        self._awake = True
+        for step, held in self._shares.items():
+            if self._complete(held):
+                self._begin(step)
+
     async def spend(self, seconds: float) -> None:
         self.check()
         await asyncio.sleep(seconds)
@@ -102,7 +118,7 @@ class Ranks:
 
     def revive(self) -> None:
         """All ranks again, with nothing under way."""
-        self._dead = None
+        self._dead, self._awake = None, True
         self._shares.clear()
         self._done.clear()
 
@@ -130,7 +146,7 @@ class SimulatedTrainer:
         return {EVERY_NODE: WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     async def offload(self) -> None:
-        await self._ranks.spend(self._costs.offload)
+        await self._ranks.offload()
 
     async def onload(self) -> None:
-        await self._ranks.spend(self._costs.onload)
+        await self._ranks.onload()
