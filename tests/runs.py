@@ -3,20 +3,25 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.rundir import RunDirectory
+from yatt.faces.timeline import mark
 from yatt.histogram import histogram
-from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 HTML = "\u2028<script>document.title='broken'</script> & \"quotes\" </pre>"
 
 
-def fake_run(path: Path, *, steps: int, sft: bool = False, every: int = 0, failures: bool = False) -> RunDirectory:
-    """A run of `steps` steps that learns, evaluated before the first, every `every` and after the last."""
+def fake_run(
+    path: Path, *, steps: int, sft: bool = False, every: int = 0, failures: bool = False, judged: bool = False
+) -> RunDirectory:
+    """A run of `steps` steps that learns, evaluated before the first, every `every` and after the last; with `judged`,
+    a judge has a share of four slots, which grows within each step."""
     run, rng = RunDirectory(path).create(), random.Random(steps)
     config = {
         "run": {"name": path.name, "seed": 0}, "model": {"path": "models/adder"}, "rollout": {"engine": "vllm"},
@@ -31,9 +36,11 @@ def fake_run(path: Path, *, steps: int, sft: bool = False, every: int = 0, failu
         done = 1 / (1 + math.exp(-10 * (step / steps - 0.45)))
         evaluated = not sft and (step == steps or (every and step % every == 0))
         report = _sft_report(step, steps, rng) if sft else _rl_report(step, steps, done, rng, failures)
+        report = _judged(report, now, done) if judged else report
         lines.append(json.dumps(metrics_row(report, evaluation=_evaluation(done) if evaluated else None)))
         if not sft and steps <= 100:
-            run.append_spans(step, spans(now, report.phases, report.counts))
+            happened = judged_spans if judged else spans
+            run.append_spans(step, [*happened(now, report.phases, report.counts), *map(mark, report.decisions)])
             now += report.seconds + 0.05 + 2.0 * evaluated
         if not sft and step in (1, steps):
             _samples(run, f"step-{step}", done, rng)
@@ -77,6 +84,44 @@ def spans(start, phases, counts, slots=2):
         add("rank", "trainer", slot, "export", "sync", 0.0, 0.4)
         add("generator", "policy", slot, "load", "sync", 0.4, 0.9)
     return found
+
+
+def judged_spans(start, phases, counts):
+    """Four slots, each with an engine of the policy, one of a judge, and a rank. Slot 3 judges from the start, slot 2
+    from two thirds of the rollout on."""
+    found = [s for s in spans(start, phases, counts, slots=4) if s.name not in ("sample", "wake")]
+    until = {0: (0.0, 0.9), 1: (0.0, 0.8), 2: (0.0, 0.66), 3: (0.0, 0.0)}
+    for slot, (begin, end) in until.items():
+        policy = {"actor": f"generator {slot}", "role": "policy", "slots": (slot,)}
+        judge = {"actor": f"judge {slot}", "role": "judge", "slots": (slot,)}
+        length, switch = phases["rollout"], max(0.02, end)
+        times = [("sample", policy, begin, end)] if end else []
+        if slot > 1:
+            times += [("sleep", policy, end, end + 0.02), ("wake", judge, switch, switch + 0.02)]
+            times += [("sample", judge, switch + 0.04, 0.97)]
+        for name, whose, a, b in times:
+            numbers = {"requests": counts.responses // 4} if name == "sample" else {}
+            times_of = {"start": start + a * length, "stop": start + b * length}
+            found.append(PhaseSpan(name=name, counts=numbers, **times_of, **whose))
+    return found
+
+
+def _judged(report, now, done):
+    """Its decisions: every fifth step begins with two slots for the judge, and moves none."""
+    counts, even = report.counts, report.step % 5 == 0
+    parts = {
+        "judge": (0.4 + 0.5 * done) * counts.scored, "truth": counts.reward_sum,
+        "judge.judgements": float(counts.scored), "judge.unparsed": 0.02 * counts.scored,
+    }  # fmt: skip
+    split = {"policy": 2, "judge": 2} if even else {"policy": 3, "judge": 1}
+    words = f"policy {split['policy']}, judge {split['judge']}"
+    text = f"start with {words}: 384 responses of 17 tokens at 812 tokens/s, 384 judgements of 40 at 950; 1.05 s"
+    decisions = [Decision(at=now, text=text, slots=split)]
+    if not even:
+        text = "3 + 1 -> policy 2, judge 2: 61 responses left, 180 judgements wait; 0.41 s in place of 0.62 s"
+        at = now + 0.66 * report.phases["rollout"]
+        decisions.append(Decision(at=at, text=text, slots={"policy": 2, "judge": 2}))
+    return replace(report, counts=replace(counts, part_sums=parts), decisions=tuple(decisions))
 
 
 def _rl_report(step, steps, done, rng, failures):

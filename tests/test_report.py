@@ -14,7 +14,9 @@ from yatt.errors import ConfigError
 from yatt.faces.chart import LEFT, MOST_POINTS, RIGHT, Series, line_chart, number, stacked_chart
 from yatt.faces.gantt import devices
 from yatt.faces.report import write_report
-from yatt.types import PhaseSpan, RolloutCounts
+from yatt.faces.split import mean_split
+from yatt.faces.timeline import mark
+from yatt.types import Decision, PhaseSpan, RolloutCounts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "br", "circle", "path", "line"}
@@ -22,8 +24,9 @@ CURVES = {
     "Accuracy on held-out prompts", "Reward, and one standard deviation", "Parts of the reward", "Time per step",
     "Response length", "Throughput", "Loss", "Gradient norm", "Entropy", "KL divergence", "Train / rollout gap",
     "Learning rate", "Clipped tokens", "Responses cut off", "Groups not trained on", "Refills, failed rewards",
-    "Idle share, mean over slots",
+    "Idle share, mean over slots", "Responses by length",
 }  # fmt: skip
+PLACED = {"Slots of each role", "Details of the reward"}
 
 
 class Page(HTMLParser):
@@ -41,7 +44,7 @@ class Page(HTMLParser):
         self.addresses += [v for k, v in attributes.items() if k in ("src", "href", "xlink:href", "action", "srcset")]
         self.scripts += tag == "script"
         if "data-hover" in attributes:
-            title = next(text for text in reversed(self.texts) if text in CURVES)
+            title = next(text for text in reversed(self.texts) if text in CURVES | PLACED)
             self.charts[title] = json.loads(attributes["data-hover"])
         if tag not in VOID:
             self.open.append(tag)
@@ -175,6 +178,63 @@ def test_devices_by_hand():
     assert devices({}) == devices({3: spans[:3]}) == ""
 
 
+def test_a_judged_run_shows_its_split_and_its_decisions(tmp_path):
+    run = fake_run(tmp_path / "a", steps=60, judged=True)
+    html, page = page_of(run)
+    assert set(page.charts) == CURVES | PLACED
+    # two thirds of the rollout with 3 and 1 slots, the rest with 2 and 2: 2 + 0.66 and 1 + 0.34; each fifth step 2, 2
+    assert page.charts["Slots of each role"]["values"]["policy"][:6] == ["2.66"] * 4 + ["2", "2.66"]
+    assert page.charts["Slots of each role"]["values"]["judge"][3:6] == ["1.34", "2", "1.34"]
+    assert list(page.charts["Parts of the reward"]["values"]) == ["judge", "truth"]
+    assert list(page.charts["Details of the reward"]["values"]) == ["judge.judgements", "judge.unparsed"]
+    # a fifth step begins as the step before it ended: 48 steps with two changes are 96, of which 40 are listed
+    assert page.texts.count("policy 2, judge 2") == 5 + 15 and "56 more, in metrics.jsonl" in page.texts
+    assert html.count('class="why"') == 40
+    for row in (rows := run.read_metrics()):
+        row["decisions"] = [d | {"text": "<b>" + "x" * 10_000} for d in row["decisions"]]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html, _ = page_of(run)
+    assert "<b>x" not in html and len(html) < 250_000
+
+
+def test_mean_splits_by_hand():
+    """A rollout of 10 s from 100 on: [100, 104] with 3 and 1, [104, 110] with 1 and 3."""
+    first = {"at": 100.0, "slots": {"policy": 3, "judge": 1}}
+    row = {"decisions": [first, {"at": 104.0, "slots": {"policy": 1, "judge": 3}}], "phases": {"rollout": 10.0}}
+    assert mean_split(row) == pytest.approx({"policy": 1.8, "judge": 2.2})  # 0.4 * 3 + 0.6 * 1, 0.4 * 1 + 0.6 * 3
+    assert mean_split({"decisions": [first], "phases": {}}) == {"policy": 3, "judge": 1}
+
+
+def test_lengths_by_hand(tmp_path):
+    """Step 1: 1 response of 4 tokens and 3 of 8 or 9; 0 of 4 are shorter than 4, 1 than 8, 4 than 10."""
+    run = fake_run(tmp_path / "a", steps=2)
+    first, second = (row for row in run.read_metrics() if row["step"])
+    first |= {"response_lengths": [[4, 1], [8, 3]], "longest_response": 9}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in (first, second | {"response_lengths": []})))
+    chart = page_of(run)[1].charts["Responses by length"]
+    assert chart["along"] == "tokens" and chart["x"] == [4, 8, 10]
+    assert chart["values"] == {"step 1": ["0.0%", "25.0%", "100.0%"]}
+
+
+def test_idle_shares_are_over_the_slots_where_a_role_lives():
+    """Of 10 s the judge works 5 on slot 1, the only one it lives on; the policy 8 on slot 0 and 2 on slot 1."""
+    spans = [
+        PhaseSpan(name="rollout", actor="controller 0", start=0.0, stop=10.0),
+        PhaseSpan(name="sample", actor="generator 0", role="policy", slots=(0,), start=0.0, stop=8.0),
+        PhaseSpan(name="sample", actor="generator 1", role="policy", slots=(1,), start=0.0, stop=2.0),
+        PhaseSpan(name="sample", actor="judge 1", role="judge", slots=(1,), start=3.0, stop=8.0),
+        mark(Decision(at=2.0, text="slot 1 judges", slots={"policy": 1, "judge": 1})),
+    ]
+    html = devices({1: spans})
+    page = Page(html)
+    # rows: all slots, slot 0, slot 1; columns: policy, judge, whole slot (8 of 10 s, then 2 + 5 of 10)
+    shares = [t for t in page.texts if re.fullmatch(r"[\d.]+%", t) and "." in t]
+    assert shares == ["50.0%", "50.0%", "25.0%", "20.0%", "20.0%", "80.0%", "50.0%", "30.0%"]
+    assert "slot 0 judge" not in page.texts and "slot 1 judge" in page.texts
+    assert "driver: slot 1 judges\nat 2 s\n1 policy\n1 judge" in page.texts
+    assert re.findall(r'<circle[^>]* cx="([\d.]+)%"', html) == ["20.000"]
+
+
 def test_many_slots_are_drawn_in_part_and_counted_in_full():
     counts, phases = RolloutCounts(responses=40, response_tokens=400), dict.fromkeys(("rollout", "train", "sync"), 1.0)
     html = devices({step: spans(10.0 * step, phases, counts, slots=20) for step in range(9)})
@@ -207,8 +267,10 @@ HARNESS = """<body><iframe id=f style="width:WIDTHpx;height:900px" src="PAGE"></
 f.onload = () => {
   const w = f.contentWindow, d = w.document, svgs = [...d.querySelectorAll('svg[data-hover]')], svg = svgs[0];
   const lanes = [...d.querySelectorAll('.gantt')].map(figure => ({
-    labels: [...figure.querySelectorAll('li')].map(li => li.textContent).slice(5),
+    kinds: [...figure.querySelectorAll('ul li')].map(li => li.textContent),
+    labels: [...figure.querySelectorAll('ol li')].map(li => li.textContent),
     bars: [...figure.querySelectorAll('rect:not(.idle)')].length,
+    moves: [...figure.querySelectorAll('circle')].length,
     label: parseFloat(w.getComputedStyle(figure.querySelector('text')).fontSize)}));
   const box = svg.getBoundingClientRect();
   svg.dispatchEvent(new w.PointerEvent('pointermove', {clientX: box.right - 14, clientY: box.top + 50}));
@@ -224,9 +286,9 @@ f.onload = () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium not found: the page was checked as text only")
-@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
-def test_a_real_browser_draws_it(tmp_path, width, dark):
-    run = fake_run(tmp_path / "a", steps=40, every=10, failures=True)
+@pytest.mark.parametrize(("width", "dark", "judged"), [(390, False, True), (1280, True, False), (1280, False, True)])
+def test_a_real_browser_draws_it(tmp_path, width, dark, judged):
+    run = fake_run(tmp_path / "a", steps=40, every=10, failures=True, judged=judged)
     harness = tmp_path / "harness.html"
     harness.write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", write_report(run.path).as_uri()))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
@@ -235,10 +297,21 @@ def test_a_real_browser_draws_it(tmp_path, width, dark):
     done = subprocess.run([CHROMIUM, *options, harness.as_uri()], capture_output=True, text=True, timeout=120)
     found = json.loads(unescape(re.search(r"<body>(.*?)</body>", done.stdout, re.S)[1]))
     assert found["title"] == "a · YATT" and found["fetched"] == 0
-    assert found["charts"] == len(CURVES) and found["inside"] and found["overflow"] <= 0
+    assert found["charts"] == len(CURVES | PLACED if judged else CURVES)
+    assert found["inside"] and found["overflow"] <= 0
     assert found["smallest"] >= 8.5  # pixels of an axis label
-    labels = ["loop", "slot 0 policy", "slot 0 trainer", "slot 1 policy", "slot 1 trainer"]
+    lanes = {"kinds": ["sampling", "training", "weights", "sleep, wake", "other"], "moves": 0, "label": 11}
+    lanes["labels"] = ["loop", "slot 0 policy", "slot 0 trainer", "slot 1 policy", "slot 1 trainer"]
     # in each of two steps 5 phases of controller 0, and on each of two slots 4 spans of the engine and 3 of the rank
-    assert found["lanes"] == 2 * [{"labels": labels, "bars": 2 * (5 + 2 * 7), "label": 11}]
+    lanes["bars"] = 2 * (5 + 2 * 7)
+    if judged:
+        lanes["kinds"][4:] = ["judging", "other", "decision"]
+        homes = {0: ["policy", "trainer"], 1: ["policy", "trainer"], 2: ["policy", "judge", "trainer"]}
+        homes[3] = homes[2]
+        lanes["labels"] = ["loop", *(f"slot {slot} {role}" for slot, roles in homes.items() for role in roles)]
+        # of 5 spans on each of 4 slots; the policy's samples on 3, and sleep, wake, sample where a judge takes over
+        lanes["bars"] = 2 * (5 + 4 * 5 + 3 + 2 * 3)
+    # steps 1, 2 and 39 begin with a decision and make one; step 40 begins with one
+    assert found["lanes"] == [lanes | {"moves": moves} for moves in ((4, 3) if judged else (0, 0))]
     assert found["shown"] == "block" and found["hover"] == "step 40\ngreedy  99.6%\nsampled  89.8%"
     assert found["background"] == ("rgb(18, 21, 26)" if dark else "rgb(246, 247, 249)")

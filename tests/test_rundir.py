@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import MappingProxyType
 
 import pytest
 
@@ -11,7 +12,8 @@ from yatt.errors import ConfigError, DataError
 from yatt.faces import timeline
 from yatt.faces.metrics import first_row, metrics_row, overhead
 from yatt.faces.rundir import RunDirectory
-from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.faces.timeline import mark
+from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 
 @pytest.fixture
@@ -134,6 +136,19 @@ def test_a_process_per_slot_in_order_and_one_for_the_loop(run):
     ]  # fmt: skip
 
 
+def test_a_decision_is_an_instant_of_the_driver(run, monkeypatch):
+    monkeypatch.setattr(timeline, "MOST_OF_STEP", 3)
+    decision = Decision(at=12.25, text="slot 1 judges", slots={"policy": 1, "step": 1})  # a judge may have any name
+    run.append_spans(4, [span("rollout", 10, 13), *(span("load", k, k + 1) for k in range(3)), mark(decision)])
+    (event,) = (event for event in events_of(run) if event["ph"] == "i")
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events_of(run) if e["name"] == "thread_name"}
+    assert threads[event["pid"], event["tid"]] == "driver" and "dur" not in event
+    assert (event["name"], event["ts"]) == ("slot 1 judges", 12_250_000)
+    assert event["args"] == {"policy": 1, "step": 4, "actor": "driver"}
+    found = RunDirectory(run.path).read_spans()[4]
+    assert [s.name for s in found if s.role == timeline.DECISION] == ["slot 1 judges"] and len(found) == 3
+
+
 def test_the_timeline_is_bounded_and_keeps_its_ends(run, monkeypatch):
     monkeypatch.setattr(timeline, "MOST_EVENTS", 40)
     monkeypatch.setattr(timeline, "MOST_OF_STEP", 5)
@@ -218,6 +233,10 @@ def test_metrics_row_by_hand():
     assert row["tokens_per_s"] == 6.0
     assert row["overhead"] == pytest.approx(0.2)  # 2 of 10 s in no phase
     assert row["driver_payload_bytes"] == 0 and "accuracy_greedy" not in row
+    assert row["response_lengths"] == [(5, 1), (7, 1), (12, 2), (20, 1)] and row["decisions"] == []
+    decision = Decision(at=2.5, text="all write", slots=MappingProxyType({"policy": 2}))
+    (told,) = json.loads(json.dumps(metrics_row(step_report(decisions=(decision,)))))["decisions"]
+    assert told == {"at": 2.5, "text": "all write", "slots": {"policy": 2}}
 
 
 def test_overhead_counts_overlapping_spans_once_and_leaves_evaluation_aside():

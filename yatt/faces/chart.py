@@ -45,8 +45,11 @@ class Axes:
         return round(BOTTOM - (inside - self.y[0]) / (self.y[1] - self.y[0]) * (BOTTOM - TOP), 1)
 
 
-def line_chart(title: str, unit: str, series: Sequence[Series], *, share: bool = False, zero: bool = False) -> str:
-    """A card with one chart, or nothing where no series has a point. `share` is 0 to 100 %, `zero` starts at 0."""
+def line_chart(
+    title: str, unit: str, series: Sequence[Series], *, share: bool = False, zero: bool = False, along: str = "step"
+) -> str:
+    """A card with one chart, or nothing where no series has a point. `share` is 0 to 100 %, `zero` starts at 0; `along`
+    says what x is."""
     lines = {s.name: _thin(s, MOST_POINTS) for s in series if s.points}
     if not lines:
         return ""
@@ -66,7 +69,7 @@ def line_chart(title: str, unit: str, series: Sequence[Series], *, share: bool =
         if len(at) <= 12:
             marks += [f'<circle r="3" fill="{colour}" cx="{x}" cy="{y}"/>' for x, y in at]
     values = {name: {x: y for x, y, _ in line} for name, line in lines.items()}
-    return _card(title, unit, axes, "".join(marks), values, percent if share else number)
+    return _card(title, unit, axes, "".join(marks), values, percent if share else number, along)
 
 
 def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) -> str:
@@ -111,23 +114,24 @@ def _card(
     marks: str,
     values: Mapping[str, Mapping[float, float]],
     show: Callable[[float], str],
+    along: str = "step",
 ) -> str:
     xs = sorted({x for line in values.values() for x in line})
     table = {name: [show(line[x]) if x in line else "" for x in xs] for name, line in values.items()}
-    hover = {"x": [round(x) for x in xs], "px": [axes.px(x) for x in xs], "values": table}
+    hover = {"along": along, "x": [round(x) for x in xs], "px": [axes.px(x) for x in xs], "values": table}
     ends = ", ".join(f"{name} {line[0]} to {line[-1]}" for name, line in table.items())
     swatches = [f'<li><i style="background:var(--c{i % COLOURS})"></i>{escape(n)}</li>' for i, n in enumerate(table)]
     legend = f"<ul>{''.join(swatches)}</ul>" if len(table) > 1 else ""
-    label = f"{title}, {unit}, steps {hover['x'][0]} to {hover['x'][-1]}: {ends}"
+    label = f"{title}, {unit}, {along} {round(xs[0])} to {round(xs[-1])}: {ends}"
     return (
         f'<figure class="card"><figcaption><h3>{escape(title)}</h3>{legend}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
-        f'data-hover="{escape(json.dumps(hover, separators=(",", ":")))}">{_frame(axes, unit, show)}{marks}'
+        f'data-hover="{escape(json.dumps(hover, separators=(",", ":")))}">{_frame(axes, unit, show, along)}{marks}'
         f'<line class="cursor" y1="{TOP}" y2="{BOTTOM}"/></svg><output></output></figure>'
     )
 
 
-def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
+def _frame(axes: Axes, unit: str, show: Callable[[float], str], along: str) -> str:
     """Grid lines, tick labels, and what the two axes are."""
     parts = []
     for y in ticks(*axes.y):
@@ -137,7 +141,7 @@ def _frame(axes: Axes, unit: str, show: Callable[[float], str]) -> str:
         parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
     middle = (LEFT + RIGHT) / 2
     parts.append(f'<path class="axis" d="M{LEFT},{BOTTOM}H{RIGHT}"/>')
-    parts.append(f'<text class="x" x="{middle}" y="{BOTTOM + 32}">step</text>')
+    parts.append(f'<text class="x" x="{middle}" y="{BOTTOM + 32}">{escape(along)}</text>')
     parts.append(f'<text class="unit" x="2" y="11">{escape(unit)}</text>')
     return "".join(parts)
 

@@ -10,7 +10,8 @@ from statistics import fmean
 
 from yatt.faces.chart import Series, line_chart, number, percent, ticks
 from yatt.faces.metrics import union
-from yatt.faces.timeline import Steps
+from yatt.faces.timeline import DECISION, Steps
+from yatt.placement.plan import POLICY, TRAINER
 from yatt.types import PhaseSpan
 
 KINDS: Mapping[str, Sequence[str]] = {
@@ -18,6 +19,7 @@ KINDS: Mapping[str, Sequence[str]] = {
     "training": ("update", "train"),
     "weights": ("export", "load", "sync"),
     "sleep, wake": ("sleep", "wake", "offload", "onload"),
+    "judging": ("judge",),
     "other": ("",),
 }
 """Names of spans that share a colour, in the order of the colours."""
@@ -30,23 +32,32 @@ LANE, BAR, TOP = 24, 16, 22
 
 Lane = tuple[int, str]
 """A slot and a role on it; slot -1 is the loop of controller 0 and the driver."""
+Homes = Mapping[str, Sequence[int]]
+"""The slots where something of each role lives; of role "", all slots."""
 Window = tuple[float, float]
 
 
 def devices(steps: Steps) -> str:
     """Gantt charts, a table and a curve of idle shares; nothing where no device told what it did."""
     windows = {step: window for step, spans in sorted(steps.items()) if (window := _window(spans))}
-    slots = sorted({slot for step in windows for span in steps[step] for slot in span.slots})
-    if not slots:
-        return ""
-    roles = sorted({span.role for step in windows for span in steps[step] if span.slots})
     held = [span for spans in steps.values() for span in spans]
+    homes = _homes(span for step in windows for span in steps[step])
+    if not homes[""]:
+        return ""
     parts = [part for part in (list(windows)[:STEPS], list(windows)[STEPS:][-STEPS:]) if part]
-    charts = [_gantt({step: windows[step] for step in part}, held, slots, roles) for part in parts]
+    charts = [_gantt({step: windows[step] for step in part}, held, homes) for part in parts]
     busy = {step: _busy(steps[step], window) for step, window in windows.items()}
-    idle = _table(busy, windows, slots, roles) + _curve(busy, slots, roles)
-    note = f'<p class="meta">{MOST_SLOTS} of {len(slots)} slots are drawn; means are over all.</p>'
-    return f'{"".join(charts)}<div class="charts">{idle}</div>' + (note if len(slots) > MOST_SLOTS else "")
+    idle = _table(busy, windows, homes) + _curve(busy, homes)
+    note = f'<p class="meta">{MOST_SLOTS} of {len(homes[""])} slots are drawn; means are over all.</p>'
+    return f'{"".join(charts)}<div class="charts">{idle}</div>' + (note if len(homes[""]) > MOST_SLOTS else "")
+
+
+def _homes(spans: Iterable[PhaseSpan]) -> Homes:
+    """The policy first, the trainer last, judges between."""
+    lanes = sorted({(slot, span.role) for span in spans for slot in span.slots})
+    roles = sorted({role for _, role in lanes}, key=lambda role: (role == TRAINER, role != POLICY, role))
+    homes = {role: [slot for slot, other in lanes if other == role] for role in roles}
+    return homes | {"": sorted({slot for slot, _ in lanes})}
 
 
 def _window(spans: Sequence[PhaseSpan]) -> Window | None:
@@ -73,40 +84,42 @@ def _busy(spans: Sequence[PhaseSpan], window: Window) -> dict[Lane, float]:
     return {lane: union(spans) / (window[1] - window[0]) for lane, spans in lanes.items()}
 
 
-def _curve(busy: Mapping[int, Mapping[Lane, float]], slots: Sequence[int], roles: Sequence[str]) -> str:
+def _curve(busy: Mapping[int, Mapping[Lane, float]], homes: Homes) -> str:
     def idle(lanes: Mapping[Lane, float], role: str) -> float:
-        return 1 - fmean(lanes.get((slot, role), 0.0) for slot in slots)
+        return 1 - fmean(lanes.get((slot, role), 0.0) for slot in homes[role])
 
-    names = {**{role: role for role in roles}, "whole slot": ""}
-    series = [Series(name=n, points=[(step, idle(b, role)) for step, b in busy.items()]) for n, role in names.items()]
+    series = [
+        Series(name=role or "whole slot", points=[(step, idle(lanes, role)) for step, lanes in busy.items()])
+        for role in homes
+    ]
     return line_chart("Idle share, mean over slots", "share of the step", series, share=True)
 
 
-def _table(
-    busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Window], slots: Sequence[int], roles: Sequence[str]
-) -> str:
-    """Idle shares over all recorded steps, a step counted by its length."""
+def _table(busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Window], homes: Homes) -> str:
+    """Idle shares over all recorded steps, a step counted by its length; of a role, where it lives."""
     seconds = {step: stop - start for step, (start, stop) in windows.items()}
 
-    def cell(among: Sequence[int], role: str) -> str:
-        work = sum(fmean(busy[n].get((slot, role), 0.0) for slot in among) * s for n, s in seconds.items())
+    def cell(among: Iterable[int], role: str) -> str:
+        if not (slots := [slot for slot in among if slot in homes[role]]):
+            return "<td></td>"
+        work = sum(fmean(busy[n].get((slot, role), 0.0) for slot in slots) * s for n, s in seconds.items())
         share = 1 - work / sum(seconds.values())
         return f'<td>{percent(share)}<i style="width:{share:.1%}"></i></td>'
 
-    rows = {"all slots": slots, **{f"slot {slot}": [slot] for slot in slots[:MOST_SLOTS]}}
-    body = [f"<tr><th>{n}</th>{''.join(cell(among, r) for r in (*roles, ''))}</tr>" for n, among in rows.items()]
-    head = "".join(f"<th>{escape(role)}</th>" for role in ("", *roles, "whole slot"))
+    rows = {"all slots": homes[""], **{f"slot {slot}": [slot] for slot in homes[""][:MOST_SLOTS]}}
+    body = [f"<tr><th>{n}</th>{''.join(cell(among, role) for role in homes)}</tr>" for n, among in rows.items()]
+    head = "<th></th>" + "".join(f"<th>{escape(role) or 'whole slot'}</th>" for role in homes)
     title = f"Idle share, {len(windows)} recorded steps"
     return f'<figure class="card"><h3>{title}</h3><table><tr>{head}</tr>{"".join(body)}</table></figure>'
 
 
-def _gantt(
-    windows: Mapping[int, Window], spans: Sequence[PhaseSpan], slots: Sequence[int], roles: Sequence[str]
-) -> str:
-    """A lane per slot and role over these steps, and one of the loop; idle is what no bar covers."""
+def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Homes) -> str:
+    """A lane per slot and role over these steps, and one of the loop; idle is what no bar covers. A line across them is
+    a decision on placement."""
     start, stop = min(w[0] for w in windows.values()), max(w[1] for w in windows.values())
     held = _lanes(spans, (start, stop))
-    lanes = [(-1, ""), *((slot, role) for slot in slots[:MOST_SLOTS] for role in roles)]
+    slots = homes[""][:MOST_SLOTS]
+    lanes = [(-1, ""), *((slot, role) for slot in slots for role in homes if role and slot in homes[role])]
     bottom = TOP + LANE * len(lanes)
 
     def x(time: float) -> str:
@@ -119,8 +132,11 @@ def _gantt(
         for span in sorted(held.get(lane, []), key=lambda s: s.start - s.stop)[:MOST_BARS]:
             width = max(0.15, 100 * (span.stop - span.start) / (stop - start))
             bar = f'<rect rx="2" x="{x(span.start)}" width="{width:.3f}%" {place}'
-            colour = COLOURS.get(span.name, COLOURS[""])
-            marks.append(f'{bar} fill="{colour}"><title>{escape(_tip(span, start))}</title></rect>')
+            marks.append(f'{bar} fill="{_colour(span)}"><title>{escape(_tip(span, start))}</title></rect>')
+    moves = [span for span in spans if span.role == DECISION and start <= span.start <= stop][:MOST_BARS]
+    for at, move in ((x(move.start), move) for move in moves):
+        line = f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/><circle r="5" cx="{at}" cy="{TOP + LANE / 2:g}"/>'
+        marks.append(f'<g class="move"><title>{escape(_tip(move, start))}</title>{line}</g>')
     for step, (begun, _) in windows.items():
         marks.append(f'<line class="cut" x1="{x(begun)}" x2="{x(begun)}" y1="4" y2="{bottom}"/>')
         marks.append(f'<text class="step" x="{x(begun)}" dx="5" y="14">step {step}</text>')
@@ -129,7 +145,9 @@ def _gantt(
             f'<text class="{"x" if tick else "step"}" x="{x(start + tick)}" y="{bottom + 14}">{tick:g} s</text>'
         )
     title = f"Step{'s' if len(windows) > 1 else ''} {' and '.join(map(str, windows))}"
-    swatches = [f'<li><i style="background:{COLOURS[names[0]]}"></i>{kind}</li>' for kind, names in KINDS.items()]
+    drawn = {_colour(span): True for lane in lanes for span in held.get(lane, [])} | {"var(--ink)": bool(moves)}
+    kinds = {**{kind: COLOURS[names[0]] for kind, names in KINDS.items()}, "decision": "var(--ink)"}
+    swatches = [f'<li><i style="background:{c}"></i>{kind}</li>' for kind, c in kinds.items() if drawn.get(c)]
     labels = ["<li>loop</li>", *(f"<li>slot {slot} {escape(role)}</li>" for slot, role in lanes[1:])]
     return (
         f'<figure class="card gantt"><figcaption><h3>{title}</h3><ul>{"".join(swatches)}</ul></figcaption>'
@@ -138,6 +156,12 @@ def _gantt(
     )
 
 
+def _colour(span: PhaseSpan) -> str:
+    name = "judge" if span.name == "sample" and span.role != POLICY else span.name
+    return COLOURS.get(name, COLOURS[""])
+
+
 def _tip(span: PhaseSpan, origin: float) -> str:
-    lines = [f"{span.actor}: {span.name}", f"{number(span.stop - span.start)} s from {number(span.start - origin)} s"]
+    lasted = f"{number(span.stop - span.start)} s from" if span.role != DECISION else "at"
+    lines = [f"{span.actor}: {span.name}", f"{lasted} {number(span.start - origin)} s"]
     return "\n".join([*lines, *(f"{count:,} {name}" for name, count in span.counts.items())])

@@ -25,6 +25,7 @@ def metrics_row(
 
     `tokens_per_s` counts response tokens (sft: trained tokens) over the whole step. `overhead` is the share of the step
     in which nobody was in one of `WORK_PHASES`; evaluating and saving are in neither. Times are in seconds.
+    `response_lengths` are bins of a histogram (`yatt/histogram.py`): [smallest length, responses].
     """
     update = report.update
     counts = report.counts or RolloutCounts()
@@ -35,6 +36,7 @@ def metrics_row(
         **{name: value for name, value in asdict(update).items() if name != "seconds"},
         "tokens_per_s": tokens / report.seconds if report.seconds > 0 else 0.0,
         "phases": dict(report.phases),
+        "decisions": [{"at": d.at, "text": d.text, "slots": dict(d.slots)} for d in report.decisions],
         "overhead": overhead(report),
         "driver_payload_bytes": driver_payload_bytes,
     }
@@ -96,6 +98,7 @@ def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
         "response_length_mean": counts.response_tokens / responses,
         "response_length_p50": min(quantile(counts.response_lengths, 0.5), counts.longest_response),
         "response_length_p90": min(quantile(counts.response_lengths, 0.9), counts.longest_response),
+        "response_lengths": sorted(counts.response_lengths.items()),
         "truncated": counts.truncated / responses,
     }
 

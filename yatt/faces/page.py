@@ -36,10 +36,14 @@ display:none;font-variant-numeric:tabular-nums;z-index:1}
 .gantt{margin-bottom:14px}.gantt>div{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 10px}
 .gantt ol{list-style:none;margin:0;padding:22px 0 0;font-size:12px;line-height:24px;color:var(--dim);white-space:nowrap}
 .idle{fill:var(--soft)}.cut{stroke:var(--dim);stroke-dasharray:3 3}svg text.step{text-anchor:start}
+.move{fill:var(--ink);stroke:var(--ink)}.move circle{stroke:var(--card);stroke-width:2}
 table{border-collapse:collapse;width:100%;margin-top:8px;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{font-weight:400;text-align:left;padding:3px 10px 3px 0;white-space:nowrap}th{color:var(--dim)}
+td{vertical-align:top}td.why{white-space:normal;overflow-wrap:anywhere}figure:has(table){overflow-x:auto}
 td i{display:block;height:4px;border-radius:2px;background:var(--c2)}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr));gap:0 22px;padding:14px 16px;margin-bottom:14px}
+.wide{max-height:290px;overflow-y:auto}
+@media(min-width:780px){.wide{grid-column:2/-1}}
 @media(max-width:640px){.tile{padding:9px 12px}.tile b{font-size:17px}
 .pair{grid-template-columns:minmax(0,1fr);gap:14px}}
 pre{margin:6px 0 0;padding:9px 11px;background:var(--soft);border-radius:7px;white-space:pre-wrap;
@@ -58,7 +62,7 @@ for (const svg of document.querySelectorAll('svg[data-hover]')) {
     data.px.forEach((px, k) => { if (Math.abs(px - at) < Math.abs(data.px[i] - at)) i = k; });
     cursor.setAttribute('x1', data.px[i]); cursor.setAttribute('x2', data.px[i]); cursor.style.visibility = 'visible';
     const lines = Object.entries(data.values).filter(([, v]) => v[i] !== '').map(([name, v]) => name + '  ' + v[i]);
-    out.textContent = ['step ' + data.x[i], ...lines].join('\\n');
+    out.textContent = [data.along + ' ' + data.x[i], ...lines].join('\\n');
     out.style.display = 'block';
     const left = 12 + data.px[i] * box.width / svg.viewBox.baseVal.width;
     out.style.left = (left + out.offsetWidth + 12 > box.width ? left - out.offsetWidth - 10 : left + 10) + 'px';

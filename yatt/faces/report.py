@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
 from yatt.faces.gantt import devices
 from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.rundir import RunDirectory, replace_text
+from yatt.faces.split import split
 from yatt.faces.trajectories import first_and_last
 
 Row = Mapping[str, Any]
@@ -58,6 +60,7 @@ def write_report(run_dir: Path) -> Path:
         _tiles(config, rows),
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
+        _section("Placement", split(rows)),
         _section("Devices", devices(run.read_spans())),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
         _section("Rollouts, first and last", first_and_last(run.samples, "step")),
@@ -152,8 +155,9 @@ def _charts(config: Row, rows: Sequence[Row]) -> str:
     charts = [
         line_chart("Accuracy on held-out prompts", "share of responses", accuracies, share=True),
         "" if _is_sft(config) else _reward_chart(updates),
-        _parts_chart(updates),
+        *_parts_charts(updates),
         stacked_chart("Time per step", "seconds", layers),
+        _lengths_chart(updates),
     ]
     for title, unit, lines, options in CURVES:
         series = [
@@ -172,11 +176,27 @@ def _reward_chart(rows: Sequence[Row]) -> str:
     return line_chart("Reward, and one standard deviation", "reward", [series])
 
 
-def _parts_chart(rows: Sequence[Row]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row.get("parts") or {}))[:6]
-    points = {n: [(r["step"], r["parts"][n]) for r in rows if r["parts"].get(n) is not None] for n in names}
-    series = [Series(name=name, points=line) for name, line in points.items()]
-    return line_chart("Parts of the reward", "mean over responses", series, zero=True)
+def _parts_charts(rows: Sequence[Row]) -> Iterator[str]:
+    """The rewards that make up the sum, and what they tell beside their value: names with a dot."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("parts") or {}))
+    for title, dotted in (("Parts of the reward", False), ("Details of the reward", True)):
+        series = [
+            Series(name=n, points=[(r["step"], r["parts"][n]) for r in rows if r["parts"].get(n) is not None])
+            for n in [name for name in names if ("." in name) == dotted][:6]
+        ]
+        yield line_chart(title, "mean over responses", series, zero=True)
+
+
+def _lengths_chart(rows: Sequence[Row]) -> str:
+    """What share of the responses was shorter than each length: in the first, the middle and the last step."""
+    rows = [row for row in rows if row.get("response_lengths")]
+    series = []
+    for row in [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})] if rows else ():
+        smallest, counts = zip(*row["response_lengths"], strict=True)
+        shares = [below / sum(counts) for below in accumulate(counts, initial=0)]
+        points = list(zip((*smallest, row["longest_response"] + 1), shares, strict=True))
+        series.append(Series(name=f"step {row['step']}", points=points))
+    return line_chart("Responses by length", "share of responses shorter than", series, share=True, along="tokens")
 
 
 def _section(title: str, body: str) -> str:

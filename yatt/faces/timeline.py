@@ -1,7 +1,7 @@
 """timeline.json: which process did what when, as a Chrome trace of bounded size that opens in Perfetto.
 
 A process of the trace is a slot, its threads what lives there; one more holds the driver and the controllers. Every
-event names its step. A span on several slots is an event on each.
+event names its step. A span on several slots is an event on each; a decision on placement is an instant of the driver.
 """
 
 from __future__ import annotations
@@ -15,20 +15,27 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from yatt.types import PhaseSpan
+from yatt.types import Decision, PhaseSpan
 
 MOST_EVENTS = 20_000
 """Events in the file. Beyond it whole steps are left out: the first and the last ones stay, and every k-th between,
 where k doubles each time."""
 FIRST, LAST = 3, 4
 MOST_OF_STEP = MOST_EVENTS // (FIRST + LAST + 1)
-"""Events of one step; of more, the longest stay."""
+"""Events of one step; of more, decisions and the longest stay."""
 CONTROL, SLOTS = 1, 2
 """Process number of driver and controllers, and of slot 0."""
 END = b"\n]\n"
+DECISION = "decision"
 
 Steps = dict[int, list[PhaseSpan]]
 Thread = tuple[int, str]
+
+
+def mark(decision: Decision) -> PhaseSpan:
+    """A decision as what the driver did in no time; its counts are the slots of each role."""
+    when = {"start": decision.at, "stop": decision.at}
+    return PhaseSpan(name=decision.text, actor="driver", role=DECISION, counts=decision.slots, **when)
 
 
 class Timeline:
@@ -47,7 +54,8 @@ class Timeline:
         held = steps.get(step, []) + [
             replace(span, slots=slots) for span in spans for slots in (zip(span.slots) if span.slots else [()])
         ]
-        steps[step] = sorted(nlargest(MOST_OF_STEP, held, key=lambda s: s.stop - s.start), key=lambda s: s.start)
+        kept = nlargest(MOST_OF_STEP, held, key=lambda s: (s.role == DECISION, s.stop - s.start))
+        steps[step] = sorted(kept, key=lambda s: s.start)
         new = {_thread(span) for span in steps[step]} - self._threads
         self._threads |= new
         changed = min([step, *self._thin(steps)])
@@ -114,15 +122,15 @@ def _number(thread: Thread) -> int:
 
 def _event(step: int, span: PhaseSpan) -> dict[str, Any]:
     place = {"pid": _thread(span)[0], "tid": _number(_thread(span))}
-    times = {"ts": round(span.start * 1e6), "dur": round((span.stop - span.start) * 1e6)}
-    about = {"step": step, "actor": span.actor, **span.counts}
-    return {"name": span.name, "cat": span.role, "ph": "X", **place, **times, "args": about}
+    shape = {"ph": "i"} if span.role == DECISION else {"ph": "X", "dur": round((span.stop - span.start) * 1e6)}
+    about = {**span.counts, "step": step, "actor": span.actor}
+    return {"name": span.name, "cat": span.role, **shape, **place, "ts": round(span.start * 1e6), "args": about}
 
 
 def _span(event: Any) -> tuple[int, PhaseSpan]:
     """What `_event` made it of. Raises KeyError for any other event."""
     counts, start, slot = event["args"], event["ts"] / 1e6, event["pid"] - SLOTS
-    times = {"start": start, "stop": start + event["dur"] / 1e6}
+    times = {"start": start, "stop": start + event.get("dur", 0) / 1e6}
     place = {"role": event["cat"], "slots": (slot,) if slot >= 0 else ()}
     step, actor = counts.pop("step"), counts.pop("actor")
     return step, PhaseSpan(name=event["name"], actor=actor, counts=counts, **times, **place)
