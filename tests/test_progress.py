@@ -9,7 +9,7 @@ from yatt.config.load import load_config
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.train import RunJournal
-from yatt.types import RolloutCounts, StepReport, UpdateReport
+from yatt.types import Decision, RolloutCounts, StepReport, UpdateReport
 
 
 class Clock:
@@ -134,24 +134,63 @@ def test_signs_the_output_cannot_show_are_replaced():
     assert raw.getvalue() == b"na?ve ?\n"
 
 
-def test_a_step_without_any_reward_is_said(tmp_path):
+@pytest.fixture
+def journal(tmp_path):
+    """A journal of a run of 4 steps of 2 groups; what it is told of, and the lines it says."""
     progress, out, _ = make(4)
     words = ["model.path=m", "train.steps=4", "train.batch_size=2", f"run.dir={tmp_path}", "log.trackers=[]"]
     journal = RunJournal(load_config(None, words), RunDirectory(tmp_path).create(), progress)
 
-    def step(number, **counts):
+    def step(number, decisions=(), **counts):
         journal.step(
             StepReport(
                 step=number, epoch=0.0, policy_version=number, controllers=1, phases={}, spans=(), seconds=1.0,
-                counts=RolloutCounts(groups=2, responses=4, **counts),
+                counts=RolloutCounts(**{"groups": 2, "responses": 4} | counts), decisions=decisions,
                 update=UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0),
             ), None, (),
         )  # fmt: skip
 
     with progress:
-        step(1, scored=1, reward_failures=3)
-        step(2, scored=0, reward_failures=3, reward_timeouts=1)
-    warnings = [line for line in out.getvalue().splitlines() if "no reward" in line]
-    assert warnings == [
+        yield step, lambda word: [line for line in out.getvalue().splitlines() if word in line]
+
+
+def test_a_step_without_any_reward_is_said(journal):
+    step, said = journal
+    step(1, scored=1, reward_failures=3)
+    step(2, scored=0, reward_failures=3, reward_timeouts=1)
+    assert said("no reward") == [
         "warning: step 2: no reward could be given (3 failed, 1 timed out); why is in log/controller-*.log"
     ]
+
+
+def test_why_groups_are_missing_is_said(journal):
+    step, said = journal
+    step(1, groups=1, groups_missing=1, groups_dropped=5, refills=4)  # max_refills 2 x 2 groups: all it may draw
+    step(2, groups=0, groups_missing=2, groups_dropped=3, refills=3)
+    assert said(" trains on ") == [
+        "warning: step 1 trains on 1 of 2 groups: 5 were dropped and rollout.max_refills=2 allows no more prompts",
+        "warning: step 2 trains on 0 of 2 groups: 3 were dropped and no prompt is left",
+    ]
+
+
+def test_decisions_are_said_once_until_others_come(journal, tmp_path):
+    step, said = journal
+
+    def split(*policies):
+        return tuple(
+            Decision(at=float(k), text=f"{p} of 4 write, at {k}", slots={"policy": p, "judge": 4 - p})
+            for k, p in enumerate(policies)
+        )
+
+    for number, policies in enumerate([(3, 2), (3, 2), (3,), (1, 2, 3, 2, 1, 2)], 1):
+        step(number, decisions=split(*policies))
+    assert said("placement") == [
+        "step 1, placement: 3 of 4 write, at 0", "step 1, placement: 2 of 4 write, at 1",
+        "step 3, placement: 3 of 4 write, at 0", "step 4, placement: 1 of 4 write, at 0",
+        "step 4, placement: 2 of 4 write, at 1", "step 4, placement: 3 of 4 write, at 2",
+        "step 4, placement: 2 of 4 write, at 3",
+        f"step 4, placement: 2 more decisions, all in {tmp_path / 'metrics.jsonl'}",
+    ]  # fmt: skip
+    run = RunDirectory(tmp_path)
+    assert [len(row["decisions"]) for row in run.read_metrics()] == [2, 2, 1, 6]
+    assert [s.name for s in run.read_spans()[3]] == ["3 of 4 write, at 0"]

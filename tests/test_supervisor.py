@@ -214,7 +214,7 @@ def test_resume_auto_begins_anew_where_nothing_was_saved(tmp_path, monkeypatch):
 
     for name, stand_in in {
         "check_data": lambda config: [],
-        "check_rewards": lambda config: None,
+        "check_scoring": lambda config: None,
         "_train": begin,
     }.items():
         monkeypatch.setattr(faces_train, name, stand_in)

@@ -17,13 +17,12 @@ from yatt.cluster.session import ray_session
 from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.config.schema import Config
-from yatt.data.check import check_data
+from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
 from yatt.faces.checkpoints import read_checkpoint
 from yatt.faces.export import export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
-from yatt.faces.train import check_rewards
 from yatt.types import EvaluationReport
 
 
@@ -34,7 +33,7 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     config = settings(folder, overrides, samples)
     check(config)
     check_data(config)
-    check_rewards(config)
+    check_scoring(config)
     out = RunDirectory(run / "evaluations" / f"step-{step}").create()
     with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
         export_to(folder, Path(model))

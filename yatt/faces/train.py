@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,15 @@ from yatt.cluster.process import free_port
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
-from yatt.data.check import check_data
-from yatt.data.prompts import PromptEncoder, load_tokenizer
-from yatt.data.source import open_source
-from yatt.errors import BackendError, ConfigError, DataError, WaitTimeout
+from yatt.data.check import check_data, check_scoring
+from yatt.errors import BackendError, ConfigError, WaitTimeout
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
+from yatt.faces.timeline import mark
 from yatt.faces.trackers import Trackers
-from yatt.reward.filter import load_filter
-from yatt.reward.function import Item
-from yatt.reward.mixed import check_rewards as try_rewards
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
 from yatt.types import EvaluationReport, PhaseSpan, StepReport
@@ -39,7 +35,7 @@ from yatt.types import EvaluationReport, PhaseSpan, StepReport
 def train(config: Config) -> int:
     """Run `config`; returns the exit status. Raises YattError for whatever the user should read."""
     warnings = check_data(config)
-    check_rewards(config)
+    check_scoring(config)
     free_port()
     run = RunDirectory(Path(config.run.dir) / config.run.name)
     with run.lock():
@@ -93,7 +89,7 @@ async def _train(
                     await crew.restore(resume.trainer, resume.controllers, resume.state)
                     progress.note(f"resumed after step {resume.step}")
                 last = await supervisor.run(first)
-                run.append_spans(last, await crew.take_spans())
+                journal.spans(last, await crew.take_spans())
                 if last == config.train.steps and config.checkpoint.export:
                     await export_model(crew, run)
         finally:
@@ -138,6 +134,10 @@ async def export_model(crew: ClusterCrew, run: RunDirectory) -> None:
     aside.rename(run.path / "model")
 
 
+MOVES_SHOWN = 4
+"""Decisions of one step that the terminal shows."""
+
+
 class CheckpointingCrew(ClusterCrew):
     """The cluster's crew, with the run's checkpoints."""
 
@@ -161,6 +161,7 @@ class RunJournal:
         self._trackers = Trackers(config.log.trackers, run.path, config.model_dump(mode="json"), warn=progress.warn)
         self.crew: ClusterCrew | None = None
         self._generators = 0
+        self._splits: list[Mapping[str, int]] = []
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
         controllers = self.crew.controllers if self.crew else 0
@@ -168,19 +169,34 @@ class RunJournal:
         self._append(first_row(evaluation, controllers=controllers, phases=phases), spans)
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
+        for line in self._moves(report):
+            self._progress.note(line)
         for warning in self._lacks(report):
             self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
         row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload)
-        self._append(row, report.spans + spans)
+        self._append(row, (*report.spans, *spans, *map(mark, report.decisions)))
+
+    def _moves(self, report: StepReport) -> Iterator[str]:
+        """Decisions of a step whose splits are other ones than those of the step before."""
+        splits, decisions = [decision.slots for decision in report.decisions], report.decisions
+        if splits != self._splits:
+            yield from (f"step {report.step}, placement: {decision.text}" for decision in decisions[:MOVES_SHOWN])
+            if len(decisions) > MOVES_SHOWN:
+                left = len(decisions) - MOVES_SHOWN
+                yield f"step {report.step}, placement: {left} more decisions, all in {self._run.metrics}"
+        self._splits = splits
 
     def _lacks(self, report: StepReport) -> Iterator[str]:
         """What a step went without: groups of its quota, engines that died."""
         counts, batch = report.counts, self._config.train.batch_size
         if counts is not None and counts.groups_missing:
+            refills = self._config.rollout.max_refills
+            few = counts.refills < refills * (batch // report.controllers)  # no controller drew all that it may
+            why = "no prompt is left" if few else f"rollout.max_refills={refills} allows no more prompts"
             yield (
                 f"step {report.step} trains on {counts.groups} of {batch} groups: {counts.groups_dropped} were dropped "
-                f"and rollout.max_refills={self._config.rollout.max_refills} allows no more prompts"
+                f"and {why}"
             )
         if counts is not None and counts.responses and not counts.scored:
             yield (
@@ -193,9 +209,13 @@ class RunJournal:
 
     def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
         self._run.append_metrics(row)
-        self._run.append_spans(row["step"], spans)
+        self.spans(row["step"], spans)
         self._trackers.log(row)
         self._progress.step(row)
+
+    def spans(self, step: int, spans: tuple[PhaseSpan, ...]) -> None:
+        """What was done in a step, or after it."""
+        self._run.append_spans(step, spans)
 
     def saved(self, step: int) -> None:
         if self._config.algorithm.name != "sft" or step == self._config.train.steps:
@@ -208,22 +228,6 @@ class RunJournal:
 
     def close(self) -> None:
         self._trackers.close()
-
-
-def check_rewards(config: Config) -> None:
-    """Call every reward function once, in a process of its own, on the first row and an empty response, ask every
-    judge's endpoint for a word, and look the filter up. Raises ConfigError before anything else has started."""
-    if config.algorithm.name == "sft":
-        return
-    load_filter(config.rollout)
-    length, limit = config.model.context_length, config.rollout.max_tokens
-    encode = PromptEncoder(load_tokenizer(config.model.path), config.data, length, limit)
-    source = open_source(config.data, config.run.seed)
-    for row in range(len(source)):
-        with suppress(DataError):
-            prompt = encode(source.row(row), row, row)
-            try_rewards(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
-            return
 
 
 @contextmanager
