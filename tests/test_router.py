@@ -334,3 +334,53 @@ def test_a_request_goes_on_after_what_was_drawn_and_the_parts_are_joined():
     whole = joined(begun, completion(request.key, [5], "length", version=2))
     assert whole.tokens.tolist() == [3, 4, 5] and whole.finish == "length"
     assert whole.spans == (Span(start=0, stop=2, version=1), Span(start=2, stop=3, version=2))
+
+
+async def test_what_sleeps_hands_its_requests_on_and_where_none_is_awake_they_wait():
+    engines, router = make(2)
+    task, ended = start(router, requests(0, 4))
+    await settle()
+    router.fleet.awake = np.array([False, True])
+    await router.follow()
+    await settle()
+    assert not engines[0].open and sorted(engines[1].open) == [SampleKey(0, i) for i in range(4)]
+    assert engines[1].open[SampleKey(0, 0)][0].tokens.tolist() == [1, 2, 7]  # the prompt, and the token so far
+    router.fleet.awake = np.array([False, False])
+    await router.follow()
+    await settle()
+    assert len(engines[1].open) == 4  # no better place: they keep theirs
+    other, _ = start(router, requests(1, 2))
+    await settle()
+    assert sorted(engines[0].open) == [SampleKey(1, 0), SampleKey(1, 1)]  # to the one with the least to do
+    for i in range(4):
+        engines[1].end(SampleKey(0, i), [9])
+    await task
+    assert [completion.tokens.tolist() for completion in ended] == [[7, 9]] * 4
+    other.cancel()
+
+
+async def test_what_waits_at_a_full_generator_is_shared_with_one_that_wakes():
+    engines, router = make(2, limit=8)
+    router.fleet.awake = np.array([True, False])
+    tasks = [start(router, requests(uid, 4))[0] for uid in range(2)]
+    await settle()
+    assert (len(engines[0].open), len(engines[1].open)) == (8, 0)
+    router.fleet.awake = np.array([True, True])
+    await router.follow()
+    await settle()
+    assert sorted(engines[0].open) == [SampleKey(0, i) for i in range(4)]  # those that came first stay
+    assert sorted(engines[1].open) == [SampleKey(1, i) for i in range(4)]
+    for task in tasks:
+        task.cancel()
+
+
+async def test_everyone_hears_why_nothing_goes_on():
+    _, router = make(1, limit=2)
+    running, _ = start(router, requests(0, 2))
+    await settle()
+    waiting, _ = start(router, requests(1, 2))
+    await settle()
+    router.fail(BackendError("no more"))
+    for task in (running, waiting):
+        with pytest.raises(BackendError, match="no more"):
+            await task

@@ -1,0 +1,242 @@
+"""What the director measures, whom the stage wakes and sleeps, and that responses survive the moves."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from doubles import RecordingTrainer, Ticks
+
+from yatt.controller.director import FORGET, Director, Gauge
+from yatt.controller.fleet import Fleet
+from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.recorder import Recorder
+from yatt.controller.router import Router
+from yatt.controller.stage import Stage
+from yatt.errors import BackendError
+from yatt.placement.plan import Layout
+from yatt.placement.policy import Choice, Mode
+from yatt.types import Completion, Pulse, Request, SampleKey, SamplingParams, Span
+
+SIZES = {"policy": 1, "judge": 1}
+
+
+def gauge(**settings) -> Gauge:
+    return Gauge(**({"per_response": 1, "limit": 100, "capacity": 8, "engines": 1} | settings))
+
+
+def test_speed_is_fitted_to_what_steps_took():
+    """10 steps of 2 requests in 0.3 s, then 10 of 6 in 0.7 s: t = 0.01 + 0.01 b."""
+    found = gauge()
+    found.see({0: Pulse(running=2, tokens=0)})
+    found.see({0: Pulse(running=6, tokens=20, steps=10, seconds=0.3)})
+    found.see({0: Pulse(running=6, tokens=80, steps=20, seconds=1.0)})
+    speed = found.speed()
+    assert (speed.step, speed.per_request) == (pytest.approx(0.01), pytest.approx(0.01))
+    assert found.sums[0] == pytest.approx(10 * FORGET + 10)
+
+
+def test_where_the_batch_does_not_vary_all_of_a_step_is_fixed():
+    found = gauge()
+    found.see({0: Pulse(running=4, tokens=0)})
+    found.see({0: Pulse(running=4, tokens=40, steps=10, seconds=0.5)})
+    assert (found.speed().step, found.speed().per_request) == (pytest.approx(0.05), 0.0)
+
+
+def test_length_is_that_of_the_last_rollouts():
+    """60 tokens in 3 responses, then 120 in 3: 0.3 * 20 + 0.7 * 40 = 34."""
+    found = gauge()
+    found.see({0: Pulse(running=3, tokens=0)})
+    found.see({0: Pulse(running=0, tokens=60, ended=3)})
+    found.begin()
+    assert found.length == 20
+    found.see({0: Pulse(running=0, tokens=180, ended=6)})
+    found.begin()
+    assert found.length == pytest.approx(34)
+
+
+def test_an_engine_that_was_started_anew_counts_from_its_next_look():
+    found = gauge()
+    found.see({0: Pulse(running=1, tokens=500, steps=100, ended=9)})
+    found.see({0: Pulse(running=1, tokens=5, steps=5)})
+    found.see({0: Pulse(running=1, tokens=15, steps=15, ended=1)})
+    assert (found.tokens, found.ended) == (10, 1)
+
+
+class Engine:
+    """Samples a token at each turn of the loop while it is awake and goes; every token is 1 + its place."""
+
+    def __init__(self, role: str, slot: int, log: list[str]) -> None:
+        self.name, self.slots, self.node, self.log = f"{role} {slot}", (slot,), "here", log
+        self.awake = self.going = False
+        self.open: dict[SampleKey, tuple[Request, list[int], asyncio.Queue[list[Completion]]]] = {}
+        self.ended = self.tokens = 0
+
+    async def generate(self, requests):
+        answers: asyncio.Queue[list[Completion]] = asyncio.Queue()
+        for request in requests:
+            self.open[request.key] = (request, [], answers)
+        task = asyncio.create_task(self._sample())
+        try:
+            for _ in requests:
+                yield await answers.get()
+        finally:
+            task.cancel()
+
+    async def _sample(self) -> None:
+        while self.open:
+            await asyncio.sleep(0)
+            for key, (request, tokens, _) in list(self.open.items()) if self.awake and self.going else ():
+                tokens.append(len(request.tokens) + len(tokens))
+                if len(tokens) == request.params.max_tokens:
+                    self.ended += 1
+                    self._answer(key, "length")
+
+    def _answer(self, key, finish) -> None:
+        _, tokens, answers = self.open.pop(key)
+        self.tokens += len(tokens)
+        spans = (Span(start=0, stop=len(tokens), version=0),) if tokens else ()
+        column = np.array(tokens, dtype=np.int32)
+        answers.put_nowait(
+            [Completion(key=key, tokens=column, rollout_logprobs=column.astype(np.float32), spans=spans, finish=finish)]
+        )
+
+    async def abort(self, keys) -> None:
+        for key in [key for key in keys if key in self.open]:
+            self._answer(key, "aborted")
+
+    async def sleep(self) -> int:
+        self.log.append(f"{self.name} sleeps")
+        self.awake = self.going = False
+        return 1
+
+    async def wake(self) -> None:
+        self.log.append(f"{self.name} wakes")
+        self.awake = True
+
+    async def resume(self) -> None:
+        assert self.awake
+        self.going = True
+
+    async def pulse(self) -> Pulse:
+        return Pulse(running=len(self.open), tokens=self.tokens, ended=self.ended)
+
+
+class Set:
+    """Two controllers' stages over engines of both roles on every slot, and a mode that the test scripts."""
+
+    def __init__(self, slots: int, looks: list[Choice | None | Exception]) -> None:
+        self.log: list[str] = []
+        self.engines = {role: [Engine(role, slot, self.log) for slot in range(slots)] for role in SIZES}
+        layout = Layout(slots=tuple(range(slots)), sizes=SIZES)
+        self.seen: list[dict] = []
+
+        def look(split, loads, switch):
+            self.seen.append(loads)
+            choice = looks.pop(0) if looks else None
+            if isinstance(choice, Exception):
+                raise choice
+            return choice
+
+        first = Choice(split={"policy": slots, "judge": 0}, seconds=0.0, why="all to the policy")
+        mode = Mode(start=lambda *_: first, look=look)
+        hub, self.routers, self.stages = Hub(2, 5), [], []
+        for index in range(2):
+            routers = {role: Router(Fleet(engines), clock=Still()) for role, engines in self.engines.items()}
+            fleets = {role: router.fleet for role, router in routers.items()}
+            director = Director(
+                mode=mode, layout=layout, fleets=fleets, gauges={role: gauge() for role in SIZES}, clock=Still()
+            )
+            self.routers.append(routers)
+            self.stages.append(
+                Stage(
+                    routers=routers,
+                    director=director,
+                    trainer=RecordingTrainer(1),
+                    peers=HubPeers(index, 2, hub, None if index else hub),
+                    recorder=Recorder("controller", Ticks()),
+                    resident=False,
+                )
+            )
+
+
+class Still:
+    """Time stands; a wait is a few turns of the loop."""
+
+    def now(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds >= 10:  # the routers' watch
+            await asyncio.Event().wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+def requests(uid: int, n: int, tokens: int) -> list[Request]:
+    params = SamplingParams(max_tokens=tokens)
+    return [Request(key=SampleKey(uid, i), tokens=np.zeros(3, dtype=np.int32), params=params, seed=i) for i in range(n)]
+
+
+async def responses(router: Router, uid: int, n: int = 4, tokens: int = 300) -> dict[SampleKey, list[int]]:
+    return {c.key: c.tokens.tolist() async for ended in router.generate(requests(uid, n, tokens)) for c in ended}
+
+
+def to(policy: int, judge: int) -> Choice:
+    return Choice(split={"policy": policy, "judge": judge}, seconds=1.0, why=f"{policy} and {judge}")
+
+
+async def test_no_token_is_lost_where_blocks_change_hands():
+    """The same responses with moves in the middle as without: every token says its place."""
+    answers = []
+    for looks in ([], [None, to(2, 1), to(1, 2), None, to(0, 3), None, to(2, 1)]):
+        world = Set(3, list(looks))
+        await asyncio.gather(*(stage.enter("rollout", 16) for stage in world.stages))
+        drawn = await asyncio.gather(*(responses(r["policy"], uid) for uid, r in enumerate(world.routers)))
+        for stage in world.stages:
+            await stage.close()
+        answers.append(drawn)
+        assert len(world.log) == (3 if not looks else 3 + 2 * (1 + 1 + 1 + 2))
+    still, moved = answers
+    assert moved == still
+    assert still[0][SampleKey(0, 0)] == list(range(3, 303))
+
+
+async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard():
+    world = Set(2, [None, to(1, 1)])
+    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    judged, drawn = await asyncio.gather(
+        responses(world.routers[1]["judge"], 7, tokens=5), responses(world.routers[0]["policy"], 0)
+    )
+    assert len(judged) == len(drawn) == 4
+    assert world.log == ["policy 0 wakes", "policy 1 wakes", "policy 1 sleeps", "judge 1 wakes"]
+    decisions = world.stages[0].decisions()
+    assert [(d.text, d.slots) for d in decisions] == [
+        ("all to the policy", {"policy": 2, "judge": 0}),
+        ("1 and 1", {"policy": 1, "judge": 1}),
+    ]
+    assert world.stages[0].decisions() == () and world.stages[1].decisions() == ()
+    await asyncio.gather(*(stage.enter("train") for stage in world.stages))
+    assert sorted(world.log[4:]) == ["judge 1 sleeps", "policy 0 sleeps"]
+
+
+async def test_what_is_coming_is_what_has_not_been_asked_yet():
+    """16 responses are expected, 4 are at the engines: 12 are coming to the policy, 16 judgements to the judge."""
+    world = Set(2, [None, to(1, 1)])
+    await asyncio.gather(*(stage.enter("rollout", 16) for stage in world.stages))
+    await responses(world.routers[0]["policy"], 0)
+    first = world.seen[0]
+    assert (first["policy"].requests, first["policy"].coming) == (4, 12)
+    assert (first["judge"].requests, first["judge"].coming) == (0, 16)
+    for stage in world.stages:
+        await stage.close()
+
+
+async def test_who_waits_for_a_response_hears_why_nothing_moves_any_more():
+    world = Set(2, [None, BackendError("the judge does not wake")])
+    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    with pytest.raises(BackendError, match="the judge does not wake"):
+        await responses(world.routers[0]["judge"], 0)
+    for stage in world.stages:
+        await stage.close()
