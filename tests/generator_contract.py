@@ -59,6 +59,12 @@ async def until_sampled(generator: Generator, tokens: int) -> None:
         await asyncio.sleep(0.001)
 
 
+async def until_running(generator: Generator, requests: int) -> None:
+    """Wait until so many requests run or wait in it."""
+    while (await generator.pulse()).running != requests:
+        await asyncio.sleep(0.001)
+
+
 def same(a: list[Completion], b: list[Completion]) -> bool:
     return [c.tokens.tolist() for c in a] == [c.tokens.tolist() for c in b]
 
@@ -162,14 +168,66 @@ class GeneratorContract:
         assert len((await late)[0].tokens) == 4
 
     async def test_pulse_counts_what_runs_and_what_was_sampled(self, generator):
-        before = (await generator.pulse()).tokens
-        task = asyncio.create_task(answers(generator, requests(3, max_tokens=LONG)))
+        before = await generator.pulse()
+        wanted = requests(4, max_tokens=LONG)
+        task = asyncio.create_task(answers(generator, wanted))
         await until_sampled(generator, 10)
         during = await generator.pulse()
-        assert during.running == 3 and before + 10 <= during.tokens < before + 3 * LONG
-        await task
+        assert during.running == 4 and before.tokens + 10 <= during.tokens < before.tokens + 4 * LONG
+        assert during.ended == before.ended and during.steps > before.steps and during.seconds > before.seconds
+        await generator.abort([wanted[-1].key])
+        aborted = (await task)[-1]
         after = await generator.pulse()
-        assert (after.running, after.tokens) == (0, before + 3 * LONG)
+        assert (after.running, after.tokens) == (0, before.tokens + 3 * LONG + len(aborted.tokens))
+        # The aborted one did not end by itself. Three that begin together take at least a step for each token of one of
+        # them, and at most a step for each token of any.
+        assert after.ended == before.ended + 3
+        assert LONG <= after.steps - before.steps <= 4 * LONG
+
+    async def test_what_is_asked_of_a_sleeping_generator_waits_for_its_waking(self, generator):
+        free = await answers(generator, requests(3, seed=45))
+        await generator.sleep()
+        wanted = requests(3, seed=45)
+        task = asyncio.create_task(answers(generator, wanted))
+        await until_running(generator, 3)
+        sampled = generator.tokens_sampled
+        await asyncio.sleep(0.05)
+        assert generator.tokens_sampled == sampled and not task.done()
+        await generator.wake()
+        await generator.resume()
+        assert same(free, await task)
+
+    async def test_what_waits_in_a_sleeping_generator_can_be_aborted(self, generator):
+        begun, fresh = requests(2, max_tokens=LONG, seed=46), requests(2, max_tokens=8, seed=47)
+        first = asyncio.create_task(answers(generator, begun))
+        await until_sampled(generator, 20)
+        await generator.sleep()
+        second = asyncio.create_task(answers(generator, fresh))
+        await until_running(generator, 4)
+        await generator.abort([begun[0].key, fresh[0].key])
+        await until_running(generator, 2)
+        assert not first.done() and not second.done()
+        await generator.wake()
+        await generator.resume()
+        (cut, whole), (never, short) = await first, await second
+        assert [c.finish for c in (cut, whole, never, short)] == ["aborted", "length", "aborted", "length"]
+        assert 0 < len(cut.tokens) < LONG and len(never.tokens) == 0
+        assert (len(whole.tokens), len(short.tokens)) == (LONG, 8)
+
+    async def test_a_sleeping_generator_takes_weights(self, generator, publish):
+        version = await generator.version()
+        manifest = publish(version + 1, seed=4)
+        await swap(generator, manifest)
+        wanted = await answers(generator, requests(2, seed=55))
+        await swap(generator, publish(version + 2, seed=5))
+        assert not same(wanted, await answers(generator, requests(2, seed=55)))
+        await generator.sleep()
+        task = asyncio.create_task(answers(generator, requests(2, seed=55)))
+        again = publish(version + 1, seed=4)
+        assert await generator.load(again) == version + 1
+        await generator.wake()
+        await generator.resume()
+        assert same(wanted, await task)
 
     async def test_load_gives_new_tokens_the_new_version(self, generator, publish):
         version = await generator.version()

@@ -57,6 +57,8 @@ class DoubleGenerator:
         self._asleep = False
         self._closed = False
         self._version = 0
+        self._ended = 0
+        self._steps = 0
         self.tokens_sampled = 0
 
     async def start(self) -> None:
@@ -117,7 +119,13 @@ class DoubleGenerator:
         return self._version
 
     async def pulse(self) -> Pulse:
-        return Pulse(running=len(self._drawings), tokens=self.tokens_sampled)
+        return Pulse(
+            running=len(self._drawings),
+            tokens=self.tokens_sampled,
+            ended=self._ended,
+            steps=self._steps,
+            seconds=self._steps * self._seconds,
+        )
 
     async def close(self) -> None:
         self._end(list(self._drawings))
@@ -139,10 +147,12 @@ class DoubleGenerator:
             drawing.tokens.append(token)
             drawing.versions.append(self._version)
             self.tokens_sampled += 1
+            self._steps += drawing is next(iter(self._drawings))  # all draw a token in the time that the oldest does
             if token in stops:
                 drawing.finish = "stop"
             elif len(drawing.tokens) == limit:
                 drawing.finish = "length"
+        self._ended += 1
         self._answer(drawing)
 
     def _token(self, request: Request, position: int) -> int:

@@ -19,21 +19,26 @@ from tests.generator_contract import (
     publish,
     requests,
     swap,
+    until_running,
     until_sampled,
 )
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
-from yatt.config.schema import RolloutConfig
+from yatt.config.schema import JudgeConfig, RewardConfig, RolloutConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.generation.vllm import VllmGenerator
+from yatt.generation.vllm_classifier import VllmClassifier
 from yatt.generation.vllm_engine import engine_arguments
+from yatt.reward.engine import EngineAsker, Engines
+from yatt.reward.mixed import open_scorer
+from yatt.types import Prompt, Trajectory
 
 __all__ = ["publish"]
 
 TOLERANCE = 1e-5
 
 
-def make(folder, **engine_args) -> VllmGenerator:
-    return VllmGenerator(
+def make(folder, backend=VllmGenerator, **engine_args) -> VllmGenerator:
+    return backend(
         model=str(folder),
         config=RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20, **engine_args}),
         context_length=CONTEXT,
@@ -180,6 +185,68 @@ def test_engine_arguments_are_checked():
         engine_arguments(RolloutConfig(engine_args={"max_num_seq": 7}), "cpu")
     with pytest.raises(ConfigError, match=r"max_model_len.*set model\.context_length"):
         engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu")
+    with pytest.raises(
+        ConfigError, match=r"reward\.models\.j\.engine_args\.max_model_len.*set reward\.models\.j\.context"
+    ):
+        engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu", "reward.models.j")
+
+
+async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):
+    """Greedy, against a Hugging Face forward for each token, from the question in the judge's chat template."""
+    await swap(tied, publish(await tied.version() + 1, seed=0))
+    settings = JudgeConfig(path=save_tiny(tmp_path, seed=0), template="{response}", temperature=0.0, max_tokens=12)
+    judge = EngineAsker(Engines("j", settings, tied.generate))
+    await judge.start()
+    answers = await judge.ask(["2+2=4?", "2+2=5?"], [1, 2])
+    model, tokenizer = tiny_model(seed=0), tiny_tokenizer()
+    for text, answer in zip(["2+2=4?", "2+2=5?"], answers, strict=True):
+        tokens = tokenizer(f"user: {text}\nassistant: ")["input_ids"]
+        for _ in range(12):
+            with torch.no_grad():
+                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert answer.unparsed and answer.detail.endswith(f"in {tokenizer.decode(tokens[-12:])!r}")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+async def test_a_classifiers_logits_are_those_of_transformers(architecture, tmp_path):
+    """Of talks from a few tokens to the context's length, some of which begin alike, also after a sleep."""
+    folder = save_tiny(tmp_path, architecture, labels=1, seed=3)
+    generator = make(folder, VllmClassifier, max_num_batched_tokens=256)
+    await generator.start()
+    scorer = open_scorer(
+        RewardConfig(models={"rm": JudgeConfig(path=folder, kind="classifier")}), {"rm": generator.generate}
+    )
+    await scorer.start()
+    texts = ["", "4", "five", "x" * 100, "x" * 100 + "y", "ab" * 200]
+    model, tokenizer = tiny_model(architecture, labels=1, seed=3), tiny_tokenizer()
+    ids = [tokenizer(f"user: 2+2=\nassistant: {text}\n", return_tensors="pt")["input_ids"] for text in texts]
+    with torch.no_grad():
+        expected = [float(model(i).logits[0, 0]) for i in ids]
+    assert max(i.shape[1] for i in ids) > 256, "one talk is read in two parts"
+    assert np.std(expected) > 100 * TOLERANCE, "the logits differ"
+    scored = await scorer.score([talk(text) for text in texts])
+    np.testing.assert_allclose([score.value for score in scored], expected, atol=TOLERANCE)
+    assert await generator.sleep() > 0
+    waiting = asyncio.create_task(answers(generator, wanted := requests(2)))
+    again = asyncio.create_task(scorer.score([talk(text) for text in texts]))
+    await until_running(generator, len(texts) + 2)
+    await generator.abort([wanted[0].key])
+    await generator.wake()
+    await generator.resume()
+    np.testing.assert_allclose([score.value for score in await again], expected, atol=TOLERANCE)
+    gone, read = await waiting
+    assert (gone.finish, len(gone.tokens), read.finish, read.tokens.tolist()) == ("aborted", 0, "stop", [0])
+    pulse = await generator.pulse()
+    assert (pulse.running, pulse.ended, pulse.tokens) == (0, 2 * len(texts) + 1, 2 * len(texts) + 1)
+    await generator.close()
+
+
+def talk(text: str) -> Trajectory:
+    prompt = Prompt(uid=0, row=0, text="", tokens=np.zeros(0), question="2+2=")
+    none = np.zeros(0)
+    return Trajectory(
+        prompt=prompt, sibling=0, tokens=none, loss_mask=none, rollout_logprobs=none, spans=(), finish="stop", text=text
+    )
 
 
 async def test_untied_llama_and_close(tied, tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -47,9 +48,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_model(
-    architecture: Architecture = "qwen3", *, seed: int = 0, tie: bool = True, spread: float = 3.0, **overrides: Any
+    architecture: Architecture = "qwen3",
+    *,
+    seed: int = 0,
+    tie: bool = True,
+    spread: float = 3.0,
+    labels: int | None = None,
+    **overrides: Any,
 ) -> PreTrainedModel:
-    """A random float32 model; `spread` multiplies its matrices so that its distributions are far from uniform."""
+    """A random float32 model; `spread` multiplies its matrices so that its distributions are far from uniform. With
+    `labels`, a sequence classifier."""
     config_class, model_class = ARCHITECTURES[architecture]
     settings: dict[str, Any] = dict(
         vocab_size=96,
@@ -69,7 +77,11 @@ def tiny_model(
         settings["head_dim"] = 16
     settings.update(overrides)
     torch.manual_seed(seed)
-    model = model_class(config_class(**settings)).float().eval()
+    if labels is None:
+        model = model_class(config_class(**settings)).float().eval()
+    else:
+        config = config_class(**settings, num_labels=labels)
+        model = AutoModelForSequenceClassification.from_config(config).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

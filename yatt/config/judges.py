@@ -7,27 +7,99 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from yatt.config.facts import ModelFacts, model_facts, tokenizer_size
 from yatt.config.schema import JudgeConfig
+from yatt.errors import ConfigError
 
 FIELDS = ("question", "response", "answer")
 FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template. Other braces, such as those of JSON, stand for themselves."""
+ROLES = ("policy", "trainer")
+"""Names that placement gives to others than judges."""
+WITH_PATH = ("kind", "context_length", "engine_args")
+WITH_URL = ("model", "key_env", "concurrency", "timeout")
+WITH_WORDS = ("parser", "judgements", "retries", "temperature", "max_tokens")
+"""What only makes sense for a judge that writes; the other two for one that is served here, or elsewhere."""
 
 
 def judge_mistakes(name: str, judge: JudgeConfig) -> Iterator[str]:
     """One line for each rule that the settings of the judge `name` break."""
-    at, named = f"reward.models.{name}", dict.fromkeys(FIELD.findall(judge.template))
+    at = f"reward.models.{name}"
+    if name in ROLES:
+        yield f"{at} has the name of another role; give it another"
+    if (judge.path is None) == (judge.url is None):
+        yield f"{at}.path and {at}.url are {'not' if judge.url is None else 'both'} set; set one of them"
+    elif judge.url is not None:
+        yield from _idle(at, judge, WITH_PATH, "url")
+        if judge.model is None:
+            yield f"{at}.model is not set; give the judge's name at {at}.url={judge.url}"
+    else:
+        yield from _idle(at, judge, WITH_URL, "path")
+        yield from _served(name, judge)
+    if judge.kind == "generative":
+        yield from _written(at, judge)
+    else:
+        yield from _idle(at, judge, WITH_WORDS, "kind=classifier")
+    if judge.template is not None:
+        yield from _template(at, judge.template)
+    if judge.key_env is not None and not os.environ.get(judge.key_env):
+        yield f"{at}.key_env={judge.key_env}: the environment has no such variable; export it, or unset the setting"
+
+
+def judge_facts(name: str, judge: JudgeConfig, *, weights: bool = True) -> ModelFacts:
+    """Sizes of a served judge. Raises ConfigError where its folder cannot be read, or holds no judge of its kind."""
+    assert judge.path is not None
+    return model_facts(judge.path, f"reward.models.{name}.path", weights=weights, judge=judge.kind)
+
+
+def judge_context(name: str, judge: JudgeConfig) -> int:
+    """Most tokens a served judge reads and writes together: as set, or all its model can. Raises ConfigError as
+    `judge_facts` does."""
+    return judge.context_length or judge_facts(name, judge, weights=False).max_positions
+
+
+def _served(name: str, judge: JudgeConfig) -> Iterator[str]:
+    at = f"reward.models.{name}"
+    try:
+        facts = judge_facts(name, judge)
+        tokens = tokenizer_size(judge.path or "", f"{at}.path")
+    except ConfigError as error:
+        yield str(error)
+        return
+    context, most = judge_context(name, judge), facts.max_positions
+    if tokens > facts.vocab_size:
+        yield f"{at}.path={judge.path}: its tokenizer has {tokens} tokens, over its vocab_size={facts.vocab_size}"
+    if context > most:
+        yield f"{at}.context_length={context} is over the model's max_position_embeddings={most}; use at most {most}"
+    elif judge.kind == "generative" and judge.max_tokens >= context:
+        yield f"{at}.max_tokens={judge.max_tokens} leaves no room to read in its context of {context} tokens; lower it"
+
+
+def _written(at: str, judge: JudgeConfig) -> Iterator[str]:
+    if judge.template is None:
+        yield f"{at}.template is not set; write what the judge is asked, with {{response}} where the response goes"
+    if judge.parser is None:
+        yield f"{at}.parser is not set; say how its answer becomes a number, such as number or verdict:yes=1,no=0"
+    elif (file := judge.parser.rpartition(":")[0]).endswith(".py") and not os.path.isfile(file):
+        yield f"{at}.parser={judge.parser}: no such file, from {os.getcwd()}"
+    if judge.judgements > 1 and judge.temperature == 0:
+        yield f"{at}.judgements={judge.judgements} are all the same at {at}.temperature=0; use 1, or a temperature of 1"
+
+
+def _template(at: str, template: str) -> Iterator[str]:
+    named = dict.fromkeys(FIELD.findall(template))
     if "response" not in named:
-        yield f"{at}.template={judge.template!r:.60} has no {{response}}; put it where the response goes"
+        yield f"{at}.template={template!r:.60} has no {{response}}; put it where the response goes"
     for field in named:
         if field not in FIELDS:
             close = get_close_matches(field, FIELDS, n=1)
             meant = f"; did you mean {{{close[0]}}}?" if close else f"; use {', '.join(f'{{{one}}}' for one in FIELDS)}"
             yield f"{at}.template names {{{field}}}, which is no field{meant}"
-    file = judge.parser.rpartition(":")[0]
-    if file.endswith(".py") and not os.path.isfile(file):
-        yield f"{at}.parser={judge.parser}: no such file, from {os.getcwd()}"
-    if judge.key_env is not None and not os.environ.get(judge.key_env):
-        yield f"{at}.key_env={judge.key_env}: the environment has no such variable; export it, or unset the setting"
-    if judge.judgements > 1 and judge.temperature == 0:
-        yield f"{at}.judgements={judge.judgements} are all the same at {at}.temperature=0; use 1, or a temperature of 1"
+
+
+def _idle(at: str, judge: JudgeConfig, settings: tuple[str, ...], given: str) -> Iterator[str]:
+    """Settings that say nothing beside `given`."""
+    unset = JudgeConfig()
+    for setting in settings:
+        if (value := getattr(judge, setting)) != getattr(unset, setting):
+            yield f"{at}.{setting}={value} has no meaning with {at}.{given}; unset it"

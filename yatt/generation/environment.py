@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 ALWAYS = {
@@ -27,3 +29,16 @@ PER_DEVICE = {
 def environment(device: Literal["cpu", "cuda"]) -> dict[str, str]:
     """Variables for a generator's process. OMP_NUM_THREADS is the runtime's to choose."""
     return ALWAYS | PER_DEVICE[device]
+
+
+def vllm_lists(architecture: str) -> bool:
+    """Whether vLLM's registry names the architecture, or for a classifier the model below its head. True also where
+    there is no registry to look at. Does not import vLLM."""
+    vllm = find_spec("vllm")
+    folders = vllm.submodule_search_locations if vllm is not None else None
+    registry = Path(folders[0] if folders else "") / "model_executor/models/registry.py"
+    if not registry.is_file():
+        return True
+    names = registry.read_text(encoding="utf-8")
+    below = architecture.replace("ForSequenceClassification", "ForCausalLM")
+    return any(f'"{name}"' in names for name in (architecture, below))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -100,6 +101,8 @@ class VllmGenerator:
     what else is running.
     """
 
+    classifies = False
+
     def __init__(
         self,
         *,
@@ -110,11 +113,20 @@ class VllmGenerator:
         device: Device,
         seed: int,
         stop_token_ids: tuple[int, ...] = (),
+        setting: str = "rollout",
     ) -> None:
+        """Of `config`, `engine_args` and `sleep` are used; `setting` is where its user wrote them."""
         self._model = model
         self._context_length = context_length
         self._arguments: dict[str, Any] = dict(
-            model=model, config=config, context_length=context_length, dtype=dtype, device=device, seed=seed
+            model=model,
+            config=config,
+            context_length=context_length,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            setting=setting,
+            classifies=self.classifies,
         )
         self._stop_token_ids = stop_token_ids or end_tokens(model)
         self._tokenizer: Tokenizer | None = None
@@ -127,6 +139,9 @@ class VllmGenerator:
         self._asleep = False
         self._stepping = False
         self._failure: BackendError | None = None
+        self._ended = 0
+        self._steps = 0
+        self._seconds = 0.0
         self.tokens_sampled = 0
 
     async def start(self) -> None:
@@ -141,7 +156,7 @@ class VllmGenerator:
             if len(request.tokens) >= self._context_length:
                 raise BackendError(
                     f"request {request.key}: its prompt of {len(request.tokens)} tokens leaves no room "
-                    f"in model.context_length={self._context_length}"
+                    f"in the context length, {self._context_length}"
                 )
             if request.media:
                 raise BackendError(f"request {request.key} has images, and rollout.engine=vllm takes none yet")
@@ -178,7 +193,13 @@ class VllmGenerator:
         return self._version
 
     async def pulse(self) -> Pulse:
-        return Pulse(running=len(self._running), tokens=self.tokens_sampled)
+        return Pulse(
+            running=len(self._running),
+            tokens=self.tokens_sampled,
+            ended=self._ended,
+            steps=self._steps,
+            seconds=self._seconds,
+        )
 
     async def close(self) -> None:
         if self._thread is None:
@@ -260,7 +281,11 @@ class VllmGenerator:
     def _step(self) -> None:
         ended: list[tuple[str, Finish]] = []
         stopped: list[str] = []
-        for id, tokens, logprobs, finish in self._engine.step():
+        began = time.perf_counter()
+        sampled = self._engine.step()
+        self._steps += 1
+        self._seconds += time.perf_counter() - began
+        for id, tokens, logprobs, finish in sampled:
             running = self._running[id]
             running.tokens += tokens
             running.logprobs += logprobs
@@ -274,6 +299,7 @@ class VllmGenerator:
         if stopped:
             self._engine.abort(stopped)
         if ended:
+            self._ended += len(ended)
             self._answer(ended)
 
     def _answer(self, ended: Sequence[tuple[str, Finish]]) -> None:
@@ -313,10 +339,7 @@ class VllmGenerator:
         return self._version
 
     def _sleep(self) -> int:
-        self._paused = True
-        if self._asleep:
-            return 0
-        self._asleep = True
+        self._paused = self._asleep = True
         return self._engine.sleep()
 
     def _wake(self) -> None:

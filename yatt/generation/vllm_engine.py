@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.pooling_params import PoolingParams
 from vllm.sampling_params import SamplingParams as VllmParams
 from vllm.v1.engine import EngineCoreRequest, FinishReason
 from vllm.v1.engine.core_client import InprocClient
@@ -48,6 +49,9 @@ RESERVED = {
     "max_model_len": "model.context_length",
     "seed": "run.seed",
     "enable_sleep_mode": "rollout.sleep",
+    "runner": None,
+    "convert": None,
+    "pooler_config": None,
     "async_scheduling": None,
     "pipeline_parallel_size": None,
     "data_parallel_size": None,
@@ -55,20 +59,32 @@ RESERVED = {
     "skip_tokenizer_init": None,
     "worker_extension_cls": None,
 }
+JUDGES_OWN = {"model": "path", "tokenizer": "path", "max_model_len": "context_length"}
+"""Those that a judge's own settings say."""
 
 
 class Engine:
     """One vLLM engine core. Blocking, not thread-safe, to be used from one thread."""
 
     def __init__(
-        self, *, model: str, config: RolloutConfig, context_length: int, dtype: str, device: Device, seed: int
+        self,
+        *,
+        model: str,
+        config: RolloutConfig,
+        context_length: int,
+        dtype: str,
+        device: Device,
+        seed: int,
+        setting: str = "rollout",
+        classifies: bool = False,
     ) -> None:
-        arguments = engine_arguments(config, device) | dict(
+        arguments = engine_arguments(config, device, setting) | dict(
             model=model,
             tokenizer=model,
             dtype=dtype,
             max_model_len=context_length,
             seed=seed,
+            runner="pooling" if classifies else "generate",
             enable_sleep_mode=config.sleep and device == "cuda",
             async_scheduling=False,
             logprobs_mode="processed_logprobs",
@@ -79,6 +95,8 @@ class Engine:
         vllm_config: VllmConfig = EngineArgs(**arguments).create_engine_config()
         self._core = InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False)
         self._executor = self._core.engine_core.model_executor
+        self._classifies = classifies
+        self._asleep = False
         self._on_cpu = device == "cpu"
         self._sleeps = config.sleep
         self._shapes = tensor_shapes(model)
@@ -92,17 +110,8 @@ class Engine:
             request_id=id,
             prompt_token_ids=list(tokens),
             mm_features=None,
-            sampling_params=VllmParams(
-                max_tokens=params.max_tokens,
-                temperature=params.temperature,
-                top_p=params.top_p,
-                top_k=max(0, params.top_k),
-                seed=seed % (1 << 63),
-                stop_token_ids=list(stop_token_ids),
-                logprobs=0,
-                detokenize=False,
-            ),
-            pooling_params=None,
+            sampling_params=None if self._classifies else _sampling(params, seed, stop_token_ids),
+            pooling_params=PoolingParams(task="classify", use_activation=False) if self._classifies else None,
             arrival_time=time.time(),
             lora_request=None,
             cache_salt=None,
@@ -119,7 +128,10 @@ class Engine:
                 raise BackendError(f"vLLM ended a request with {reason}")
             logprobs = output.new_logprobs.logprobs[:, 0].tolist() if output.new_logprobs else []
             finish = FINISHES[reason] if reason is not None else None
-            sampled.append((output.request_id, output.new_token_ids, logprobs, finish))
+            if output.pooling_output is not None:  # a classifier's logits, as the logprob of a token
+                sampled.append((output.request_id, [0], output.pooling_output.tolist(), finish))
+            else:
+                sampled.append((output.request_id, output.new_token_ids, logprobs, finish))
         return sampled
 
     def abort(self, ids: Sequence[str]) -> None:
@@ -135,16 +147,20 @@ class Engine:
         verify(manifest)
 
     def load(self, manifest: WeightManifest) -> None:
-        """Write checked weights into the model and forget what the old ones computed."""
+        """Write checked weights into the model and forget what the old ones computed. A sleeping engine takes back the
+        memory of its weights for it, and no other."""
         if "weights" in self._executor.sleeping_tags:
             self._executor.wake_up(["weights"])
+            self._asleep = False
         self._executor.collective_rpc("yatt_load", args=(manifest,))
         self.forget_prefixes()
 
     def sleep(self) -> int:
-        """Free the KV cache (on CUDA the weights too, kept in host memory); returns the bytes freed."""
-        if not self._sleeps:
+        """Free the KV cache (on CUDA the weights too, kept in host memory) where that has not been done; returns the
+        bytes freed."""
+        if not self._sleeps or self._asleep:
             return 0
+        self._asleep = True
         self.forget_prefixes()
         if self._on_cpu:
             return int(sum(self._executor.collective_rpc("yatt_free_kv_cache")))
@@ -153,25 +169,43 @@ class Engine:
         return int(before - sum(self._executor.collective_rpc("yatt_device_bytes")))
 
     def wake(self) -> None:
-        """Take everything back. On a CPU there is nothing to do: pages come back as they are touched."""
-        if self._executor.is_sleeping:
-            self._executor.wake_up()
+        """Take everything back, weights before the KV cache. On a CPU there is nothing to do: pages come back as they
+        are touched."""
+        self._asleep = False
+        for part in ("weights", "kv_cache"):
+            if part in self._executor.sleeping_tags:
+                self._executor.wake_up([part])
 
     def close(self) -> None:
         self._core.shutdown()
 
 
-def engine_arguments(config: RolloutConfig, device: Device) -> dict[str, Any]:
-    """The device's defaults under the user's `engine_args`. Raises ConfigError on a name vLLM does not have."""
+def _sampling(params: SamplingParams, seed: int, stop_token_ids: Sequence[int]) -> VllmParams:
+    return VllmParams(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=max(0, params.top_k),
+        seed=seed % (1 << 63),
+        stop_token_ids=list(stop_token_ids),
+        logprobs=0,
+        detokenize=False,
+    )
+
+
+def engine_arguments(config: RolloutConfig, device: Device, setting: str = "rollout") -> dict[str, Any]:
+    """The device's defaults under the user's `engine_args`, written under `setting`. Raises ConfigError on a name vLLM
+    does not have."""
     known = {field.name for field in dataclasses.fields(EngineArgs)}
+    reserved = RESERVED if setting == "rollout" else RESERVED | {n: f"{setting}.{own}" for n, own in JUDGES_OWN.items()}
     for name in config.engine_args:
-        if name in RESERVED:
-            remedy = f"set {RESERVED[name]} instead" if RESERVED[name] else "remove it: the adapter depends on it"
-            raise ConfigError(f"rollout.engine_args.{name} cannot be chosen; {remedy}")
+        if name in reserved:
+            remedy = f"set {reserved[name]} instead" if reserved[name] else "remove it: the adapter depends on it"
+            raise ConfigError(f"{setting}.engine_args.{name} cannot be chosen; {remedy}")
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            raise ConfigError(f"rollout.engine_args.{name} is not an option of vLLM{hint}")
+            raise ConfigError(f"{setting}.engine_args.{name} is not an option of vLLM{hint}")
     # Named, since vLLM would choose Ray workers of its own inside a Ray actor.
     executor = "mp" if config.engine_args.get("tensor_parallel_size", 1) > 1 else "uni"
     return DEFAULTS[device] | dict(distributed_executor_backend=executor, use_tqdm_on_load=False) | config.engine_args

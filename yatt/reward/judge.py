@@ -83,7 +83,7 @@ class JudgeScorer:
         self._config = config
         self._asker = asker
         self._setting = f"reward.models.{name}.parser"
-        self._parse = load_parser(config.parser, self._setting)
+        self._parse = load_parser(config.parser or "", self._setting)
         self._parsed = 0
         self._unparsed: list[str] = []  # the first answers without a verdict
 
@@ -100,7 +100,7 @@ class JudgeScorer:
 
     async def _judge(self, trajectory: Trajectory) -> Score:
         try:
-            text = render(self._config.template, trajectory.prompt, trajectory.text)
+            text = render(self._config.template or "", trajectory.prompt, trajectory.text)
         except ValueError as error:
             return Score(status="failed", detail=f"{self._name}: {error}")
         judgements: dict[int, float | Failure] = {}

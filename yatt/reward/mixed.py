@@ -4,45 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig, RewardConfig
 from yatt.errors import ConfigError
+from yatt.reward.engine import Ask, ClassifierScorer, EngineAsker, Engines
 from yatt.reward.function import Item
-from yatt.reward.judge import JudgeScorer
+from yatt.reward.judge import JudgeScorer, render
 from yatt.reward.parsers import load_parser
 from yatt.reward.pool import FunctionScorer, check_reward
-from yatt.types import Score, Trajectory
+from yatt.types import Completion, Prompt, Request, Score, Trajectory
 
 if TYPE_CHECKING:
     from yatt.reward.remote import RemoteAsker
 
-Part = FunctionScorer | JudgeScorer
+Part = FunctionScorer | JudgeScorer | ClassifierScorer
 FAILURES_SHOWN = 3
 _log = logging.getLogger(__name__)
 
 
-def open_scorer(config: RewardConfig) -> MixedScorer:
-    """What scores a run: to be started, and closed. Raises ConfigError for what no scorer can be made of."""
+def open_scorer(
+    config: RewardConfig, engines: Mapping[str, Ask] | None = None, *, index: int = 0, count: int = 1
+) -> MixedScorer:
+    """What scores a run: to be started, and closed. `engines` says of each served judge how its engines are asked from
+    here, controller `index` of `count`. Raises ConfigError for what no scorer can be made of."""
     weighted: list[tuple[float, Part]] = [(1.0, FunctionScorer(config))] if _has_functions(config) else []
     for name, judge in config.models.items():
-        weighted.append((judge.weight, JudgeScorer(name, judge, _asker(name, judge))))
+        if judge.url is not None:
+            part: Part = JudgeScorer(name, judge, _asker(name, judge))
+        else:
+            served = Engines(name, judge, (engines or {})[name], index=index, count=count)
+            classifies = judge.kind == "classifier"
+            part = ClassifierScorer(served) if classifies else JudgeScorer(name, judge, EngineAsker(served))
+        weighted.append((judge.weight, part))
     return MixedScorer(weighted)
 
 
 def check_rewards(config: RewardConfig, probe: Item) -> None:
-    """Try each function and each judge once. Raises ConfigError naming what is wrong. Waits for each endpoint a few
-    seconds."""
+    """Try each function once, and each judge: an endpoint with a call of one token, which waits a few seconds for it; a
+    served one with everything but its engines. Raises ConfigError naming what is wrong."""
     if _has_functions(config):
         check_reward(config, probe)
     for name, judge in config.models.items():
         at = f"reward.models.{name}"
-        load_parser(judge.parser, f"{at}.parser")
-        if probe.answer is None and "answer" in FIELD.findall(judge.template):
+        if judge.kind == "generative":
+            load_parser(judge.parser or "", f"{at}.parser")
+        if probe.answer is None and "answer" in FIELD.findall(judge.template or ""):
             raise ConfigError(f"{at}.template names {{answer}}, but the first row has none; set data.answer_key")
-        asyncio.run(_asker(name, judge).probe())
+        asyncio.run(_asker(name, judge).probe() if judge.url is not None else _read_once(name, judge, probe))
 
 
 class MixedScorer:
@@ -87,6 +100,25 @@ def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
 def _has_functions(config: RewardConfig) -> bool:
     """Or nothing at all, which is for the functions to complain of."""
     return config.function is not None or bool(config.functions) or not config.models
+
+
+async def _read_once(name: str, judge: JudgeConfig, probe: Item) -> None:
+    """Let a served judge's tokenizer and template read the first row and an empty response."""
+    prompt = Prompt(uid=0, row=0, text=probe.prompt, tokens=np.zeros(0, np.int32), answer=probe.answer)
+    engines = Engines(name, judge, _nobody)
+    part = ClassifierScorer(engines) if judge.kind == "classifier" else EngineAsker(engines)
+    await part.start()
+    try:
+        if isinstance(part, ClassifierScorer):
+            part.encode(prompt, "")
+        else:
+            part.encode(render(judge.template or "", prompt, ""))
+    except ValueError as error:
+        raise ConfigError(f"reward.models.{name} cannot read the first row: {error}") from None
+
+
+def _nobody(requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    raise AssertionError("no engine is asked before a run")
 
 
 def _asker(name: str, judge: JudgeConfig) -> RemoteAsker:

@@ -1,0 +1,183 @@
+"""Judges that this run serves itself: those that write a verdict, and classifiers. Their engines are asked in tokens,
+through a router."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from yatt.config.judges import judge_context, judge_facts
+from yatt.config.schema import JudgeConfig
+from yatt.data.prompts import Messages, load_tokenizer, tokenize
+from yatt.errors import ConfigError
+from yatt.generation.environment import vllm_lists
+from yatt.reward.judge import Failure, render
+from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
+
+Ask = Callable[[Sequence[Request]], AsyncIterator[list[Completion]]]
+"""What a router's `generate` does."""
+
+
+class Engines:
+    """One judge's engines and its tokenizer, in controller `index` of `count`.
+
+    What the engines raise is raised, and ends the step as it does where the policy's engines fail: they read anything
+    that fits, so an error is never one response's, and every later one would fail like it.
+    """
+
+    def __init__(self, name: str, config: JudgeConfig, ask: Ask, *, index: int = 0, count: int = 1) -> None:
+        self.name = name
+        self.config = config
+        self.tokenizer: PreTrainedTokenizerFast
+        self._ask = ask
+        self._uids = itertools.count(index, count)
+        self._context = 0
+
+    def open(self) -> None:
+        """Load the tokenizer. Raises ConfigError where the folder has none, or no judge of its kind."""
+        at = f"reward.models.{self.name}.path"
+        self._context = judge_context(self.name, self.config)
+        self.tokenizer = load_tokenizer(str(self.config.path), at)
+        architecture = judge_facts(self.name, self.config, weights=False).architecture
+        if not vllm_lists(architecture):
+            raise ConfigError(f"{at}={self.config.path}: vLLM has no {architecture}; choose another judge")
+
+    def chat(self, messages: Messages, *, answer: bool) -> np.ndarray:
+        """Token ids [P] of a talk in the judge's own template, with `answer` up to where the judge goes on. Raises
+        ValueError where the template refuses it."""
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+        except (TemplateError, TypeError) as error:
+            raise ValueError(f"its chat template refuses the messages: {error}") from None
+        return self.plain(str(text), special=False)
+
+    def plain(self, text: str, *, special: bool = True) -> np.ndarray:
+        """Token ids [P] of a text. Raises ValueError where nothing more would fit behind them."""
+        tokens = tokenize(self.tokenizer, text, special=special)
+        if len(tokens) >= self._context:
+            raise ValueError(f"{len(tokens)} tokens to read leave no room in its context of {self._context}")
+        return tokens
+
+    async def answer(
+        self, prompts: Sequence[np.ndarray], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Completion]:
+        """The completion of each prompt, in order; they travel together. Waits for the engines, as long as their router
+        does."""
+        uid = next(self._uids)
+        requests = [
+            Request(key=SampleKey(uid, number), tokens=tokens, params=params, seed=seed)
+            for number, (tokens, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        ended = {c.key: c async for batch in self._ask(requests) for c in batch} if requests else {}
+        return [ended[request.key] for request in requests]
+
+
+class EngineAsker:
+    """Implements `yatt.reward.judge.Asker`. A text is one message of the user's in the judge's own chat template, or
+    stands as it is where the folder has none.
+
+    What comes back is all that the judge wrote, special tokens too, since a verdict may be one of them; only the end
+    token is left out.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        config = engines.config
+        self._params = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature)
+
+    async def start(self) -> None:
+        """Asks nothing yet. Raises ConfigError where the folder does not serve."""
+        self._engines.open()
+
+    async def ask(self, texts: Sequence[str], seeds: Sequence[int]) -> list[str | Failure]:
+        """Waits for the engines. Texts that are the same share their prompt's cache."""
+        tokens: dict[str, np.ndarray] = {}
+        failures: dict[str, Failure] = {}
+        for text in dict.fromkeys(texts):
+            try:
+                tokens[text] = self.encode(text)
+            except ValueError as error:
+                failures[text] = Failure("failed", str(error))
+        fit = [(tokens[text], seed) for text, seed in zip(texts, seeds, strict=True) if text in tokens]
+        ended = iter(await self._engines.answer([t for t, _ in fit], self._params, [seed for _, seed in fit]))
+        return [failures[text] if text in failures else self._read(next(ended)) for text in texts]
+
+    def encode(self, text: str) -> np.ndarray:
+        """What the judge reads: token ids [P]. Raises ValueError where it cannot."""
+        if self._engines.tokenizer.chat_template is None:
+            return self._engines.plain(text)
+        return self._engines.chat([{"role": "user", "content": text}], answer=True)
+
+    async def close(self) -> None:
+        """The engines are the runtime's."""
+
+    def _read(self, completion: Completion) -> str | Failure:
+        tokens, tokenizer = completion.tokens.tolist(), self._engines.tokenizer
+        if tokens and tokens[-1] == tokenizer.eos_token_id:
+            tokens.pop()
+        text = str(tokenizer.decode(tokens, skip_special_tokens=False))
+        if completion.finish == "length":
+            detail = f"cut off after {len(tokens)} tokens, before a verdict, in {text[-200:]!r}"
+            return Failure("failed", detail, unparsed=True)
+        return Failure("failed", "ended by its engine, before a verdict") if completion.finish == "aborted" else text
+
+
+class ClassifierScorer:
+    """Implements `yatt.protocols.Scorer` with a reward model of one label, such as one trained on preferences after
+    Bradley and Terry: the score is its logit.
+
+    It reads the question and the response as a talk in its own chat template, or its template where the settings give
+    one, as it stands.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._name = engines.name
+
+    async def start(self) -> None:
+        """Asks nothing yet. Raises ConfigError where the folder does not serve, or there is no template."""
+        self._engines.open()
+        if self._engines.config.template is None and self._engines.tokenizer.chat_template is None:
+            at = f"reward.models.{self._name}"
+            raise ConfigError(
+                f"{at}.template is not set, and {at}.path={self._engines.config.path} has no chat template"
+            )
+
+    async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
+        """Waits for the engines."""
+        tokens: dict[int, np.ndarray] = {}
+        scores: dict[int, Score] = {}
+        for number, trajectory in enumerate(trajectories):
+            try:
+                tokens[number] = self.encode(trajectory.prompt, trajectory.text)
+            except ValueError as error:
+                scores[number] = self._failed(str(error))
+        ended = await self._engines.answer(list(tokens.values()), SamplingParams(max_tokens=1), [0] * len(tokens))
+        scores |= zip(tokens, map(self._read, ended), strict=True)
+        return [scores[number] for number in range(len(trajectories))]
+
+    def encode(self, prompt: Prompt, response: str) -> np.ndarray:
+        """What the model reads: token ids [P]. Raises ValueError where it cannot."""
+        if (template := self._engines.config.template) is not None:
+            return self._engines.plain(render(template, prompt, response))
+        talk = [("user", prompt.question or prompt.text), ("assistant", response)]
+        return self._engines.chat([{"role": role, "content": text} for role, text in talk], answer=False)
+
+    async def close(self) -> None:
+        """The engines are the runtime's."""
+
+    def _read(self, completion: Completion) -> Score:
+        if completion.finish == "aborted":
+            return self._failed("ended by its engine, before a score")
+        value = float(completion.rollout_logprobs[0])
+        if not math.isfinite(value):
+            return self._failed(f"its logit is {value}")
+        return Score(status="ok", value=value, parts={self._name: value})
+
+    def _failed(self, why: str) -> Score:
+        return Score(status="failed", detail=f"{self._name}: {why}")
