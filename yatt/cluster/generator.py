@@ -20,7 +20,7 @@ from yatt.cluster.wire import (
     read_completions,
     read_requests,
 )
-from yatt.config.facts import model_facts
+from yatt.config.judges import judge_context
 from yatt.config.schema import Config
 from yatt.controller.recorder import Recorder
 from yatt.errors import BackendError
@@ -80,7 +80,7 @@ class GeneratorActor:
         rollout, length, backend = config.rollout, config.model.context_length, backends.generator
         if (judge := config.reward.models.get(process.role)) is not None:
             rollout = rollout.model_copy(update={"engine_args": judge.engine_args})
-            length = judge.context_length or model_facts(model, f"reward.models.{process.role}.path").max_positions
+            length = judge_context(process.role, judge)
             backend = backends.classifier if judge.kind == "classifier" else backends.generator
         self._generator: Any = load(backend)(
             model=model,
