@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +70,8 @@ LATER = 0.02
 _FULL = np.array([0, 0.33, 0.67, *[1] * 13])
 _PASSED = np.array([0, 0, 0, *np.linspace(0, 1, 13) ** 2])
 """Points of a phase: shares of the queue admitted, and then of the longest request's steps passed."""
-_HANDOVERS = (2, 4, 6, 8, 10, 12, 15)
+_AT_START = _FULL + _PASSED == 0
+_HANDOVERS = (2, 5, 8, 11, 15)
 _SHARES = np.array([0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 15 / 16, 1])
 
 Array = npt.NDArray[np.float64]
@@ -144,40 +146,6 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     return seconds, np.where(idle, 1.0, ended)
 
 
-def _fixed(loads: Loads, splits: Array, late: Array) -> Array:
-    """Seconds to the end of the phase under each of `splits` [C, roles], held to the end. `late` [C, roles] is how much
-    later each role gets going. A judge's end is the latest of: what was to do when some response ended, done without
-    a pause from there."""
-    policy, at = loads[POLICY], list(loads).index(POLICY)
-    blocks = splits[:, at, None]
-    requests = np.full_like(blocks, policy.requests + policy.coming)
-    seconds, ended = _drain(policy, requests, np.full_like(blocks, policy.coming), blocks, _FULL, _PASSED)
-    seconds = seconds + late[:, at, None]
-    end = seconds[:, -1]
-    for i, (role, load) in enumerate(loads.items()):
-        if role == POLICY or load.requests + load.coming <= 0:
-            continue
-        coming = np.maximum(load.coming * (1 - ended), min(load.coming, 1.0))
-        left = coming.copy()
-        left[:, 0] = load.requests + load.coming
-        done, _ = _drain(load, left, coming, splits[:, i, None], _FULL[-1:], _PASSED[-1:])
-        begun = np.where(_FULL + _PASSED == 0, 0.0, seconds) + late[:, i, None]
-        end = np.maximum(end, (begun + done).max(axis=1))
-    return end
-
-
-def _late(loads: Loads, before: Array, after: Array, switching: float) -> Array:
-    """Seconds [C, roles] by which a change holds each role up: new blocks come after `switching`, and what ran on lost
-    ones is read anew on the others."""
-    late: Array = switching * np.maximum(after - before, 0) / np.maximum(after, 1)
-    for i, load in enumerate(loads.values()):
-        speed = load.speed
-        running = min(load.requests, before[i] * speed.engines * speed.capacity)
-        moved = running * np.maximum(before[i] - after[:, i], 0) / max(before[i], 1)
-        late[:, i] += moved * load.prefix * speed.prefill / (np.maximum(after[:, i], 1) * speed.engines)
-    return late
-
-
 def _spreads(loads: Loads, blocks: int) -> Array:
     """Splits [C, roles] to choose from: a share for the policy, the rest to the judges by their work."""
     work = {role: _block_seconds(load) for role, load in loads.items()}
@@ -186,55 +154,7 @@ def _spreads(loads: Loads, blocks: int) -> Array:
     counts = range(most + 1) if most < len(_SHARES) else np.rint(_SHARES * most).astype(int)
     own = [max(int(count), 1) if work[POLICY] > 0 else 0 for count in counts]
     found = [{POLICY: count, **apportion(blocks - count, judges)} for count in own if judges and count <= most]
-    return np.array([[split.get(role, 0) for role in loads] for split in found or [{POLICY: blocks}]], dtype=np.float64)
-
-
-def _later(loads: Loads, blocks: int, switching: float) -> float:
-    """Seconds to the end where the policy holds all blocks for now, and gives some away at the best moment."""
-    policy, holding = loads[POLICY], np.array([float(blocks) * (role == POLICY) for role in loads])
-    count = np.full((1, 1), policy.requests + policy.coming)
-    seconds, ended = _drain(policy, count, np.full((1, 1), policy.coming), holding.max(), _FULL, _PASSED)
-    mean = (policy.requests * policy.tokens + policy.coming * policy.length) / max(count.item(), 1e-9)
-    best = np.inf
-    for point in _HANDOVERS:
-        rest = 1 - _PASSED[point]
-        then = {
-            role: replace(
-                load,
-                requests=round(load.requests + load.coming * ended[0, point]),
-                coming=load.coming * (1 - ended[0, point]),
-            )
-            for role, load in loads.items()
-        }
-        then[POLICY] = replace(
-            policy,
-            requests=math.ceil(count.item() * (1 - ended[0, point])) if rest else 0,
-            coming=0.0,
-            tokens=mean * rest,
-            longest=max(policy.longest, mean) * rest,
-        )
-        splits = _spreads(then, blocks)
-        best = min(best, seconds[0, point] + _fixed(then, splits, _late(then, holding, splits, switching)).min())
-    return float(best)
-
-
-def _seconds(loads: Loads, splits: Array, before: Array | None, switching: float) -> Array:
-    """Seconds predicted to the end of the phase under `splits` [C, roles]; without `before` nothing is a change.
-
-    All blocks to the policy stands for giving some away later. Judges that have requests do not lose all blocks so.
-    """
-    late = np.zeros_like(splits) if before is None else _late(loads, before, splits, switching)
-    seconds = _fixed(loads, splits, late)
-    at, blocks = list(loads).index(POLICY), splits[0].sum()
-    alone = splits[:, at] == blocks
-    begun = before is not None and before[at] < blocks and any(loads[r].requests for r in loads if r != POLICY)
-    if alone.any() and not begun and _working(loads) > 1 and loads[POLICY].requests + loads[POLICY].coming > 0:
-        seconds[alone] = late[alone, at] + (1 + LATER) * _later(loads, int(blocks), switching)
-    return seconds
-
-
-def _working(loads: Loads) -> int:
-    return sum(load.requests + load.coming > 0 for load in loads.values())
+    return np.vstack([_row(split, loads) for split in found or [{POLICY: blocks}]])
 
 
 def _moves(split: Array) -> Array:
@@ -247,21 +167,114 @@ def _moves(split: Array) -> Array:
     return np.array(found)
 
 
-def _best(loads: Loads, splits: Array, before: Array | None, switching: float) -> tuple[dict[Role, int], float]:
-    """The best split found from the best of `splits` by moves that help, and its seconds."""
-    best, seconds, found = splits[0], np.inf, splits
-    while len(found):
-        predicted = _seconds(loads, found, before, switching)
-        index = int(predicted.argmin())
-        if not predicted[index] < seconds * (1 - 1e-3):
-            break
-        best, seconds = found[index], float(predicted[index])
-        found = _moves(best)
-    return {role: int(count) for role, count in zip(loads, best, strict=True)}, float(seconds)
-
-
 def _row(split: Split, loads: Loads) -> Array:
     return np.array([[split.get(role, 0) for role in loads]], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Predicts when the phase ends under a split. `before` [roles] is the split now; without it none is a change."""
+
+    loads: Loads
+    blocks: int
+    switching: float = 0.0
+    before: Array | None = None
+
+    @property
+    def working(self) -> int:
+        """Roles that have something to do."""
+        return sum(load.requests + load.coming > 0 for load in self.loads.values())
+
+    def best(self, splits: Array) -> tuple[dict[Role, int], float]:
+        """The best split found from the best of `splits` by moves that help, and its seconds."""
+        best, seconds, found = splits[0], np.inf, splits
+        while len(found):
+            predicted = self.seconds(found)
+            index = int(predicted.argmin())
+            if not predicted[index] < seconds * (1 - 1e-3):
+                break
+            best, seconds = found[index], float(predicted[index])
+            found = _moves(best)
+        return {role: int(count) for role, count in zip(self.loads, best, strict=True)}, float(seconds)
+
+    def seconds(self, splits: Array) -> Array:
+        """Seconds to the end under `splits` [C, roles]. All blocks to the policy stands for giving some away later;
+        judges that have requests do not lose all blocks so."""
+        late = self._late(splits)
+        seconds = self._held(splits, late)
+        at = list(self.loads).index(POLICY)
+        alone = splits[:, at] == self.blocks
+        waiting = any(load.requests for role, load in self.loads.items() if role != POLICY)
+        begun = self.before is not None and self.before[at] < self.blocks and waiting
+        policy = self.loads[POLICY]
+        if alone.any() and not begun and self.working > 1 and policy.requests + policy.coming > 0:
+            seconds[alone] = late[alone, at] + (1 + LATER) * self._later
+        return seconds
+
+    def _held(self, splits: Array, late: Array) -> Array:
+        """The same where each split is held to the end. A judge ends at the latest of: what it has left when some
+        response ends, done without a pause from there."""
+        policy, at = self.loads[POLICY], list(self.loads).index(POLICY)
+        blocks, count = splits[:, at, None], np.full((1, 1), policy.requests + policy.coming)
+        seconds, ended = _drain(policy, count, np.full((1, 1), policy.coming), blocks, _FULL, _PASSED)
+        seconds = seconds + late[:, at, None]
+        end: Array = seconds[:, -1]
+        for i, (role, load) in enumerate(self.loads.items()):
+            if role == POLICY or load.requests + load.coming <= 0:
+                continue
+            coming = np.maximum(load.coming * (1 - ended), min(load.coming, 1.0))
+            left = np.where(_AT_START, load.requests + load.coming, coming)
+            done, _ = _drain(load, left, coming, splits[:, i, None], _FULL[-1:], _PASSED[-1:])
+            begun = np.where(_AT_START, 0.0, seconds) + late[:, i, None]
+            end = np.maximum(end, (begun + done).max(axis=1))
+        return end
+
+    def _late(self, splits: Array) -> Array:
+        """Seconds [C, roles] by which a change holds each role up: new blocks come after `switching`, and what ran on
+        lost ones is read anew on the others."""
+        if self.before is None:
+            return np.zeros_like(splits)
+        late: Array = self.switching * np.maximum(splits - self.before, 0) / np.maximum(splits, 1)
+        for i, load in enumerate(self.loads.values()):
+            speed, had = load.speed, max(self.before[i], 1)
+            running = min(load.requests, self.before[i] * speed.engines * speed.capacity)
+            moved = running * np.maximum(self.before[i] - splits[:, i], 0) / had
+            late[:, i] += moved * load.prefix * speed.prefill / (np.maximum(splits[:, i], 1) * speed.engines)
+        return late
+
+    @cached_property
+    def _later(self) -> float:
+        """Seconds to the end where the policy holds all blocks for now, and gives some away at the best moment."""
+        policy, holding = self.loads[POLICY], _row({POLICY: self.blocks}, self.loads)[0]
+        count = np.full((1, 1), policy.requests + policy.coming)
+        seconds, ended = _drain(policy, count, np.full((1, 1), policy.coming), holding.max(), _FULL, _PASSED)
+        ends = []
+        for point in _HANDOVERS:
+            then = _after(self.loads, float(ended[0, point]), float(_PASSED[point]))
+            rest = Forecast(loads=then, blocks=self.blocks, switching=self.switching, before=holding)
+            splits = _spreads(then, self.blocks)
+            ends.append(seconds[0, point] + rest._held(splits, rest._late(splits)).min())
+        return float(min(ends))
+
+
+def _after(loads: Loads, ended: float, passed: float) -> dict[Role, Load]:
+    """Loads once a share of the policy's responses has ended, none of them judged. What is left of a role's requests
+    has the same shape as before, `1 - passed` as long."""
+    policy, rest = loads[POLICY], 1 - passed
+    count = policy.requests + policy.coming
+    mean = (policy.requests * policy.tokens + policy.coming * policy.length) / count
+    then = {
+        role: replace(load, requests=round(load.requests + load.coming * ended), coming=load.coming * (1 - ended))
+        for role, load in loads.items()
+    }
+    then[POLICY] = replace(
+        policy,
+        requests=math.ceil(count * (1 - ended)) if rest else 0,
+        coming=0.0,
+        tokens=mean * rest,
+        longest=max(policy.longest, mean) * rest,
+    )
+    return then
 
 
 # --- modes -----------------------------------------------------------------------------------------------------------
@@ -269,33 +282,35 @@ def _row(split: Split, loads: Loads) -> Array:
 
 def text(loads: Loads, before: Split, now: float, after: Split, then: float, switching: float) -> str:
     """One line for a decision: what was measured, what was predicted, what is done."""
-    roles = ", ".join(
-        f"{role} has {load.requests} requests of {load.tokens:.0f} tokens"
-        + (f" and {load.coming:.0f} coming of {load.length:.0f}" if load.coming >= 1 else "")
-        for role, load in loads.items()
-    )
-    kept = f"{_words(before)} would end in {now:.3g} s" if np.isfinite(now) else f"{_words(before)} would never end"
-    return f"{roles}; {kept}, {_words(after)} in {then:.3g} s; switching takes {switching:.2g} s"
+    measured = "; ".join(f"{role} {_measured(load)}" for role, load in loads.items())
+    kept = f"{_words(before)} {f'ends in {now:.3g} s' if np.isfinite(now) else 'never ends'}"
+    change = "kept" if before == after else f"now {_words(after)}: {then:.3g} s, switching takes {switching:.2g} s"
+    return f"{measured}; {kept}; {change}"
+
+
+def _measured(load: Load) -> str:
+    here = f"{load.requests} requests x {load.tokens:.0f} tokens" if load.requests else ""
+    coming = f"{load.coming:.0f} coming x {load.length:.0f} tokens" if load.coming >= 1 else ""
+    return " + ".join(filter(None, (here, coming))) or "idle"
 
 
 def _words(split: Split) -> str:
-    return " + ".join(f"{count} {role}" for role, count in split.items())
+    return " + ".join(f"{role} {count}" for role, count in split.items())
 
 
 def _dynamic(given: Split, parameters: Mapping[Role, float]) -> Mode:
     def start(blocks: int, loads: Loads | None, before: Split | None, switching: float) -> Choice:
         if loads is None:
-            split = {role: 1 for role in parameters} | {POLICY: blocks - len(parameters) + 1}
-            return Choice(split=split, seconds=0.0, why="nothing is measured yet: a block for each judge")
-        held = {role: blocks * (role == POLICY) for role in loads}
-        splits = np.vstack([_spreads(loads, blocks), _row(held, loads)])
-        best, seconds = _best(loads, splits, None, switching)
+            split = {role: 1 for role in parameters} | {POLICY: max(1, blocks - len(parameters) + 1)}
+            return Choice(split=split, seconds=0.0, why=f"nothing measured yet; {_words(split)}: one block per judge")
+        forecast = Forecast(loads=loads, blocks=blocks)
+        best, seconds = forecast.best(np.vstack([_spreads(loads, blocks), _row({POLICY: blocks}, loads)]))
         if before is None or sum(before.values()) != blocks:
             return Choice(split=best, seconds=seconds, why=text(loads, best, seconds, best, seconds, switching))
-        kept = float(_seconds(loads, _row(before, loads), None, switching)[0])
-        change = kept - seconds > switching + MARGIN * kept if np.isfinite(kept) else True
-        why = text(loads, before, kept, best, seconds, switching)
-        return Choice(split=best if change else before, seconds=seconds if change else kept, why=why)
+        kept = float(forecast.seconds(_row(before, loads))[0])
+        if np.isfinite(kept) and kept - seconds <= switching + MARGIN * kept:
+            return Choice(split=before, seconds=kept, why=text(loads, before, kept, before, kept, switching))
+        return Choice(split=best, seconds=seconds, why=text(loads, before, kept, best, seconds, switching))
 
     return Mode(start=start, look=_look)
 
@@ -303,13 +318,13 @@ def _dynamic(given: Split, parameters: Mapping[Role, float]) -> Mode:
 def _look(split: Split, loads: Loads, switching: float) -> Choice | None:
     """Move blocks where the phase then ends sooner by more than the switching and the margin; where the policy has
     put off giving any away, once waiting gains nothing more."""
-    blocks, working = sum(split.values()), _working(loads)
-    if blocks < working:
+    before, blocks = _row(split, loads), sum(split.values())
+    forecast = Forecast(loads=loads, blocks=blocks, switching=switching, before=before[0])
+    if blocks < forecast.working:
         return _serial(split, loads, switching)
-    before = _row(split, loads)
-    now = float(_seconds(loads, before, before[0], switching)[0])
-    best, seconds = _best(loads, np.vstack([before, _spreads(loads, blocks)]), before[0], switching)
-    put_off = working > 1 and split.get(POLICY) == blocks
+    now = float(forecast.seconds(before)[0])
+    best, seconds = forecast.best(np.vstack([before, _spreads(loads, blocks)]))
+    put_off = forecast.working > 1 and split.get(POLICY) == blocks
     if best == dict(split) or (np.isfinite(now) and now - seconds <= (0.0 if put_off else switching + MARGIN * now)):
         return None
     return Choice(split=best, seconds=seconds, why=text(loads, split, now, best, seconds, switching))
@@ -318,37 +333,36 @@ def _look(split: Split, loads: Loads, switching: float) -> Choice | None:
 def _serial(split: Split, loads: Loads, switching: float) -> Choice | None:
     """One role at a time: who holds the blocks keeps them while anything is at its engines."""
     holder = max(split, key=lambda role: split[role])
-    if loads[holder].requests:
-        return None
     waiting = {role: _block_seconds(load) for role, load in loads.items() if load.requests}
-    judges = [role for role in waiting if role != POLICY]
-    if not waiting:
+    if loads[holder].requests or not waiting:
         return None
+    judges = [role for role in waiting if role != POLICY]
     taker = max(judges, key=lambda role: waiting[role]) if judges else POLICY
     blocks = sum(split.values())
-    after = {role: blocks * (role == taker) for role in split}
-    why = f"{holder} has nothing at its engines, {taker} has {loads[taker].requests} requests: all blocks to {taker}"
-    return Choice(split=after, seconds=waiting[taker] / blocks, why=why)
+    why = f"{holder} has nothing at its engines, {taker} {_measured(loads[taker])}; now {taker} {blocks}"
+    return Choice(split={role: blocks * (role == taker) for role in split}, seconds=waiting[taker] / blocks, why=why)
 
 
-def _fixed_split(words: str, choose: Callable[[int], Split]) -> Mode:
+def _standing(words: str, choose: Callable[[int], Split]) -> Mode:
+    """A split that does not depend on what is measured."""
+
     def start(blocks: int, loads: Loads | None, before: Split | None, switching: float) -> Choice:
         split = choose(blocks)
-        seconds = 0.0 if loads is None else float(_seconds(loads, _row(split, loads), None, switching)[0])
+        seconds = float(Forecast(loads=loads, blocks=blocks).seconds(_row(split, loads))[0]) if loads else 0.0
         return Choice(split=split, seconds=seconds, why=f"{_words(split)}: {words}")
 
     return Mode(start=start)
 
 
 def _colocated(given: Split, parameters: Mapping[Role, float]) -> Mode:
-    held = _fixed_split("serial phases", lambda blocks: {role: blocks * (role == POLICY) for role in parameters})
-    return Mode(start=held.start, look=_serial)
+    phases = _standing("serial phases", lambda blocks: {role: blocks * (role == POLICY) for role in parameters})
+    return replace(phases, look=_serial)
 
 
 MODES: Mapping[str, Callable[[Split, Mapping[Role, float]], Mode]] = {
     "colocated": _colocated,
-    "partial": lambda given, parameters: _fixed_split("as given", lambda blocks: given),
-    "weighted": lambda given, parameters: _fixed_split("by parameters", lambda blocks: apportion(blocks, parameters)),
+    "partial": lambda given, parameters: _standing("as given", lambda blocks: given),
+    "weighted": lambda given, parameters: _standing("by parameters", lambda blocks: apportion(blocks, parameters)),
     "dynamic": _dynamic,
     "disaggregated": _dynamic,
 }
