@@ -27,7 +27,7 @@ from yatt.config.schema import JudgeConfig, RewardConfig, RolloutConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.generation.vllm import VllmGenerator
 from yatt.generation.vllm_classifier import VllmClassifier
-from yatt.generation.vllm_engine import engine_arguments
+from yatt.generation.vllm_engine import Engine, engine_arguments
 from yatt.reward.engine import EngineAsker, Engines
 from yatt.reward.mixed import open_scorer
 from yatt.types import Prompt, Trajectory
@@ -177,6 +177,48 @@ async def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(ti
     text = tokenizer.decode(ended.tokens)
     assert ended.finish == "stop" and text.endswith(stop) and text.count(stop) == 1
     assert ended.tokens.tolist() == free[: len(ended.tokens)]
+
+
+CUDA_BYTES = {"weights": 100, "kv_cache": 1000}
+
+
+class Cuda:
+    """What an engine asks of vLLM's executor on CUDA, by vLLM's own account: weights of 100 bytes and a cache of 1000,
+    each mapped or not, of which `sleep` takes both and `wake_up` those it names."""
+
+    def __init__(self) -> None:
+        self.sleeping_tags: set[str] = set()
+        self.done: list[str] = []
+
+    def sleep(self, level: int) -> None:
+        assert level == 1 and "weights" not in self.sleeping_tags
+        self.done.append("sleep")
+        self.sleeping_tags |= set(CUDA_BYTES)
+
+    def wake_up(self, tags: list[str]) -> None:
+        assert set(tags) <= self.sleeping_tags
+        self.done += tags
+        self.sleeping_tags -= set(tags)
+
+    def collective_rpc(self, method: str, args: tuple = ()) -> list[int]:
+        if method == "yatt_load":
+            assert "weights" not in self.sleeping_tags, "weights are written to memory that is there"
+            self.done.append("load")
+        return [sum(size for part, size in CUDA_BYTES.items() if part not in self.sleeping_tags)]
+
+
+def test_on_cuda_weights_wake_first_and_for_a_load_alone(publish):
+    engine, executor = Engine.__new__(Engine), Cuda()
+    engine._executor, engine._on_cpu, engine._sleeps, engine._asleep = executor, False, True, False
+    engine.forget_prefixes = lambda: None
+    assert [engine.sleep(), engine.sleep()] == [1100, 0]
+    engine.load(publish(1, seed=0))
+    assert executor.sleeping_tags == {"kv_cache"}
+    assert engine.sleep() == 100  # what the load has taken
+    engine.wake()
+    engine.wake()
+    assert executor.done == ["sleep", "weights", "load", "sleep", "weights", "kv_cache"]
+    assert engine.sleep() == 1100
 
 
 def test_engine_arguments_are_checked():
