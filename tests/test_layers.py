@@ -19,6 +19,8 @@ LAYERS = {
     "yatt.types": 0,
     "yatt.config": 0,
     "yatt.errors": 0,
+    "yatt.config.rules": 1,  # they ask the placement whether a run fits
+    "yatt.config.placement": 1,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
     "yatt.histogram": 1,

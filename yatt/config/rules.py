@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
-from yatt.config.judges import judge_mistakes
+from yatt.config.judges import judge_facts, judge_mistakes
+from yatt.config.placement import placement_mistakes, slot_memory, train_slots
 from yatt.config.schema import AlgorithmConfig, Config, RolloutConfig
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
+from yatt.placement import cost
+from yatt.placement.plan import POLICY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,10 @@ class Case:
     slots: int | None
     sft: bool
     slots_name: str = "cluster.slots"
+
+    @property
+    def train_slots(self) -> int | None:
+        return None if self.slots is None else train_slots(self.config, self.slots)
 
 
 def check(config: Config) -> list[str]:
@@ -42,6 +49,7 @@ def check(config: Config) -> list[str]:
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset, sft=sft)
     for rule in (*PLANNED, _model, _data, _reward, _devices, _trackers):
         mistakes += rule(case)
+    mistakes = mistakes or list(_memory(case))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return list(_warnings(case))
@@ -115,19 +123,22 @@ def _layout(case: Case) -> Iterator[str]:
         if model.layers % train.pp:
             yield f"train.pp={train.pp} does not divide {model.layers} layers; use {_either(_divisors(model.layers))}"
     size = train.tp * train.pp
-    if case.slots is not None and case.slots % size:
+    apart = case.config.placement.mode == "disaggregated"
+    if case.slots is not None and case.slots % size and not apart:
         yield (
             f"{case.slots_name}={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
             f"use {_either(_multiples(case.slots, size))}{' slots' if case.slots_name == 'cluster.slots' else ''}"
         )
-    numbers = {name: case.config.rollout.engine_args.get(name, 1) for name in _ENGINE_NUMBERS}
+    engines = cost.served(case.config) or {POLICY: case.config.rollout.engine_args}
+    numbers = {f"{cost.settings_of(r)}.engine_args.{n}": engines[r].get(n, 1) for r in engines for n in _ENGINE_NUMBERS}
     wrong = {n: v for n, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float) or v <= 0}
     for name, value in wrong.items():
-        yield f"rollout.engine_args.{name}={value!r} must be a number above 0; leave it out for the engine's own"
-    engine = 0 if "tensor_parallel_size" in wrong else int(numbers["tensor_parallel_size"])
-    if case.slots is not None and engine and case.slots % engine:
+        yield f"{name}={value!r} must be a number above 0; leave it out for the engine's own"
+    name = "rollout.engine_args.tensor_parallel_size"
+    engine = 0 if name in wrong else int(numbers[name])
+    if case.slots is not None and engine and case.slots % engine and not apart:
         yield (
-            f"{case.slots_name}={case.slots} is not a multiple of rollout.engine_args.tensor_parallel_size={engine}; "
+            f"{case.slots_name}={case.slots} is not a multiple of {name}={engine}; "
             f"use {_either(_multiples(case.slots, engine))}"
         )
     if train.sequence_parallel and train.tp == 1:
@@ -168,7 +179,7 @@ def _batch(case: Case) -> Iterator[str]:
     batch, updates, controllers = train.batch_size, train.updates_per_step, config.cluster.controllers or 1
     if batch < controllers:
         yield f"train.batch_size={batch} is under cluster.controllers={controllers}; use at least {controllers}"
-    ranks = max(1, (case.slots or 1) // (train.tp * train.pp))
+    ranks = max(1, (case.train_slots or 1) // (train.tp * train.pp))
     if case.sft and batch % (ranks * updates):
         yield (
             f"train.batch_size={batch} is not divisible by {ranks} data-parallel rank(s) x "
@@ -262,7 +273,11 @@ def _plan(case: Case) -> Iterator[str]:
         )
 
 
-PLANNED = (_layout, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
+def _placement(case: Case) -> Iterator[str]:
+    yield from placement_mistakes(case.config, case.slots, case.slots_name)
+
+
+PLANNED = (_layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
 """Rules that need nothing but the settings and the model's sizes."""
 
 
@@ -317,6 +332,23 @@ def _devices(case: Case) -> Iterator[str]:
         yield "cluster.device=cuda but this machine shows no GPU; use cpu or auto, or mend CUDA_VISIBLE_DEVICES"
     elif cluster.device != "cpu" and case.gpus and (cluster.slots or 0) > case.gpus:
         yield f"cluster.slots={cluster.slots} is over the {case.gpus} GPU(s) of this machine; use at most {case.gpus}"
+
+
+def _memory(case: Case) -> Iterator[str]:
+    """Whether the roles fit on this machine's slots. What other machines have is not known here."""
+    config, trained = case.config, case.train_slots
+    if case.model is None or config.cluster.address is not None or not case.slots or not trained:
+        return
+    gpus = 0 if config.cluster.device == "cpu" else case.gpus
+    capacity = slot_memory(gpus, case.slots)
+    if capacity is None:
+        return
+    try:
+        judges = {name: judge_facts(name, config.reward.models[name]) for name in cost.served(config) if name != POLICY}
+    except ConfigError:  # a rule of its own says it
+        return
+    kind: cost.Kind = "cuda" if gpus else "cpu"
+    yield from cost.mistakes(config, {POLICY: case.model, **judges}, train_slots=trained, kind=kind, capacity=capacity)
 
 
 def _trackers(case: Case) -> Iterator[str]:
