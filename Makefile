@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench lock clean
+.PHONY: help install quickstart genrm test lint bench lock clean
 .DELETE_ON_ERROR:
 
 SEED ?= 0
@@ -52,6 +52,9 @@ install_torch_cuda = $(INSTALL) 'torch===$(TORCH_VERSION)' -c $(LOCK)
 quickstart: $(STAMP) ## Train a toy policy from nothing, in minutes, without a GPU (SEED=0 CONTROLLERS=2)
 	@$(BIN)/python examples/quickstart/run.py --seed $(SEED) --controllers $(CONTROLLERS)
 
+genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that is trained first (SEED=0 CONTROLLERS=2)
+	@$(BIN)/python examples/genrm/run.py --seed $(SEED) --controllers $(CONTROLLERS)
+
 lint: $(STAMP) ## Style, format, types of layers 0-2
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -69,5 +72,5 @@ lock: ## Resolve pyproject.toml anew and rewrite the locks
 	@build/lock/bin/python .ci/lock.py requirements-cuda.lock cuda dev
 
 clean: ## Remove .venv, caches and build output; runs/ is kept
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/quickstart/work
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/*/work
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -63,15 +63,21 @@ def yatt(*words: str) -> None:
 
 
 def warm_start(seed: int) -> bool:
+    """The policy's first lessons; returns whether they were taken now."""
+    how = "SFT on demonstrations, 60 % of them bare answers, 40 % with their work"
+    return teach(SFT, HERE / "sft.yaml", prepare.WORK, seed, "2/3 Warm start", how)
+
+
+def teach(run: RunDirectory, settings: Path, work: Path, seed: int, title: str, how: str) -> bool:
     """SFT, unless its model is there from the same seed and settings; says which. Returns whether it ran."""
-    stamp = SFT.path / "quickstart.json"
-    made_from = {"work": (prepare.WORK / "stamp.json").read_text(), "settings": (HERE / "sft.yaml").read_text()}
-    if stamp.exists() and json.loads(stamp.read_text()) == made_from and (SFT.path / "model").is_dir():
-        console.print(f"[bold]2/3 Warm start:[/] already there, {SFT.path / 'model'}")
+    stamp = run.path / "quickstart.json"
+    made_from = {"work": (work / "stamp.json").read_text(), "settings": settings.read_text()}
+    if stamp.exists() and json.loads(stamp.read_text()) == made_from and (run.path / "model").is_dir():
+        console.print(f"[bold]{title}:[/] already there, {run.path / 'model'}")
         return False
-    console.print("[bold]2/3 Warm start:[/] SFT on demonstrations, 60 % of them bare answers, 40 % with their work")
-    shutil.rmtree(SFT.path, ignore_errors=True)
-    yatt("train", relative(HERE / "sft.yaml"), f"run.seed={seed}")
+    console.print(f"[bold]{title}:[/] {how}")
+    shutil.rmtree(run.path, ignore_errors=True)
+    yatt("train", relative(settings), f"run.seed={seed}")
     stamp.write_text(json.dumps(made_from))
     return True
 
