@@ -39,21 +39,30 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray's own paragraph on a process that died; ours is one line.
     ray._private.worker._worker_logs_enabled = False
-    local = {"num_cpus": 0, "include_dashboard": False} if config.address is None else {}
-    try:
-        ray.init(
-            address=config.address or "local", log_to_driver=False, configure_logging=False, namespace="yatt", **local
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = config.address or "this machine"
-        raise ConfigError(
-            f"cluster.address={where}: Ray does not start there ({str(error).splitlines()[0]}); run `yatt doctor`"
-        ) from error
+    _init(config.address)
     try:
         yield
     finally:
         ray.shutdown()
         remove_stale(SHARED_MEMORY)  # what a killed rank of this machine left
+
+
+def _init(address: str | None) -> None:
+    """Join Ray or start it. On a machine under load Ray gives its own processes up after 30 seconds: once more, then."""
+    local = {"num_cpus": 0, "include_dashboard": False} if address is None else {}
+    for tries_left in reversed(range(3 if address is None else 1)):
+        try:
+            ray.init(
+                address=address or "local", log_to_driver=False, configure_logging=False, namespace="yatt", **local
+            )
+            return
+        except Exception as error:  # Ray's time-out is of no class of its own
+            ray.shutdown()
+            if not (tries_left and "timed out" in str(error)):
+                raise ConfigError(
+                    f"cluster.address={address or 'this machine'}: Ray does not start there "
+                    f"({str(error).splitlines()[0]}); run `yatt doctor`"
+                ) from error
 
 
 def find_slots(config: ClusterConfig) -> list[Slot]:
