@@ -350,7 +350,10 @@ def test_rules_of_where_a_judge_is(folders):
     assert mistakes(**words, url="http://x") == [
         "j.model is not set; give the judge's name at reward.models.j.url=http://x"
     ]
-    assert mistakes("policy", **REMOTE) == ["policy has the name of another role; give it another"]
+    for name in ("policy", "trainer", "rank"):
+        assert mistakes(name, **REMOTE) == [
+            f"{name}: {name} is the name of another part of a run; give the judge another"
+        ]
     for setting, value in {"kind": "classifier", "context_length": 64, "engine_args": {"a": 1}}.items():
         first, *_ = mistakes(**(REMOTE | {setting: value}))
         assert first == f"j.{setting}={value} has no meaning with reward.models.j.url; unset it"

@@ -14,8 +14,8 @@ from yatt.errors import ConfigError
 FIELDS = ("question", "response", "answer")
 FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template. Other braces, such as those of JSON, stand for themselves."""
-ROLES = ("policy", "trainer")
-"""Names that placement gives to others than judges."""
+TAKEN = ("policy", "trainer", "generator", "rank", "controller")
+"""Names of others than judges: in a placement, and of the processes of a run."""
 WITH_PATH = ("kind", "context_length", "engine_args")
 WITH_URL = ("model", "key_env", "concurrency", "timeout")
 WITH_WORDS = ("parser", "judgements", "retries", "temperature", "max_tokens")
@@ -25,8 +25,8 @@ WITH_WORDS = ("parser", "judgements", "retries", "temperature", "max_tokens")
 def judge_mistakes(name: str, judge: JudgeConfig) -> Iterator[str]:
     """One line for each rule that the settings of the judge `name` break."""
     at = f"reward.models.{name}"
-    if name in ROLES:
-        yield f"{at} has the name of another role; give it another"
+    if name in TAKEN:
+        yield f"{at}: {name} is the name of another part of a run; give the judge another"
     if (judge.path is None) == (judge.url is None):
         yield f"{at}.path and {at}.url are {'not' if judge.url is None else 'both'} set; set one of them"
     elif judge.url is not None:
