@@ -104,7 +104,7 @@ def mistakes(
                 *(f"{role} {_gb(table[role].asleep)} asleep" for role in asleep),
             ]
             yield (
-                f"{when}, a slot needs {_gb(total)} ({', '.join(parts)}) and has {_gb(capacity)}; "
+                f"placement.mode={config.placement.mode}: {when}, a slot needs {_gb(total)} ({', '.join(parts)}) and has {_gb(capacity)}; "
                 f"{_remedy(awake, kind)}"
             )
 
