@@ -48,7 +48,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 
 def _init(address: str | None) -> None:
-    """Join Ray or start it. On a machine under load Ray gives its own processes up after 30 seconds: once more, then."""
+    """Join Ray or start it. On a machine under load Ray gives up its own processes after 30 seconds: then once more."""
     local = {"num_cpus": 0, "include_dashboard": False} if address is None else {}
     for tries_left in reversed(range(3 if address is None else 1)):
         try:
