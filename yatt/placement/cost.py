@@ -99,13 +99,11 @@ def mistakes(
     for when, awake, asleep in [*phases, ("in training", TRAINER, [] if apart else beside)]:
         total = table[awake].awake + sum(table[role].asleep for role in asleep)
         if total > capacity:
-            parts = [
-                f"{awake} {_gb(table[awake].awake)}",
-                *(f"{role} {_gb(table[role].asleep)} asleep" for role in asleep),
-            ]
+            parts = [f"{awake} {_gb(table[awake].awake)}"]
+            parts += [f"{role} {_gb(table[role].asleep)} asleep" for role in asleep]
             yield (
-                f"placement.mode={config.placement.mode}: {when}, a slot needs {_gb(total)} ({', '.join(parts)}) and has {_gb(capacity)}; "
-                f"{_remedy(awake, kind)}"
+                f"placement.mode={config.placement.mode}: {when}, a slot needs {_gb(total)} ({', '.join(parts)}) "
+                f"and has {_gb(capacity)}; {_remedy(awake, kind)}"
             )
 
 
