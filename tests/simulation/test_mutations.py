@@ -53,7 +53,7 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     give_up = Rollouter._waste
 
     def bury(self: Router, call: Any, error: Exception) -> list[Any]:
-        self._fleet.lose(call.number, error)
+        self.fleet.lose(call.number, error)
         call.inbox.put_nowait([unbegun(key) for key in call.pending])
         return []
 
@@ -71,7 +71,7 @@ def forget_requests_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     """Nobody draws them again, and nobody is told."""
 
     def bury(self: Router, call: Any, error: Exception) -> list[Any]:
-        self._fleet.lose(call.number, error)
+        self.fleet.lose(call.number, error)
         return []
 
     patch.setattr(Router, "_bury", bury)

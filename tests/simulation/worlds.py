@@ -9,7 +9,9 @@ from yatt.config.schema import (
     CheckpointConfig,
     ClusterConfig,
     Config,
+    JudgeConfig,
     ModelConfig,
+    PlacementConfig,
     RewardConfig,
     RolloutConfig,
     TrainConfig,
@@ -18,6 +20,7 @@ from yatt.simulation.costs import (
     ControllerCosts,
     Costs,
     EngineCosts,
+    JudgeCosts,
     Lengths,
     ScorerCosts,
     TrainerCosts,
@@ -56,15 +59,39 @@ def costs(**workload: Any) -> Costs:
     return replace(COSTS, workload=replace(COSTS.workload, **workload))
 
 
+# Judges on the same slots: 4 answers at once, each of a template of 8 tokens, a response and its prompt.
+JUDGED = replace(
+    COSTS,
+    judges={
+        "judge": JudgeCosts(
+            engine=replace(COSTS.engine, per_request=0.02, kv_tokens=600, max_running=4, parameters=2.0),
+            answers=(Lengths(median=20, p99=40),),
+            template_tokens=8,
+        )
+    },
+)
+
+
 def settings(
-    *, batch: int = 4, train: dict[str, Any] | None = None, timeout: float = 2.0, every: int = 1, **rollout: Any
+    *,
+    batch: int = 4,
+    train: dict[str, Any] | None = None,
+    timeout: float = 2.0,
+    every: int = 1,
+    mode: str = "colocated",
+    split: dict[str, int] | None = None,
+    judge: dict[str, Any] | None = None,
+    **rollout: Any,
 ) -> Config:
-    """`rollout` are settings of that section, `timeout` the reward's, `every` the checkpoint's."""
+    """`rollout` are settings of that section, `timeout` the reward's, `every` the checkpoint's, `mode` and `split` the
+    placement's; `judge` are those of a judge that the run serves."""
+    judges = {} if judge is None else {"judge": JudgeConfig(**({"path": "none", "max_tokens": 50} | judge))}
     return Config(
         model=ModelConfig(path="none"),
         rollout=RolloutConfig(**({"n": 3, "max_tokens": 64, "filter": "all_equal"} | rollout)),
-        reward=RewardConfig(timeout=timeout),
+        reward=RewardConfig(timeout=timeout, models=judges),
         train=TrainConfig(steps=1, batch_size=batch, tokens_per_micro_batch=256, **(train or {})),
         checkpoint=CheckpointConfig(every=every),
         cluster=ClusterConfig(step_timeout=1e6),
+        placement=PlacementConfig(mode=mode, split=split or {}),
     )

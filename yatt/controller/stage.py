@@ -139,8 +139,8 @@ class Stage:
         ranks = self._resident or not rollout
         await self._each(self._awake - awake, lambda _, g: g.sleep())
         self._sampling &= awake
-        if not rollout:
-            await self._each(self._sampling, lambda _, g: g.pause())
+        if not rollout:  # after a death, engines sample that this stage knows nothing of
+            await self._each(awake, lambda _, g: g.pause())
         if ranks != self._ranks_awake:
             await (self._trainer.onload() if ranks else self._trainer.offload())
         await self._each(awake - self._awake, lambda _, g: g.wake())

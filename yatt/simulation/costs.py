@@ -18,6 +18,7 @@ from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config, JudgeConfig, RolloutConfig
 from yatt.controller.assembly import RUNNING
 from yatt.errors import ConfigError
+from yatt.placement.plan import POLICY, Role
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -41,6 +42,7 @@ class EngineCosts:
     wake: Amount = 0.0  # seconds to take it back
     kv_tokens: Count = 10**12  # tokens the KV cache holds
     max_running: Count = 256  # requests decoded at once; others wait
+    parameters: Amount = 0.0  # of the model: what a weighted split goes by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,16 @@ class Costs:
     controller: ControllerCosts
     workload: Workload
     judges: Mapping[str, JudgeCosts] = field(default_factory=dict)
+
+    def of(self, role: Role) -> EngineCosts:
+        """The engines of the policy, or of a judge. Raises ConfigError for a judge of which nothing is known."""
+        if role == POLICY:
+            return self.engine
+        if role not in self.judges:
+            raise ConfigError(
+                f"reward.models.{role} has no costs in the {self.source}; leave plan.calibration out for an estimate"
+            )
+        return self.judges[role].engine
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict, as `from_json` reads it."""
@@ -260,6 +272,7 @@ def _engine(
         sleep=ASSUMED["switch"] + moved,
         wake=ASSUMED["switch"] + moved,
         load=moved,
+        parameters=facts.parameters,
     )
 
 

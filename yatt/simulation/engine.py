@@ -79,6 +79,7 @@ class SimulatedGenerator:
         node: str,
         length: Callable[[SampleKey], int],
         log: Log,
+        asleep: bool = False,
     ) -> None:
         self.name, self.slots, self.node = name, slots, node
         self._costs, self._length, self._log = costs, length, log
@@ -95,7 +96,7 @@ class SimulatedGenerator:
         self._steps = 0  # of those under way, up to the timer
         self._timer: asyncio.TimerHandle | None = None
         self._still: list[asyncio.Future[None]] = []
-        self._going, self._asleep, self._cold, self._closed = True, False, False, False
+        self._going, self._asleep, self._cold, self._closed = not asleep, asleep, False, False
         self.dead: ProcessDied | None = None
         self._slowness = 1.0
         self._sampled = self._answered = 0

@@ -40,7 +40,7 @@ def draw_faults(seed: int, *, until: float, most: int = 4, kinds: Sequence[Kind]
 
 
 def inject(world: World, faults: Sequence[Fault]) -> None:
-    """Have them happen. The last engine alive is left alone: without one there is no run."""
+    """Have them happen. The last engine of a role is left alone: without one there is no run."""
     for fault in faults:
         asyncio.get_running_loop().call_at(fault.at, _happen, world, fault)
 
@@ -48,11 +48,13 @@ def inject(world: World, faults: Sequence[Fault]) -> None:
 def _happen(world: World, fault: Fault) -> None:
     controllers = len(world.controllers)
     if fault.kind == "engine dies":
-        alive = [engine for engine in world.engines if not engine.dead]
-        if len(alive) > 1:
-            alive[fault.target % len(alive)].die()
+        living = [[engine for engine in engines if not engine.dead] for engines in world.engines.values()]
+        mortal = [engine for engines in living if len(engines) > 1 for engine in engines]
+        if mortal:
+            mortal[fault.target % len(mortal)].die()
     elif fault.kind == "engine is slow":
-        world.engines[fault.target % len(world.engines)].slow(fault.amount)
+        engines = [engine for engines in world.engines.values() for engine in engines]
+        engines[fault.target % len(engines)].slow(fault.amount)
     elif fault.kind == "controller dies":
         world.kill(fault.target % controllers)
     elif fault.kind == "rank dies":

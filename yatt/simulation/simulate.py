@@ -52,8 +52,8 @@ class Bookkeeper:
 
     def _used(self) -> tuple[float, float, list[int], list[int]]:
         world = self._world
-        engines = (world.engine_busy + sum(e.busy for e in world.engines)) * world.engine_devices
-        busy = engines + world.ranks.busy * world.rank_devices
+        engines = [*world.gone, *(engine for engines in world.engines.values() for engine in engines)]
+        busy = sum(e.busy * len(e.slots) for e in engines) + world.ranks.busy * world.rank_devices
         return VirtualClock().now(), busy, [s.sent for s in world.sites], [s.received for s in world.sites]
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:

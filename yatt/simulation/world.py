@@ -11,14 +11,16 @@ import numpy as np
 
 from yatt.balance import Assignment, assign
 from yatt.config.schema import Config
-from yatt.controller.assembly import Assembly, Engines, Parts
+from yatt.controller.assembly import Assembly, Engines, Parts, Reading, engine_sites, layout_of, mode_of, train_slots
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub
+from yatt.controller.router import Router
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
 from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
+from yatt.placement.plan import POLICY, EngineSite, Role
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs, engine_size
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
@@ -26,7 +28,7 @@ from yatt.simulation.lengths import LengthModel
 from yatt.simulation.loop import VirtualClock
 from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
-from yatt.simulation.scorer import SimulatedScorer
+from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
 from yatt.types import EvaluationReport, Group, Prompt, SampleKey, Score, Share, StepReport
 
 R = TypeVar("R")
@@ -97,26 +99,31 @@ class World:
     ) -> None:
         self.config, self.costs, self.devices, self.events = config, costs, devices, events
         self.witness = witness or Witness()
-        tp, rank = engine_size(config.rollout), config.train.tp * config.train.pp
-        for size, what in ((tp, "rollout.engine_args.tensor_parallel_size"), (rank, "train.tp * train.pp")):
-            if devices % size:
-                raise ConfigError(f"{what}={size} does not divide {devices} devices; use {devices - devices % size}")
-        self.engine_devices, self.rank_devices = tp, rank
+        _check(config, devices)
+        self.layout = layout_of(config, devices)
+        self.mode = mode_of(config, self.layout, {role: costs.of(role).parameters for role in self.layout.sizes})
         self.network = Network(costs.controller, -(-devices // NODE_DEVICES), self.log)
-        self.lengths = LengthModel(costs.workload.responses, config.run.seed)
+        traces = {
+            role: costs.judges[role].answers if role != POLICY else costs.workload.responses
+            for role in self.layout.sizes
+        }
+        self.lengths = {role: LengthModel(trace, config.run.seed, role) for role, trace in traces.items()}
         self._prompt = np.full(costs.workload.prompt_tokens, PROMPT, dtype=np.int32)
-        self.engines = [self._engine(number) for number in range(devices // tp)]
-        self.engine_busy = 0.0  # seconds of engines that were replaced
+        sites = engine_sites(self.layout, self.mode)
+        self.engines = {r: [self._engine(site, n) for n, site in enumerate(theirs)] for r, theirs in sites.items()}
+        self.gone: list[SimulatedGenerator] = []  # engines that were replaced
+        self.rank_devices = config.train.tp * config.train.pp
+        first = devices - train_slots(config, devices)
         self.ranks = Ranks(
             costs.trainer,
-            [self.network.of_device(r * rank) for r in range(devices // rank)],
+            [self.network.of_device(device) for device in range(first, devices, self.rank_devices)],
             stages=config.train.pp,
             log=self.log,
             on_trained=self.witness.trained,
         )
         nodes = self.network.nodes
         self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
-        self.scorers = [self._scorer() for _ in self.sites]
+        self.scorers: list[SimulatedScorer] = []
         self.controllers = self._assemble()
         self.reports: list[StepReport] = []
         self._tasks: dict[int, asyncio.Task[Any]] = {}
@@ -135,7 +142,8 @@ class World:
             self._tasks[controller].cancel()
 
     async def step(self, step: int) -> StepReport:
-        self.lengths.step = step
+        for lengths in self.lengths.values():
+            lengths.step = step
         self.log("driver", "step", step)
         self.reports = await self._all(lambda controller: controller.step(step))
         return self.reports[0]
@@ -155,9 +163,12 @@ class World:
         step, state, carried = self._saved
         while True:
             self.log("driver", "recovers", step, str(error))
+            await asyncio.gather(*(controller.stage.close() for controller in self.controllers))
             self._start_anew()
             self.witness.rewound(step)
             try:
+                if len(self.engines) > 1:  # they come up asleep
+                    await asyncio.gather(*(engine.sleep() for engines in self.engines.values() for engine in engines))
                 await self._all(lambda controller: controller.restore(state, carried))
             except ProcessDied as again:
                 error = again
@@ -165,15 +176,16 @@ class World:
                 return step
 
     def _start_anew(self) -> None:
-        for number, engine in enumerate(self.engines):
-            if engine.dead:
-                self.engine_busy += engine.busy
-                self.engines[number] = self._engine(number)
+        for role, engines in self.engines.items():
+            for number, engine in enumerate(engines):
+                if engine.dead:
+                    self.gone.append(engine)
+                    engines[number] = self._engine(EngineSite(role=role, slots=engine.slots), number)
         self.ranks.revive()
         self._deaths.clear()
         for scorer in self.scorers:
             scorer.leave()
-        self.scorers = [self._scorer() for _ in self.sites]
+        self.scorers = []
         self.controllers = self._assemble()
 
     async def _all(self, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> list[R]:
@@ -202,20 +214,34 @@ class World:
                 raise self._deaths[index] from None
             raise
 
-    def _engine(self, number: int) -> SimulatedGenerator:
-        first = number * self.engine_devices
+    def _engine(self, site: EngineSite, number: int) -> SimulatedGenerator:
         return SimulatedGenerator(
-            self.costs.engine,
-            name=f"generator {number}",
-            slots=tuple(range(first, first + self.engine_devices)),
-            node=self.network.of_device(first).name,
-            length=self.lengths,
+            self.costs.of(site.role),
+            name=f"{'generator' if site.role == POLICY else site.role} {number}",
+            slots=site.slots,
+            node=self.network.of_device(site.slots[0]).name,
+            length=self.lengths[site.role],
             log=self.log,
+            asleep=len(self.layout.sizes) > 1,
         )
 
-    def _scorer(self) -> SimulatedScorer:
+    def _scorer(self, routers: Mapping[Role, Router]) -> SimulatedScorer:
+        judges = [
+            SimulatedJudge(
+                self.config.reward.models[role],
+                router,
+                template_tokens=self.costs.judges[role].template_tokens,
+                siblings=self.config.rollout.n,
+            )
+            for role, router in routers.items()
+            if role != POLICY
+        ]
         return SimulatedScorer(
-            self.costs, timeout=self.config.reward.timeout, seed=self.config.run.seed, on_scored=self.witness.scored
+            self.costs,
+            timeout=self.config.reward.timeout,
+            seed=self.config.run.seed,
+            on_scored=self.witness.scored,
+            judges=judges,
         )
 
     def _assemble(self) -> list[Controller]:
@@ -245,11 +271,14 @@ class World:
             clock=VirtualClock(),
         )
         engines = Engines(
-            generators=[RemoteGenerator(engine, site) for engine in self.engines],
-            scorer=self.scorers[site.index],
-            decode=lambda tokens: "",
-            sleep=config.rollout.sleep,
+            layout=self.layout,
+            mode=self.mode,
+            generators={role: [RemoteGenerator(e, site) for e in engines] for role, engines in self.engines.items()},
+            resident=not config.rollout.sleep,
         )
+        assembly = Assembly(parts, engines)
+        self.scorers.append(self._scorer(assembly.routers))
+        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1])
         source = Loader[Prompt](
             EndlessRows(),
             partial(self._encode, site),
@@ -259,12 +288,23 @@ class World:
             count=count,
             bad_rows="fail",
         )
-        return Assembly(parts, engines).controller(source, load_filter(config.rollout), self.witness.accepted)
+        return assembly.controller(source, reading, load_filter(config.rollout), self.witness.accepted)
 
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         nbytes = self.costs.workload.image_bytes
         media = (site.read(nbytes),) if nbytes else ()
         return Prompt(uid=uid, row=index, text="", tokens=self._prompt, media=media)
+
+
+def _check(config: Config, devices: int) -> None:
+    """Raises ConfigError where engines or ranks do not divide the devices."""
+    sizes = {"train.tp * train.pp": config.train.tp * config.train.pp}
+    judges = {f"reward.models.{name}": judge for name, judge in config.reward.models.items() if judge.path is not None}
+    for at, settings in {"rollout": config.rollout, **judges}.items():
+        sizes[f"{at}.engine_args.tensor_parallel_size"] = engine_size(settings)
+    for what, size in sizes.items():
+        if devices % size:
+            raise ConfigError(f"{what}={size} does not divide {devices} devices; use {devices - devices % size}")
 
 
 def _error(task: asyncio.Task[Any]) -> BaseException:
