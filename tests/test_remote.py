@@ -13,6 +13,7 @@ from tests.generator_contract import LONG, GeneratorContract, answers, check_clo
 from tests.test_generator_double import double
 from yatt.cluster import generator as generator_module
 from yatt.cluster import rank as rank_module
+from yatt.cluster.backends import Backends
 from yatt.cluster.generator import GeneratorActor, RemoteGenerator
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
@@ -60,7 +61,7 @@ class Remote(RemoteGenerator):
 def generator(monkeypatch):
     monkeypatch.setattr(generator_module, "settle", lambda process: None)
     monkeypatch.setattr(generator_module, "load", lambda backend: lambda **_: double())
-    handle = Handle(GeneratorActor(PROCESS, CONFIG, "m", "the double"))
+    handle = Handle(GeneratorActor(PROCESS, CONFIG, "m", Backends(generator="the double")))
     return Remote(handle, name="generator 0", client="c", slots=(0,), node="n", timeout=20.0)
 
 

@@ -24,6 +24,7 @@ from yatt.config.judges import judge_context
 from yatt.config.schema import Config
 from yatt.controller.recorder import Recorder
 from yatt.errors import BackendError
+from yatt.placement.cost import settings_of
 from yatt.types import Completion, PhaseSpan, Pulse, Request, SampleKey, WeightManifest
 
 LINGER = 0.02
@@ -89,6 +90,7 @@ class GeneratorActor:
             dtype=config.model.dtype,
             device=process.device,
             seed=config.run.seed,
+            setting=settings_of(process.role),
         )
         self._mail: dict[str, asyncio.Queue[tuple[int, list[Completion] | str]]] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
