@@ -33,7 +33,7 @@ class Load:
     coming: float  # requests expected in the rest of the step
     tokens: float  # mean tokens a request at an engine has still to sample; a coming one samples `length`
     length: float  # mean tokens of a whole response of this role
-    longest: float  # tokens the longest request has still to sample
+    longest: float  # tokens the longest request, a coming one included, has still to sample
     prefix: float  # mean tokens read anew where a request moves: its prompt, and the response so far
     speed: Speed
 
@@ -128,7 +128,7 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     speed = load.speed
     count = max(load.requests + load.coming, 1e-9)
     mean = max((load.requests * load.tokens + load.coming * load.length) / count, 1.0)
-    longest = np.where((requests > 1) | (requests >= count), max(load.longest, mean), mean)
+    longest = _longest(max(load.longest, mean), mean, requests, count)
     engines = np.maximum(blocks, 1e-9) * speed.engines
     each = requests / engines
     running = np.minimum(each, speed.capacity)
@@ -169,6 +169,13 @@ def _moves(split: Array) -> Array:
 
 def _row(split: Split, loads: Loads) -> Array:
     return np.array([[split.get(role, 0) for role in loads]], dtype=np.float64)
+
+
+def _longest(longest: float, mean: float, some: Array, count: float) -> Array:
+    """Tokens of the longest of `some` out of `count` requests: where (1 - u)^(L / mean - 1) leaves one of them."""
+    power = -1 / max(longest / mean - 1, 1e-3)
+    part = (1 - np.maximum(some, 1) ** power) / max(1 - max(count, 1) ** power, 1e-9)
+    return np.where(some >= count, longest, np.maximum(mean, longest * part))
 
 
 @dataclass(frozen=True, kw_only=True)
