@@ -191,10 +191,10 @@ def save_without_what_is_carried(patch: pytest.MonkeyPatch) -> None:
 
 
 def save_without_what_was_given_back(patch: pytest.MonkeyPatch) -> None:
-    async def nothing(self: Desk[Any]) -> None:
+    async def nothing(self: Desk[Any], tag: str) -> None:
         pass
 
-    patch.setattr(Desk, "fold", nothing)
+    patch.setattr(Desk, "close_source", nothing)
 
 
 def leave_samples_out(patch: pytest.MonkeyPatch) -> None:

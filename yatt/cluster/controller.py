@@ -179,6 +179,8 @@ class ControllerActor:
         return await _first(self._controller.step(step))
 
     async def evaluate(self, step: int) -> EvaluationReport:
+        if isinstance(self._controller, Controller):
+            await _first(self._controller.settle())
         return await _first(self._evaluator.evaluate(step))
 
     async def save(self, folder: str) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Assembly:
             peers=peers,
             recorder=self._recorder,
             resident=engines.resident,
+            continuous=draws_ahead(parts.config),
         )
 
     def _router(self, role: Role, fleet: Fleet) -> Router:
@@ -116,6 +117,7 @@ class Assembly:
             fleet=self._fleets[POLICY],
             on_groups=on_groups,
             responses=config.train.batch_size * config.rollout.n,
+            ahead=config.train.steps if draws_ahead(config) else 0,
         )
 
     def evaluator(self, prompts: Sequence[Prompt], reading: Reading, on_evaluated: OnEvaluated) -> Evaluator:
@@ -138,6 +140,12 @@ def running(config: Config, role: Role) -> int:
     """Requests that an engine of this role runs at once."""
     judge = config.reward.models.get(role)
     return int((judge or config.rollout).engine_args.get("max_num_seqs", RUNNING))
+
+
+def draws_ahead(config: Config) -> bool:
+    """Whether the next step's responses are drawn while this one trains: on slots of their own, from a policy that may
+    be one version behind."""
+    return config.placement.mode == "disaggregated" and config.rollout.max_staleness > 0
 
 
 def train_slots(config: Config, slots: int) -> int:

@@ -134,6 +134,7 @@ class Rollouter:
         """The step's groups in prompt order, and the numbers of all that ended since the last step, dropped groups
         included. `version` is the policy's now."""
         tally = self._tally
+        self._discard_stale(version)
         tally.kept, self.carried = self.carried[:quota], self.carried[quota:]
         carried = len(tally.kept)
         try:

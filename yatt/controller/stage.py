@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +25,8 @@ class Stage:
     """The leader wakes and sleeps; what it announces, everyone's routers follow. Nobody waits for anybody: what is
     asked of a sleeping engine or rank waits there.
 
-    Engines sample in phase "rollout" only. With `resident`, engines and ranks do not take turns on their slots.
+    Engines sample in phase "rollout" only. With `resident`, engines and ranks do not take turns on their slots; where
+    they share none, a rollout may go on while the ranks train, and with `continuous` a phase "train" changes nothing.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Stage:
         peers: Peers,
         recorder: Recorder,
         resident: bool,
+        continuous: bool = False,
     ) -> None:
         self._routers = routers
         self._director = director
@@ -43,11 +46,13 @@ class Stage:
         self._peers = peers
         self._recorder = recorder
         self._resident = resident
+        self._continuous = continuous
         self._leads = peers.index == 0
         self._phase: Phase | None = None
-        # Engines come up asleep where several share a slot.
-        every = {(role, n) for role, router in routers.items() for n in range(len(router.fleet))}
-        self._awake = every if len(routers) == 1 else set()
+        self._awake = {(role, n) for role, router in routers.items() for n in range(len(router.fleet))}
+        self._unsure = (
+            self.judges
+        )  # engines come up asleep where several share a slot, or are left as a death found them
         self._sampling: set[Engine] = set()
         self._ranks_awake = True
         self._heard = 0
@@ -62,16 +67,28 @@ class Stage:
     async def enter(self, phase: Phase, responses: float = 0.0) -> None:
         """On the leader, returns once every slot is as `phase` wants it; on the others at once. The leader must not
         enter before all have done with the phase before. `responses` are expected in a rollout, over everyone."""
-        if phase == self._phase:
+        again = self._continuous and phase == self._phase == "rollout"
+        goes_on = self._continuous and phase == "train" and self._phase == "rollout"
+        if goes_on or (phase == self._phase and not again):
             return
         self._phase = phase
         if phase == "train":
             await self._stop_watching()
         if self._leads:
-            holders = await self._director.start(responses) if phase == "rollout" else self._director.holders
-            await self._place(holders)
-        if phase == "rollout" and self.judges:
+            async with self._changing:
+                holders = await self._director.start(responses) if phase == "rollout" else self._director.holders
+                await self._place(holders)
+        if phase == "rollout" and self.judges and not again:
             self._watching = [asyncio.create_task(self._guarded(work)) for work in self._duties()]
+
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[None]:
+        """The engines that sample do not, meanwhile, and nothing changes hands: for new weights to come in."""
+        async with self._changing:
+            sampling = self._sampling if self._leads else set()
+            await self._each(sampling, lambda _, g: g.pause())
+            yield
+            await self._each(sampling, lambda _, g: g.resume())
 
     def decisions(self) -> tuple[Decision, ...]:
         """What the leader has decided since the last call."""
@@ -143,9 +160,10 @@ class Stage:
             await self._each(awake, lambda _, g: g.pause())
         if ranks != self._ranks_awake:
             await (self._trainer.onload() if ranks else self._trainer.offload())
-        await self._each(awake - self._awake, lambda _, g: g.wake())
+        await self._each(awake if self._unsure else awake - self._awake, lambda _, g: g.wake())
         if rollout:
             await self._each(awake - self._sampling, lambda _, g: g.resume())
+        self._unsure = False
         self._awake, self._sampling, self._ranks_awake = awake, awake if rollout else set(), ranks
 
     async def _each(self, engines: Collection[Engine], call: object) -> None:

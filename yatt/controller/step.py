@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -19,6 +20,7 @@ from yatt.types import Decision, Group, Prompt, RolloutCounts, Sample, StepRepor
 T = TypeVar("T", Prompt, Sample)
 ToSamples = Callable[[Sequence[Group]], list[Sample]]
 OnGroups = Callable[[int, Sequence[Group]], None]
+Collected = tuple[list[Group], RolloutCounts]
 
 
 class Desk(Generic[T]):
@@ -48,16 +50,25 @@ class Desk(Generic[T]):
         return self.version
 
     async def close_step(
-        self, step: int, counts: RolloutCounts, update: UpdateReport | None
+        self, step: int, counts: RolloutCounts, update: UpdateReport | None, *, draws: bool = True
     ) -> tuple[RolloutCounts, UpdateReport]:
-        """Everyone's draws move the cursor; returns everyone's counts added up, and what the ranks said, which only
-        those heard who had something to send. Collective."""
+        """Everyone's counts added up, and what the ranks said, which only those heard who had something to send. With
+        `draws`, everyone's draws move the cursor. Collective."""
         mine = (self.source.drawn(), self.source.returned(), self.source.bad_rows, counts, update)
         everyones = await self.peers.all_gather(f"report/{step}", mine)
         drawn, returned, bad, counted, updates = zip(*everyones, strict=True)
-        self.source.end_step(drawn, [uid for uids in returned for uid in uids])
+        if draws:
+            self._close_source(drawn, returned)
         self.bad_rows = sum(bad)
         return add_counts(counted), next(update for update in updates if update is not None)
+
+    async def close_source(self, tag: str) -> None:
+        """Everyone's draws, and what they gave back, move the cursor. Collective."""
+        everyones = await self.peers.all_gather(f"drawn/{tag}", (self.source.drawn(), self.source.returned()))
+        self._close_source(*zip(*everyones, strict=True))
+
+    def _close_source(self, drawn: Sequence[int], returned: Sequence[Sequence[int]]) -> None:
+        self.source.end_step(drawn, [uid for uids in returned for uid in uids])
 
     def report(
         self,
@@ -86,11 +97,6 @@ class Desk(Generic[T]):
             decisions=decisions,
         )
 
-    async def fold(self) -> None:
-        """Take positions given back since the last step into the cursor. Collective."""
-        everyones = await self.peers.all_gather("returned", self.source.returned())
-        self.source.end_step([0] * self.peers.count, [uid for uids in everyones for uid in uids])
-
     def state(self) -> dict[str, Any]:
         return {"policy_version": self.version, "source": self.source.state()}
 
@@ -100,7 +106,8 @@ class Desk(Generic[T]):
 
 
 class Controller:
-    """One RLHF controller. All calls are collective: every controller makes them, in the same order."""
+    """One RLHF controller. All calls are collective: every controller makes them, in the same order. Where responses
+    are drawn ahead of training, `ahead` is the last step, whose successor need not be drawn; else 0."""
 
     def __init__(
         self,
@@ -113,6 +120,7 @@ class Controller:
         fleet: Fleet,
         on_groups: OnGroups,
         responses: int,
+        ahead: int = 0,
     ) -> None:
         self.desk = desk
         self.rollouter = rollouter
@@ -122,36 +130,66 @@ class Controller:
         self.fleet = fleet
         self.on_groups = on_groups
         self.responses = responses
+        self.ahead = ahead
+        self._next: asyncio.Task[Collected] | None = None
 
     async def step(self, step: int) -> StepReport:
         """One step of the loop. The report is the same on every controller, but for its spans."""
         phase = self.desk.recorder.phase
         async with phase("rollout"):
             await self.stage.enter("rollout", self.responses / self.rollouter.rate.value)
-            self.desk.source.begin_step()
-            groups, counts = await self.rollouter.collect(self.desk.quota, self.desk.version)
+            groups, counts = await self._collected(step)
         async with phase("balance"):
             shares = await self.desk.exchange.balance(step, self.to_samples(groups))
         async with phase("train"):
             await self.stage.enter("train")
             update = await self.desk.trainer.update(shares)
-        async with phase("sync"):
+        async with phase("sync"), self.stage.still():
             await self.publisher.publish(self.desk.next_version())
         async with phase("report"):
             self.on_groups(step, groups)
-            counts, update = await self.desk.close_step(step, counts, update)
+            counts, update = await self.desk.close_step(step, counts, update, draws=not self.ahead)
             self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
         return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions())
 
+    async def _collected(self, step: int) -> Collected:
+        """The groups of a step. Up to step `ahead`, those of the next are begun at once, to be drawn while this one
+        trains: they are cut where the version changes, and go on under the new one."""
+        groups, counts = await (self._next or self._collect(self.desk.version))
+        if self.ahead:
+            await self.desk.close_source(str(step))
+            self._next = self._collect(self.desk.version + 1) if step < self.ahead else None
+        return groups, counts
+
+    def _collect(self, version: int) -> asyncio.Task[Collected]:
+        """Begin to collect what the policy of `version` is going to train on."""
+        self.desk.source.begin_step()
+        return asyncio.create_task(self.rollouter.collect(self.desk.quota, version))
+
+    async def settle(self) -> None:
+        """Wait until nothing is being drawn."""
+        if self._next is not None:
+            await self._next
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+        await self.stage.close()
+
     async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:
         """What a resumed run needs of the controllers: numbers in global terms, the same on all of them, and the groups
-        that this one carries over. The ranks are awake afterwards, so that they can save what they hold. Collective."""
+        that this one carries over, those collected ahead among them. The ranks are awake afterwards, so that they can
+        save what they hold. Collective."""
+        await self.settle()
         if self.stage.judges and any(await self.desk.peers.all_gather("resting", self.rollouter.busy)):
             await self.stage.enter("rollout")
         await self.rollouter.rest(self.desk.version)
-        await self.desk.fold()
+        await self.desk.close_source("state")
         await self.stage.enter("train")
-        carried = [carried_group(group) for group in self.rollouter.carried]
+        ahead = self._next.result()[0] if self._next else []
+        carried = [carried_group(group) for group in (*ahead, *self.rollouter.carried)]
         return self.desk.state() | {"acceptance": self.rollouter.rate.state()}, carried
 
     async def restore(self, state: dict[str, Any], carried: Sequence[CarriedGroup] = ()) -> None:

@@ -29,7 +29,7 @@ from yatt.simulation.loop import VirtualClock
 from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
-from yatt.types import EvaluationReport, Group, Prompt, SampleKey, Score, Share, StepReport
+from yatt.types import EvaluationReport, Group, PhaseSpan, Prompt, SampleKey, Score, Share, StepReport
 
 R = TypeVar("R")
 Event = tuple[Any, ...]
@@ -117,6 +117,7 @@ class World:
         self.ranks = Ranks(
             costs.trainer,
             [self.network.of_device(device) for device in range(first, devices, self.rank_devices)],
+            slots=tuple(range(first, devices)),
             stages=config.train.pp,
             log=self.log,
             on_trained=self.witness.trained,
@@ -129,6 +130,14 @@ class World:
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._deaths: dict[int, ProcessDied] = {}
         self._saved: tuple[int, dict[str, Any], list[CarriedGroup]] = (0, self.controllers[0].desk.state(), [])
+
+    def take_spans(self) -> tuple[PhaseSpan, ...]:
+        """What engines and ranks did since the last call."""
+        actors = [self.ranks, *self.gone, *(engine for engines in self.engines.values() for engine in engines)]
+        spans = tuple(span for actor in actors for span in actor.spans)
+        for actor in actors:
+            actor.spans.clear()
+        return spans
 
     def log(self, actor: str, what: str, *details: Any) -> None:
         if self.events is not None:
@@ -163,7 +172,7 @@ class World:
         step, state, carried = self._saved
         while True:
             self.log("driver", "recovers", step, str(error))
-            await asyncio.gather(*(controller.stage.close() for controller in self.controllers))
+            await asyncio.gather(*(controller.close() for controller in self.controllers))
             self._start_anew()
             self.witness.rewound(step)
             try:
@@ -222,6 +231,7 @@ class World:
             node=self.network.of_device(site.slots[0]).name,
             length=self.lengths[site.role],
             log=self.log,
+            role=site.role,
             asleep=len(self.layout.sizes) > 1,
         )
 
@@ -274,7 +284,7 @@ class World:
             layout=self.layout,
             mode=self.mode,
             generators={role: [RemoteGenerator(e, site) for e in engines] for role, engines in self.engines.items()},
-            resident=not config.rollout.sleep,
+            resident=not config.rollout.sleep or config.placement.mode == "disaggregated",
         )
         assembly = Assembly(parts, engines)
         self.scorers.append(self._scorer(assembly.routers))
