@@ -41,7 +41,7 @@ def test_a_hanging_library_is_killed_with_its_children() -> None:
     code = "import subprocess, time\nsubprocess.Popen(['sleep', '600'])\ntime.sleep(600)"
     found = probe(code, limit=2.0)
     assert found.status == "problem" and found.detail == "no answer within 2 s"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while psutil.Process().children(recursive=True) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [p for p in psutil.Process().children(recursive=True) if p.name() == "sleep"]

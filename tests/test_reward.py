@@ -26,7 +26,7 @@ async def later(response, answer, **rest):
 def scaled(response, factor=1.0): return len(response) * factor
 def by_text(response, metadata):
     if response == "hang": time.sleep(600)
-    if response == "child": subprocess.Popen(["sleep", "600"]); time.sleep(600)
+    if response == "child": subprocess.Popen(["sleep", "613"]); time.sleep(600)
     if response == "exit": os._exit(3)
     if response == "quit": sys.exit(4)
     if response == "raise": raise KeyError("no such thing")
@@ -126,30 +126,29 @@ async def test_what_is_no_reward_is_a_failure(rewards):
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_hanging_and_dying_items_leave_the_others_alone(rewards, workers):
     texts = ["a", "hang", "b", "exit", "print", "close", "cwd", "child", "c"] + ["d"] * 20
-    began = time.monotonic()
-    scores = await judge(texts, f"{rewards}:by_text", timeout=1.5, workers=workers)
+    scores = await judge(texts, f"{rewards}:by_text", timeout=2.5, workers=workers)  # within a minute, not 600 s each
     found = dict(zip(texts, scores, strict=True))
     assert found["hang"].status == found["child"].status == "timed_out"
-    assert "1.5 s" in found["hang"].detail and found["hang"].value is None
+    assert "2.5 s" in found["hang"].detail and found["hang"].value is None
     assert found["exit"].status == "failed" and "exit status 3" in found["exit"].detail
     assert [s.status for t, s in found.items() if t not in ("hang", "child", "exit")] == ["ok"] * 7
-    assert time.monotonic() - began < 30  # and not 600: the hanging ones were cut off
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "600"]]
+    children = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "613"]]
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 async def test_the_limit_is_for_each_item(tmp_path):
-    (tmp_path / "slow.py").write_text("import time\ndef f(response): time.sleep(0.15); return 1\n")
-    # 12 items take 1.8 s on one worker: more than the limit, which each keeps.
-    scores = await judge(["x"] * 12, f"{tmp_path}/slow.py:f", timeout=1.0)
+    (tmp_path / "slow.py").write_text("import time\ndef f(response): time.sleep(0.25); return 1\n")
+    # 12 items take 3 s on one worker: more than the limit, which each keeps, also where it stalls for a second.
+    scores = await judge(["x"] * 12, f"{tmp_path}/slow.py:f", timeout=2.5)
     assert [s.status for s in scores] == ["ok"] * 12
 
 
 async def test_a_busy_parent_does_not_time_items_out(rewards):
-    scorer = FunctionScorer(RewardConfig(function=f"{rewards}:length", timeout=1.0))
+    scorer = FunctionScorer(RewardConfig(function=f"{rewards}:length", timeout=2.0))
     await scorer.start()
     scoring = asyncio.create_task(scorer.score([trajectory("ab")] * 8))
     await asyncio.sleep(0.001)
-    time.sleep(1.5)  # the loop is kept from reading replies past the limit
+    time.sleep(2.5)  # the loop is kept from reading replies past the limit
     assert [s.status for s in await scoring] == ["ok"] * 8
     await scorer.close()
 
@@ -211,7 +210,7 @@ def test_no_orphan_when_the_parent_is_killed(rewards):
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) as parent:
         worker = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
-    psutil.wait_procs([worker], timeout=10)
+    psutil.wait_procs([worker], timeout=60)
     assert not worker.is_running()
 
 

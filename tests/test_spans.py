@@ -12,6 +12,7 @@ from tests.generator_contract import requests
 from tests.test_remote import CONFIG, Adder, Handle, share
 from yatt.cluster import generator as generator_module
 from yatt.cluster import rank as rank_module
+from yatt.cluster.backends import Backends
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.generator import GeneratorActor, Sampling
 from yatt.cluster.process import SlotProcess
@@ -19,6 +20,7 @@ from yatt.cluster.rank import RankActor
 from yatt.cluster.wire import pack_requests, pack_share
 from yatt.controller.recorder import MOST, Recorder
 from yatt.controller.step import add_counts
+from yatt.errors import BackendError
 from yatt.histogram import histogram, quantile
 from yatt.types import PhaseSpan, RolloutCounts
 
@@ -71,12 +73,13 @@ def actors(monkeypatch):
     process = {"device": "cpu", "directory": "", "log": ""}
     engine = SlotProcess(name="generator 0", role="policy", slots=(2, 3), **process)
     rank = SlotProcess(name="rank 0", role="trainer", slots=(2,), **process)
-    return GeneratorActor(engine, CONFIG, "m", "b"), RankActor(rank, CONFIG, "b", rank=0, world_size=1)
+    generator = GeneratorActor(engine, CONFIG, "m", Backends(generator="b"))
+    return generator, RankActor(rank, CONFIG, "b", rank=0, world_size=1)
 
 
 async def test_an_engine_and_a_rank_tell_what_they_did_once(actors):
     engine, rank = actors
-    await engine.start()
+    await engine.start(asleep=False)
     await engine.call("wake")
     await engine.call("resume")
     await engine.submit("c", pack_requests([(0, requests(3))])[0])
@@ -100,9 +103,14 @@ async def test_an_engine_and_a_rank_tell_what_they_did_once(actors):
 
 
 async def test_an_engine_that_fails_has_a_span_all_the_same(actors, monkeypatch):
+    async def refuse(asked):
+        raise BackendError("no")
+        yield
+
     engine, _ = actors
-    await engine.start()
-    engine._sampling.pause(False)  # the engine itself is still paused, and refuses
+    await engine.start(asleep=False)
+    await engine.call("resume")
+    monkeypatch.setattr(engine._generator, "generate", refuse)
     await engine.submit("c", pack_requests([(0, requests(3))])[0])
     while engine._tasks:
         await asyncio.sleep(0)
@@ -123,9 +131,9 @@ class Mute:
 
 
 async def test_the_crew_asks_everyone_and_waits_for_nobody_for_long(actors, monkeypatch, tmp_path):
-    monkeypatch.setattr("yatt.cluster.crew.PATIENCE", 0.1)
+    monkeypatch.setattr("yatt.cluster.crew.PATIENCE", 2.0)
     crew = ClusterCrew(CONFIG, tmp_path, lambda name, state: None)
-    await actors[0].start()
+    await actors[0].start(asleep=False)
     crew._on_slots = {
         name: Handle(actor)
         for name, actor in {"g": actors[0], "gone": Mute(RuntimeError("gone")), "stuck": Mute(None)}.items()
