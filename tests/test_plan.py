@@ -37,6 +37,7 @@ TINY = ModelFacts(
     embedding_rows=10,
     head_dim=2,
     tied=False,
+    architecture="Qwen2ForCausalLM",
 )
 
 
@@ -280,7 +281,7 @@ def test_the_quickstart_is_predicted(calibrated):
 
 # --- the command ---------------------------------------------------------------------------------------------------
 
-SMALL = ("--steps", 2, "train.batch_size=32")
+SMALL = ("--steps", 1, "train.batch_size=16", "rollout.n=2")
 
 
 def test_the_same_output_twice(yatt):
@@ -288,22 +289,45 @@ def test_the_same_output_twice(yatt):
     assert status == 0 and yatt("plan", PAPER, *SMALL, "--devices", 16, "--seed", 3, "--json")[1] == once
     assert yatt("plan", PAPER, *SMALL, "--devices", 16, "--seed", 4, "--json")[1] != once
     told = json.loads(once)
-    assert (told["devices"], told["controllers"], told["seed"], told["steps"]) == (16, 8, 3, 2)
+    assert (told["devices"], told["controllers"], told["seed"], told["steps"]) == (16, 8, 3, 1)
     assert told["costs"] == "estimate for H20" and told["calibrated"] is False
+    assert list(told["modes"]) == ["colocated", "dynamic", "weighted", "partial", "disaggregated"]
+    for name, mode in told["modes"].items():
+        assert mode["rollout_s"] == mode["phases"]["rollout"] and 0 < mode["idle"] < 1, name
+        assert sum(mode["split"].values()) == (8 if name == "disaggregated" else 16), name
     mode = told["modes"]["colocated"]
-    assert mode["rollout_s"] == mode["phases"]["rollout"] and 0 < mode["idle"] < 1
-    assert sum(mode["phases"].values()) == pytest.approx(mode["step_s"], rel=0.05)
-    assert mode["controller_bytes"] > 4 * 1048576  # each of 8 controllers owns 4 prompts or more, an image each
+    assert mode["split"] == {"policy": 16, "judge": 0} and mode["moves"] >= 1
+    seconds = [seconds for name, seconds in mode["phases"].items() if name != "move"]  # that is within the rollout
+    assert sum(seconds) == pytest.approx(mode["step_s"], rel=0.05)
+    assert mode["controller_bytes"] > 2 * 1048576  # each of 8 controllers owns 2 prompts or more, an image each
+    # By parameters: 7.6 to 14.8 thousand millions of 8 blocks of two slots, 2.7 blocks to 5.3.
+    assert told["modes"]["weighted"]["split"] == {"policy": 6, "judge": 10}
+    steps = {name: mode["step_s"] for name, mode in told["modes"].items()}
+    assert steps[told["choice"]] <= 1.01 * min(steps.values())
+    # An engine takes 60 % of 96 GB, the rank a quarter of the weights while it sleeps: 7.6e9 x 2 / 4 bytes.
+    memory = told["memory"]
+    assert memory["slot"] == 96e9 and memory["judge"] == {"awake": pytest.approx(57.6e9), "asleep": 0.0}
+    assert memory["trainer"]["asleep"] == pytest.approx(3.8e9, rel=0.01)
 
 
-def test_a_table_of_several_counts(yatt):
-    status, out, _ = yatt("plan", PAPER, *SMALL, "--devices", "16,32", "--controllers", 2)
+def test_without_judges_nothing_is_divided(yatt, tmp_path):
+    page = tmp_path / "plan.html"
+    words = ("reward.models.judge.path=null", "--devices", "16,32", "--controllers", 2, "--html", page)
+    status, out, _ = yatt("plan", PAPER, *SMALL, *words)
     assert status == 0 and "estimate for H20" in out and "An estimate says what hardware could do" in out
-    rows = {row.split()[1]: row for row in out.splitlines() if len(row.split()) > 1}
-    steps = [float(word) for word in rows["step"].replace("s", " ").split() if word.replace(".", "").isdigit()]
-    assert len(steps) == 2 and steps[1] < steps[0]
-    plans = json.loads(yatt("plan", PAPER, *SMALL, "--devices", "16,32", "--json")[1])["plans"]
+    left_out = "weighted on 16, partial on 16, dynamic on 32, weighted on 32, partial on 32: reward.models has no judge"
+    assert left_out in " ".join(out.split())
+    rows = [row.replace("│", " ").split() for row in out.splitlines() if "colocated" in row and "│" in row]
+    steps = {row[0]: float(row[2]) for row in rows}
+    assert list(steps) == ["16", "32"] and steps["32"] < steps["16"]
+    assert f"choose colocated on 32 devices: {steps['32']:.2f} s a step" in out
+    html = page.read_text()
+    assert "colocated on 16 devices" in html and "Seconds of a step" in html and "slot 15" in html
+    plans = json.loads(yatt("plan", PAPER, *SMALL, "reward.models.judge.path=null", "--devices", "16,32", "--json")[1])[
+        "plans"
+    ]
     assert [plan["devices"] for plan in plans] == [16, 32]
+    assert set(plans[0]["left_out"]) == {"dynamic", "weighted", "partial"}
 
 
 def test_calibrate_then_plan(yatt, tmp_path):
@@ -328,15 +352,18 @@ def test_calibrate_then_plan(yatt, tmp_path):
         (["--devices", "62"], "--devices=62 is not a multiple of train.tp=4 x train.pp=1; use 60 or 64"),
         (["--steps", "0"], "--steps=0 must be a whole number of at least 1"),
         (["--controllers", "0"], "--controllers=0 must be a whole number of at least 1"),
-        (["--controllers", "999"], "train.batch_size=256 is under cluster.controllers=999"),
-        (["train.tp=3", "--devices", "63"], "train.tp=3 does not divide 28 attention heads"),
+        (["--controllers", "999"], "train.batch_size=128 is under cluster.controllers=999"),
+        (
+            ["train.tp=3", "--devices", "63", "reward.models.judge.path=null"],
+            "train.tp=3 does not divide 28 attention heads",
+        ),
         (["plan.device=H-100"], "plan.device=H-100 is unknown; use H100"),
         (["plan.devise=H100"], "unknown setting plan.devise; did you mean plan.device"),
         (["plan.response_p99=9"], "plan.response_p99=9.0 is under plan.response_median=512.0; use at least 512.0"),
         (["plan.response_median=null"], "plan.response_p99=2048.0 needs plan.response_median; set both"),
         (["plan.prompt_tokens=4000"], "plan.prompt_tokens=4000 and rollout.max_tokens=2048 are together over"),
         (
-            ["rollout.engine_args.tensor_parallel_size=5"],
+            ["rollout.engine_args.tensor_parallel_size=5", "reward.models.judge.path=null"],
             "--devices=64 is not a multiple of rollout.engine_args.tensor",
         ),
         (["rollout.engine_args.max_num_seqs=many"], "rollout.engine_args.max_num_seqs='many' must be a number above 0"),

@@ -99,6 +99,7 @@ def plan(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; RUN/calibration.json when unset.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also draw what ran where, to this file.")] = None,
 ) -> None:
     """Simulate a config on any number of devices; --calibrate RUN measures the costs first."""
     if (config is None) == (calibrate is None):
@@ -109,7 +110,7 @@ def plan(
         raise typer.Exit(_command("plan", "calibrate_run")(calibrate, out))
     settings = load_config(str(config), overrides or [])
     numbers = {"devices": devices, "controllers": controllers, "steps": steps, "seed": seed}
-    raise typer.Exit(_command("plan", "plan")(settings, **numbers, as_json=json))
+    raise typer.Exit(_command("plan", "plan")(settings, **numbers, as_json=json, html=html))
 
 
 @app.callback(invoke_without_command=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,25 +15,44 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from yatt.config.facts import ModelFacts
+from yatt.config.judges import judge_facts
 from yatt.config.load import load_config
+from yatt.config.placement import train_slots
 from yatt.config.rules import check_plan
-from yatt.config.schema import Config
+from yatt.config.schema import Config, PlacementConfig
+from yatt.controller.assembly import layout_of
 from yatt.errors import ConfigError
+from yatt.faces.plan_page import page
 from yatt.faces.rundir import RunDirectory
+from yatt.placement.cost import mistakes, needs
+from yatt.placement.plan import POLICY, Role
+from yatt.placement.policy import apportion
 from yatt.simulation.calibrate import UNSEEN, Fit, calibrate, from_file, to_file
-from yatt.simulation.costs import Costs, Lengths, Workload, from_shape
+from yatt.simulation.costs import Costs, Lengths, Workload, device, from_shape
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.simulation.world import Witness
 from yatt.types import StepReport
 
+MODES = ("colocated", "dynamic", "weighted", "partial", "disaggregated")
+DIVIDED = ("dynamic", "weighted", "partial")
+"""Modes that divide slots between the policy and judges. `partial` comes after `dynamic`, whose split it takes."""
+SIMPLE = ("colocated", "partial", "weighted", "dynamic", "disaggregated")
+"""The simplest first."""
 NODE = 8
 """Devices per controller where neither the command nor the config says how many controllers there are."""
 
 
 def plan(
-    config: Config, *, devices: str | None, controllers: int | None, steps: int, seed: int | None, as_json: bool
+    config: Config,
+    *,
+    devices: str | None,
+    controllers: int | None,
+    steps: int,
+    seed: int | None,
+    as_json: bool,
+    html: Path | None = None,
 ) -> int:
-    """Simulate `steps` steps on each number of devices and print what they take; returns the exit status.
+    """Simulate `steps` steps in each mode on each number of devices and print what they take; returns the exit status.
 
     Raises ConfigError before anything is simulated.
     """
@@ -45,35 +65,99 @@ def plan(
     for count in counts:
         facts = check_plan(_at(config, held[count]), [count])
     costs = costs_for(config, facts)
-    modes = {}
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    left_out = {count: _left_out(_at(config, held[count]), facts, count) for count in counts}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    plans, reports = [], {}
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
         for count in counts:
-            task = progress.add_task(f"{count} devices", total=steps)
-            report = simulate(
-                _at(config, held[count]),
-                costs,
-                devices=count,
-                controllers=held[count],
-                steps=steps,
-                seed=seed,
-                witness=Ticker(partial(progress.advance, task)),
-            )
-            modes[count] = summary(report)
-    plans = [{"devices": count, "controllers": held[count], "modes": {"colocated": modes[count]}} for count in counts]
+            found: dict[str, SimulationReport] = {}
+            for mode in [mode for mode in MODES if mode not in left_out[count]]:
+                task = progress.add_task(f"{count} devices, {mode}", total=steps)
+                case = _placed(_at(config, held[count]), mode, count, found)
+                witness = Ticker(partial(progress.advance, task))
+                numbers = {"devices": count, "controllers": held[count], "steps": steps, "seed": seed}
+                found[mode] = simulate(case, costs, witness=witness, **numbers)
+            plans.append(_plan(count, held[count], found, left_out[count]))
+            reports[count] = found
     head = {"costs": costs.source, "calibrated": config.plan.calibration is not None, "steps": steps, "seed": seed}
-    head["workload"] = asdict(costs.workload)
+    head |= {"workload": asdict(costs.workload), "memory": _memory(config, facts, counts[0])}
+    if html is not None:
+        html.write_text(page(f"Plan of {config.run.name}", plans, reports), encoding="utf-8")
     if as_json:
         print(json.dumps({**head, **(plans[0] if len(plans) == 1 else {"plans": plans})}, indent=1))
     else:
         _show(head, plans)
     return 0
+
+
+def _plan(
+    devices: int, controllers: int, found: Mapping[str, SimulationReport], left_out: Mapping[str, str]
+) -> dict[str, Any]:
+    """What one number of devices comes to. Chosen is the shortest step, of several within a percent the simplest."""
+    modes = {mode: summary(report) for mode, report in found.items()}
+    best = min(mode["step_s"] for mode in modes.values())
+    choice = next(mode for mode in SIMPLE if mode in modes and modes[mode]["step_s"] <= 1.01 * best)
+    head = {"devices": devices, "controllers": controllers, "choice": choice}
+    return {**head, "modes": modes, "left_out": dict(left_out)}
+
+
+def _left_out(config: Config, facts: ModelFacts, devices: int) -> dict[str, str]:
+    """The modes that are not simulated, each with the reason. Raises ConfigError where none is left."""
+    models = {POLICY: facts, **_judges(config)}
+    why: dict[str, str] = {}
+    for mode in MODES:
+        if mode in DIVIDED and len(models) == 1:
+            why[mode] = "reward.models has no judge with a path: there is nothing to divide the slots between"
+            continue
+        case = _placed(config, mode, devices, {})
+        try:
+            check_plan(case, [devices])
+        except ConfigError as error:
+            why[mode] = str(error)
+            continue
+        if config.plan.calibration is None:
+            room = {"train_slots": train_slots(case, devices), "capacity": device(config.plan.device).memory}
+            if lines := list(mistakes(case, models, kind="cuda", **room)):
+                why[mode] = "\n".join(lines)
+    if len(why) == len(MODES):
+        raise ConfigError("\n".join(dict.fromkeys(why.values())))
+    return why
+
+
+def _placed(config: Config, mode: str, devices: int, found: Mapping[str, SimulationReport]) -> Config:
+    """The config in another mode. A fixed split that is not given is the one that `dynamic` came to begin with."""
+    placement = config.placement
+    if placement.mode != mode:
+        placement = PlacementConfig.model_validate({"mode": mode})
+        if mode == "partial":
+            layout = layout_of(config.model_copy(update={"placement": placement}), devices)
+            shares = _begun(found["dynamic"]) if "dynamic" in found else dict.fromkeys(layout.sizes, 1)
+            size = len(layout.blocks[0])
+            split = {role: size * count for role, count in apportion(len(layout.blocks), shares).items()}
+            placement = placement.model_copy(update={"split": split})
+    return config.model_copy(update={"placement": placement})
+
+
+def _begun(report: SimulationReport) -> Mapping[Role, int]:
+    """The slots of each role at the beginning of the last rollout."""
+    decisions = report.steps[-1].decisions
+    return decisions[0].slots if decisions else {}
+
+
+def _judges(config: Config) -> dict[Role, ModelFacts]:
+    """The models of the judges that the run serves."""
+    served = {name: judge for name, judge in config.reward.models.items() if judge.path is not None}
+    return {name: judge_facts(name, judge, weights=False) for name, judge in served.items()}
+
+
+def _memory(config: Config, facts: ModelFacts, devices: int) -> dict[str, Any] | None:
+    """Bytes of each role on a slot, awake and asleep, by the estimate for `plan.device`."""
+    if config.plan.calibration is not None:
+        return None
+    chip, slots = device(config.plan.device), train_slots(config, devices)
+    models = {POLICY: facts, **_judges(config)}
+    table = needs(config, models, train_slots=slots, kind="cuda", capacity=chip.memory)
+    return {"slot": chip.memory, **{role: need._asdict() for role, need in table.items()}}
 
 
 class Ticker(Witness):
@@ -87,7 +171,8 @@ class Ticker(Witness):
 
 
 def summary(report: SimulationReport) -> dict[str, Any]:
-    """Means over the steps: seconds, response tokens per second, idle device time, bytes one controller sends."""
+    """Means over the steps: seconds, response tokens per second, idle device time, bytes one controller sends, changes
+    of the split within a rollout; and the split that the last rollout began with, in slots."""
     steps = report.steps
     seconds = sum(step.seconds for step in steps)
     phases = {name: sum(step.phases[name] for step in steps) / len(steps) for name in steps[0].phases}
@@ -96,6 +181,8 @@ def summary(report: SimulationReport) -> dict[str, Any]:
         "rollout_s": phases["rollout"],
         "phases": phases,
         "tokens_per_s": sum(step.counts.response_tokens for step in steps) / seconds,
+        "split": dict(_begun(report)),
+        "moves": sum(max(0, len(step.decisions) - 1) for step in steps) / len(steps),
         "idle": sum(step.idle * step.seconds for step in steps) / seconds,
         "controller_bytes": sum(max(step.sent) for step in steps) / len(steps),
         "groups_dropped": sum(step.counts.groups_dropped for step in steps) / len(steps),
@@ -120,7 +207,7 @@ def costs_for(config: Config, facts: ModelFacts) -> Costs:
         p99 = settings.response_p99 or 4 * settings.response_median
         given["responses"] = (Lengths(median=settings.response_median, p99=p99),)
     workload = replace(base.workload if base else assumed, **given)
-    return replace(base, workload=workload) if base else from_shape(facts, config, workload)
+    return replace(base, workload=workload) if base else from_shape(facts, config, workload, _judges(config))
 
 
 def calibrate_run(run: Path, out: Path | None) -> int:
@@ -153,20 +240,39 @@ def _at(config: Config, controllers: int) -> Config:
 
 
 def _show(head: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
-    """The plans as a table, a column per number of devices."""
-    modes = [row["modes"]["colocated"] for row in plans]
-    table = Table("devices", *(str(row["devices"]) for row in plans))
-    table.add_row("controllers", *(str(row["controllers"]) for row in plans))
-    table.add_row("step", *(f"{mode['step_s']:.2f} s" for mode in modes))
-    for name in modes[0]["phases"]:
-        shares = [(mode["phases"][name], mode["phases"][name] / mode["step_s"]) for mode in modes]
-        table.add_row(f"  {name}", *(f"{seconds:.2f} s, {share:.0%}" for seconds, share in shares))
-    table.add_row("response tokens/s", *(f"{mode['tokens_per_s']:,.0f}" for mode in modes))
-    table.add_row("devices idle", *(f"{mode['idle']:.0%}" for mode in modes))
-    table.add_row("sent by a controller", *(f"{mode['controller_bytes'] / 1e6:.1f} MB/step" for mode in modes))
-    console = Console(highlight=False)
+    """The plans as a table, a row per number of devices and mode, and what they come to."""
+    columns = ("devices", "mode", "step", "rollout", "train", "idle", "tokens/s", "sent by a controller", "split")
+    table, chosen = Table(*columns), []
+    for row in plans:
+        for name, mode in row["modes"].items():
+            split = ", ".join(f"{role} {slots}" for role, slots in mode["split"].items())
+            moves = f", {mode['moves']:.1f} moves" if mode["moves"] else ""
+            best = name == row["choice"]
+            table.add_row(
+                str(row["devices"]),
+                name,
+                *(f"{seconds:.2f} s" for seconds in (mode["step_s"], mode["rollout_s"], mode["phases"]["train"])),
+                f"{mode['idle']:.0%}",
+                f"{mode['tokens_per_s']:,.0f}",
+                f"{mode['controller_bytes'] / 1e6:.1f} MB",
+                split + moves,
+                style="bold" if best else None,
+                end_section=name == list(row["modes"])[-1],
+            )
+        chosen.append((row["devices"], row["choice"], row["modes"][row["choice"]]))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    console.print(f"colocated, mean of {head['steps']} simulated steps, seed {head['seed']}; costs: {head['costs']}")
+    for devices, choice, mode in chosen:
+        gain = chosen[0][2]["step_s"] / mode["step_s"]
+        than = f", {gain:.2f} times as fast as on {chosen[0][0]}" if devices != chosen[0][0] else ""
+        console.print(f"choose {choice} on {devices} devices: {mode['step_s']:.2f} s a step{than}")
+    for why, where in _reasons(plans).items():
+        console.print(f"left out {', '.join(where)}: {why}")
+    if head["memory"]:
+        roles = {role: need for role, need in head["memory"].items() if role != "slot"}
+        parts = [f"{role} {n['awake'] / 1e9:.1f} ({n['asleep'] / 1e9:.1f} asleep)" for role, n in roles.items()]
+        console.print(f"GB of a slot's {head['memory']['slot'] / 1e9:.0f}: {', '.join(parts)}")
+    console.print(f"means of {head['steps']} simulated steps, seed {head['seed']}; costs: {head['costs']}")
     work, last = head["workload"], head["workload"]["responses"][-1]
     console.print(
         f"prompts of {work['prompt_tokens']} tokens and {work['image_bytes']} bytes of images, responses of "
@@ -174,6 +280,16 @@ def _show(head: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
     )
     if not head["calibrated"]:
         console.print("An estimate says what hardware could do; `yatt plan --calibrate RUN` measures what yours does.")
+
+
+def _reasons(plans: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Why modes were left out, and which."""
+    reasons: dict[str, list[str]] = {}
+    for row in plans:
+        for mode, why in row["left_out"].items():
+            at = f"{mode} on {row['devices']}" if len(plans) > 1 else mode
+            reasons.setdefault(why, []).append(at)
+    return reasons
 
 
 def _show_fits(fits: Sequence[Fit]) -> None:

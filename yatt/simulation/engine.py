@@ -8,12 +8,14 @@ import math
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from yatt.errors import BackendError, ProcessDied
+from yatt.placement.plan import POLICY, Role
 from yatt.simulation.costs import EngineCosts
-from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, WeightManifest
+from yatt.types import Completion, Finish, PhaseSpan, Pulse, Request, SampleKey, Span, WeightManifest
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
@@ -79,9 +81,13 @@ class SimulatedGenerator:
         node: str,
         length: Callable[[SampleKey], int],
         log: Log,
+        role: Role = POLICY,
         asleep: bool = False,
     ) -> None:
         self.name, self.slots, self.node = name, slots, node
+        self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
+        self.spans: list[PhaseSpan] = []
+        self._spell: float | None = None  # since when it samples without a break
         self._costs, self._length, self._log = costs, length, log
         self._drawings: dict[SampleKey, Drawing] = {}
         self._waiting: deque[Drawing] = deque()
@@ -150,7 +156,7 @@ class SimulatedGenerator:
         self._check()
         if self._going or self._batch:
             raise BackendError(f"{self.name}: weights can only be loaded into a paused generator; pause it first")
-        await self._spend(self._costs.load)
+        await self._spend("load", self._costs.load)
         for drawing in self._running:
             drawing.settle(self._step, self._served)
         self._served, self._cold = manifest.version, True
@@ -163,13 +169,13 @@ class SimulatedGenerator:
         if self._asleep:
             return 0
         self._asleep = self._cold = True
-        await self._spend(self._costs.sleep)
+        await self._spend("sleep", self._costs.sleep)
         return self._costs.kv_tokens
 
     async def wake(self) -> None:
         self._check()
         if self._asleep:
-            await self._spend(self._costs.wake)
+            await self._spend("wake", self._costs.wake)
             self._asleep = False
 
     async def version(self) -> int:
@@ -232,10 +238,12 @@ class SimulatedGenerator:
         if self._closed:
             raise BackendError(f"{self.name} is closed")
 
-    async def _spend(self, seconds: float) -> None:
+    async def _spend(self, name: str, seconds: float) -> None:
         if seconds:
+            start = self._now()
             await asyncio.sleep(seconds)
             self._check()
+            self.spans.append(self._span(name=name, start=start, stop=self._now()))
 
     def _time(self, steps: int) -> float:
         """Seconds of `steps` steps of the batch under way. Step i reads the KV tokens of i earlier ones as well:
@@ -303,6 +311,11 @@ class SimulatedGenerator:
                 self._answer(drawing)
         if self._going:
             self._go_on(now)
+        if self._batch and self._spell is None:
+            self._spell = now
+        elif not self._batch and self._spell is not None:
+            self.spans.append(self._span(name="sample", start=self._spell, stop=now))
+            self._spell = None
 
     def _go_on(self, now: float) -> None:
         """Put back what does not fit, take in what waits, and sleep to the next end or until the KV cache is full."""

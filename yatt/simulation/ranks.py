@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from yatt.errors import ProcessDied
+from yatt.placement.plan import TRAINER
 from yatt.protocols import EVERY_NODE
 from yatt.simulation.costs import TrainerCosts
 from yatt.simulation.engine import Log
 from yatt.simulation.network import Node, Site, until
-from yatt.types import Share, UpdateReport, WeightManifest
+from yatt.types import PhaseSpan, Share, UpdateReport, WeightManifest
 
 OnTrained = Callable[[int, Share], None]
 """(step, share): called for each share of a step whose updates have all been made."""
@@ -24,8 +26,17 @@ class Ranks:
     update: its first micro-batch passes all stages, each as long as the costliest one takes."""
 
     def __init__(
-        self, costs: TrainerCosts, nodes: Sequence[Node], *, stages: int, log: Log, on_trained: OnTrained
+        self,
+        costs: TrainerCosts,
+        nodes: Sequence[Node],
+        *,
+        slots: tuple[int, ...],
+        stages: int,
+        log: Log,
+        on_trained: OnTrained,
     ) -> None:
+        self._span = partial(PhaseSpan, actor="ranks", role=TRAINER, slots=slots)
+        self.spans: list[PhaseSpan] = []
         self._costs, self.nodes, self._stages, self._log, self._on_trained = costs, nodes, stages, log, on_trained
         self._shares: dict[int, dict[tuple[int, int], Share]] = {}
         self._done: dict[int, asyncio.Future[UpdateReport]] = {}
@@ -78,6 +89,7 @@ class Ranks:
             return
         for key in sorted(shares):
             self._on_trained(step, shares[key])
+        self._note("update", seconds)
         trained = sum(d.tokens for d in next(iter(shares.values())).denominators)
         self._log("ranks", "trained", step, trained)
         done.set_result(
@@ -88,20 +100,25 @@ class Ranks:
 
     async def offload(self) -> None:
         self._awake = False
-        await self.spend(self._costs.offload)
+        await self.spend("offload", self._costs.offload)
 
     async def onload(self) -> None:
         """Updates that waited for it begin."""
-        await self.spend(self._costs.onload)
+        await self.spend("onload", self._costs.onload)
         self._awake = True
         for step, held in self._shares.items():
             if self._complete(held):
                 self._begin(step)
 
-    async def spend(self, seconds: float) -> None:
+    async def spend(self, name: str, seconds: float) -> None:
         self.check()
         await asyncio.sleep(seconds)
         self.check()
+        self._note(name, seconds)
+
+    def _note(self, name: str, seconds: float) -> None:
+        now = asyncio.get_running_loop().time()
+        self.spans.append(self._span(name=name, start=now - seconds, stop=now))
 
     def check(self) -> None:
         if self._dead is not None:
@@ -142,7 +159,7 @@ class SimulatedTrainer:
         return await self._ranks.train(shares) if shares else None
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
-        await self._ranks.spend(self._costs.export)
+        await self._ranks.spend("export", self._costs.export)
         return {EVERY_NODE: WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     async def offload(self) -> None:

@@ -13,14 +13,15 @@ from yatt.simulation.faults import Fault, inject
 from yatt.simulation.loop import VirtualClock, run
 from yatt.simulation.world import Event, Witness, World
 from yatt.supervisor import Supervisor
-from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport
+from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFigures:
     """One step. `phases` are controller 0's, as in the metrics of a real run; `rollouts` [controllers] are the seconds
     of each controller's rollout. `idle` is the share of device-seconds in which neither an engine nor a rank worked.
-    `sent` and `received` [controllers] are bytes over links."""
+    `sent` and `received` [controllers] are bytes over links. `decisions` are the leader's on placement, the split that
+    the rollout began with first; `spans` what engines, ranks and controller 0 did."""
 
     step: int
     seconds: float
@@ -30,6 +31,8 @@ class StepFigures:
     idle: float
     sent: tuple[int, ...]
     received: tuple[int, ...]
+    decisions: tuple[Decision, ...]
+    spans: tuple[PhaseSpan, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,8 @@ class Bookkeeper:
             idle=1 - (busy_now - busy) / max(1e-12, (now - then) * self._world.devices),
             sent=tuple(a - b for a, b in zip(sent_now, sent, strict=True)),
             received=tuple(a - b for a, b in zip(received_now, received, strict=True)),
+            decisions=report.decisions,
+            spans=report.spans + self._world.take_spans(),
         )
         self._world.witness.reported(report)
 
