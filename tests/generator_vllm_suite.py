@@ -168,6 +168,15 @@ async def test_sleep_gives_memory_back_to_the_system(tied):
     assert before - after > 10 << 20
 
 
+async def test_prompts_over_what_one_step_reads_wait_for_the_next(tied, publish):
+    """8 prompts of 400 tokens are 3,200; a step reads 2,048 at most, and must not read a part of one."""
+    await swap(tied, publish(1, seed=0))
+    wanted = [r for start in range(8) for r in requests(1, start=start, length=400, max_tokens=4)]
+    for request, ended in zip(wanted, await answers(tied, wanted), strict=True):
+        expected = reference(tiny_model(seed=0), request.tokens, ended.tokens)
+        np.testing.assert_allclose(ended.rollout_logprobs, expected, atol=TOLERANCE)
+
+
 async def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(tied):
     tokenizer = tiny_tokenizer()
     free = (await answers(tied, requests(1, seed=5, max_tokens=60)))[0].tokens.tolist()

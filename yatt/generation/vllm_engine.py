@@ -38,6 +38,8 @@ DEFAULTS: dict[Device, dict[str, Any]] = {
         kv_cache_memory_bytes=256 << 20,
         block_size=32,  # vLLM's 128 is longer than many prompts: they would never be shared
         max_num_seqs=256,
+        # A prompt read in parts has vLLM turn the request's random generator back, which torch cannot on a CPU.
+        enable_chunked_prefill=False,
     ),
     "cuda": dict(gpu_memory_utilization=0.5),
 }
