@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.faces.rundir import RunDirectory
-from yatt.reward.function import Item
+from yatt.reward.function import Item, RewardFunction
 from yatt.reward.judge import render
 from yatt.reward.parsers import load_parser
+from yatt.reward.pool import function_specs
+from yatt.reward.worker import judge as score
 from yatt.types import Prompt
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,12 +72,12 @@ def words(work):
     return AutoTokenizer.from_pretrained(work / "model")
 
 
+FILES = ("judge.jsonl", "judge_eval.jsonl")
+
+
 @pytest.fixture(scope="module")
 def lessons(work):
     return {name: [json.loads(line) for line in (work / name).read_text().splitlines()] for name in FILES}
-
-
-FILES = ("judge.jsonl", "judge_eval.jsonl")
 
 
 # --- the judge's words -----------------------------------------------------------------------------------------------
@@ -224,10 +226,6 @@ def test_settings_fit_the_judges_lessons(judge, lessons, words):
 
 
 def test_the_truth_is_recorded_and_counts_nothing(monkeypatch):
-    from yatt.reward.function import RewardFunction  # noqa: PLC0415
-    from yatt.reward.pool import function_specs  # noqa: PLC0415
-    from yatt.reward.worker import judge as score  # noqa: PLC0415
-
     monkeypatch.chdir(ROOT)
     (spec,) = function_specs(load_config(str(FOLDER / "dynamic.yaml"), []).reward)
     item = pickle.dumps(tuple(Item("583+767=", "<answer>1350</answer>", "1350", {})))
