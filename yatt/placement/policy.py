@@ -68,10 +68,10 @@ LATER = 0.02
 """Share of the predicted seconds that putting a change off must gain; else it would be put off for ever."""
 
 _FULL = np.array([0, 0.33, 0.67, *[1] * 13])
-_PASSED = np.array([0, 0, 0, *np.linspace(0, 1, 13) ** 2])
+_PASSED = np.array([0, 0, 0, *np.sin(np.linspace(0, np.pi / 2, 13)) ** 2])
 """Points of a phase: shares of the queue admitted, and then of the longest request's steps passed."""
 _AT_START = _FULL + _PASSED == 0
-_HANDOVERS = (2, 5, 8, 11, 15)
+_HANDOVERS = (2, 5, 7, 10, 15)
 _SHARES = np.array([0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8, 15 / 16, 1])
 
 Array = npt.NDArray[np.float64]
@@ -139,7 +139,7 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     sampled = running * mean * (1 - (1 - passed) ** ratio)
     seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * longest * passed
     seconds = seconds + speed.per_request * np.maximum(sampled, longest * passed)
-    left = (1 - full) * queue + running * (1 - passed) ** np.maximum(ratio - 1, 1e-9)
+    left = (1 - full) * queue + running * (1 - passed) ** (ratio - 1)
     ended = 1 - left / np.maximum(each, 1e-9)
     idle = requests <= 0
     seconds = np.where(idle, 0.0, np.where(blocks > 0, seconds, np.inf))
@@ -257,7 +257,7 @@ class Forecast:
         seconds, ended = _drain(policy, count, np.full((1, 1), policy.coming), holding.max(), _FULL, _PASSED)
         ends = []
         for point in _HANDOVERS:
-            then = _after(self.loads, float(ended[0, point]), float(_PASSED[point]))
+            then = _after(self.loads, float(ended[0, point]) if _PASSED[point] < 1 else 1.0, float(_PASSED[point]))
             rest = Forecast(loads=then, blocks=self.blocks, switching=self.switching, before=holding)
             splits = _spreads(then, self.blocks)
             ends.append(seconds[0, point] + rest._held(splits, rest._late(splits)).min())
