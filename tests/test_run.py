@@ -89,28 +89,24 @@ def test_weights_moved_and_transformers_loads_the_export(straight):
     assert AutoModelForCausalLM.from_pretrained(straight / "out").config.model_type == "qwen3"
 
 
-def test_a_resumed_run_is_the_run_that_was_not_stopped(straight):
+def test_a_run_resumed_by_one_controller_is_the_run_that_two_did_not_stop(straight):
+    """What is drawn, and what is learnt of it, depends neither on a stop nor on the number of controllers."""
     words = ("train", "config.yaml", "run.name=resumed", "checkpoint.export=true", "log.samples=8")
-    done = yatt(straight, *words, "resume=runs/straight/checkpoints/step-2")
+    done = yatt(straight, *words, "cluster.controllers=1", "resume=runs/straight/checkpoints/step-2")
     assert "resumed after step 2" in done.stdout
     assert [row["step"] for row in rows(straight, "resumed")] == [3, 4]
-    for step in (3, 4):
+    for step, one, two in zip((3, 4), rows(straight, "resumed"), rows(straight, "straight")[3:], strict=True):
         assert uids(straight, "resumed", step) == uids(straight, "straight", step)
+        assert (one["controllers"], two["controllers"]) == (1, 2)
+        for key in ("response_tokens", "reward_failures", "trained_tokens"):
+            assert one[key] == two[key], key
+        assert one["reward_mean"] == pytest.approx(two["reward_mean"], rel=1e-12)  # two add their sums
+        for key in ("loss", "grad_norm", "entropy"):
+            assert one[key] == pytest.approx(two[key], rel=1e-4, abs=1e-6), key
     one, other = weights(straight, "runs/straight/model"), weights(straight, "runs/resumed/model")
     for name in one:
         np.testing.assert_allclose(one[name], other[name], atol=1e-4, err_msg=name)
     assert "nothing to do" in yatt(straight, *words, "resume=auto").stdout
-
-
-def test_the_result_does_not_depend_on_the_number_of_controllers(straight):
-    yatt(straight, "train", "config.yaml", "run.name=one", "train.steps=1", "cluster.controllers=1", "log.samples=8")
-    one, two = rows(straight, "one")[1], rows(straight, "straight")[1]
-    assert uids(straight, "one", 1) == uids(straight, "straight", 1)
-    assert (one["controllers"], two["controllers"]) == (1, 2)
-    for key in ("reward_mean", "response_tokens", "reward_failures", "trained_tokens"):
-        assert one[key] == two[key], key
-    for key in ("loss", "grad_norm", "entropy"):
-        assert one[key] == pytest.approx(two[key], rel=1e-4, abs=1e-6), key
 
 
 def test_eval_prints_pass_at_k(straight):
@@ -122,15 +118,16 @@ def test_eval_prints_pass_at_k(straight):
     assert set(report["pass_at_k"]) == {"1", "2"}
 
 
-def start_long_run(place, name):
-    words = (f"run.name={name}", "train.steps=1000", "evaluate.path=null", "evaluate.size=null")
+def start_long_run(place, name, *more):
+    words = (f"run.name={name}", "train.steps=1000", "evaluate.path=null", "evaluate.size=null", *more)
     driver = Driver(place, *words)
-    wait_for(lambda: driver.ended() or driver.steps(name), 600, "a step")
+    before = driver.steps(name)
+    wait_for(lambda: driver.ended() or driver.steps(name) > before, 600, "a step")
     assert not driver.ended(), driver.said()
     return driver, descendants(driver.pid)
 
 
-def test_ctrl_c_saves_and_leaves_no_process_behind(place):
+def test_ctrl_c_saves_and_a_killed_driver_takes_everything_with_it(place):
     driver, started = start_long_run(place, "interrupted")
     assert len(started) >= 6
     driver.send_signal(signal.SIGINT)
@@ -140,18 +137,16 @@ def test_ctrl_c_saves_and_leaves_no_process_behind(place):
     assert "finishing the step under way" in output and "resume=auto" in output
     steps = [row["step"] for row in rows(place, "interrupted")]
     assert (place / "runs" / "interrupted" / "checkpoints" / f"step-{steps[-1]}" / "complete.json").exists()
-    wait_for(lambda: all_gone(started), 60, "the processes of a stopped run to end")
+    wait_for(lambda: all_gone(started), 200, "the processes of a stopped run to end")
     assert not [f for f in os.listdir("/dev/shm") if f.startswith(f"yatt-{driver.pid}")]
-    words = ("run.name=interrupted", f"train.steps={steps[-1] + 1}", "resume=auto")
-    assert f"resumed after step {steps[-1]}" in yatt(place, "train", "config.yaml", *words).stdout
-    assert [row["step"] for row in rows(place, "interrupted")] == [*steps, steps[-1] + 1]
 
-
-def test_a_killed_driver_takes_everything_with_it(place):
-    driver, started = start_long_run(place, "killed")
+    driver, started = start_long_run(place, "interrupted", "resume=auto")
+    assert f"resumed after step {steps[-1]}" in driver.said()
+    table = RunDirectory(place / "runs" / "interrupted").read_metrics()  # its last line may be half-written
+    assert [row["step"] for row in table][: len(steps) + 1] == [*steps, steps[-1] + 1]
     # Ray's own two agents notice by themselves, a minute or two later.
     ours = [p for p in started if not any("Agent" in word or "agent" in word for word in p.cmdline())]
     assert len(ours) >= 6
     driver.kill()
     driver.wait(timeout=30)
-    wait_for(lambda: all_gone(ours), 60, "the processes of a killed driver to end")
+    wait_for(lambda: all_gone(ours), 200, "the processes of a killed driver to end")
