@@ -73,6 +73,19 @@ async def test_close(generator):
     await check_close(generator)
 
 
+@pytest.mark.parametrize("turns", range(1, 6))
+async def test_an_abort_does_not_overtake_what_it_ends(generator, turns):
+    """However few turns of the event loop lie between a request and its abort, nothing stays behind in an engine that
+    does not sample."""
+    await generator.sleep()
+    wanted = requests(2)
+    task = asyncio.create_task(answers(generator, wanted))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await generator.abort([request.key for request in wanted])
+    assert [c.finish for c in await asyncio.wait_for(task, 30)] == ["aborted"] * 2
+
+
 async def test_calls_of_one_turn_travel_together_and_one_call_brings_all_home(generator):
     await asyncio.gather(*(answers(generator, requests(4, max_tokens=3)) for _ in range(5)))
     assert set(generator._actor.calls) == {"drain"} and len(generator._actor.calls) <= 2

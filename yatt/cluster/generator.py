@@ -147,6 +147,8 @@ class GeneratorActor:
         """What the engine does by itself."""
         if method in PAUSES:
             self._sampling.pause(PAUSES[method])
+        if method == "abort":
+            await asyncio.sleep(0)  # what was submitted before reaches the engine first
         work = getattr(self._generator, method)(*arguments)
         if method not in RECORDED:
             return await work
@@ -214,19 +216,23 @@ class RemoteGenerator:
         if not streams:
             return
         self._out |= {stream: len(requests) for stream, requests in streams if requests}
+        if not self._out:
+            return
         columns, images = pack_requests(streams)
         if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._drain(columns, *images))
+            self._pump = asyncio.create_task(self._drain(self._actor.drain.remote(self._client, columns, *images)))
         else:
             self._actor.submit.remote(self._client, columns, *images)
 
-    async def _drain(self, *first: Any) -> None:
-        """Carry completions home while any are to come; a failure ends all streams."""
+    async def _drain(self, call: Any) -> None:
+        """Carry completions home, from this call of `drain` on, while any are to come; a failure ends all streams."""
         try:
-            while self._out:
-                call, first = self._actor.drain.remote(self._client, *first), ()
+            while True:
                 for stream, ended in read_completions(await wait_one("drain", self.name, call, self._timeout)):
                     self._deliver(stream, ended)
+                if not self._out:
+                    return
+                call = self._actor.drain.remote(self._client)
         except Exception as error:
             self._out.clear()
             for queue in self._streams.values():
@@ -245,6 +251,7 @@ class RemoteGenerator:
         return await wait_one(method, self.name, self._actor.call.remote(method, *arguments), self._timeout)
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
+        self._flush()  # an abort must not overtake what it is to end
         await self._call("abort", keys)
 
     async def pause(self) -> None:
