@@ -262,7 +262,7 @@ async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):
 async def test_a_classifiers_logits_are_those_of_transformers(architecture, tmp_path):
     """Of talks from a few tokens to the context's length, some of which begin alike, also after a sleep."""
     folder = save_tiny(tmp_path, architecture, labels=1, seed=3)
-    generator = make(folder, VllmClassifier, max_num_batched_tokens=256)
+    generator = make(folder, VllmClassifier, max_num_batched_tokens=256, enable_chunked_prefill=True)
     await generator.start()
     scorer = open_scorer(
         RewardConfig(models={"rm": JudgeConfig(path=folder, kind="classifier")}), {"rm": generator.generate}
