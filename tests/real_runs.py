@@ -21,7 +21,7 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 
 def make_place(folder: Path, reward: str, function: str, **sections: Any) -> Path:
     """A folder as a user would have it: the quickstart's model before any training, its data, a reward, a config."""
-    subprocess.run([sys.executable, QUICKSTART / "prepare.py", "--out", folder / "work"], check=True, timeout=120)
+    subprocess.run([sys.executable, QUICKSTART / "prepare.py", "--out", folder / "work"], check=True, timeout=600)
     (folder / "reward.py").write_text(reward)
     config = {
         "model": {"path": "work/model", "dtype": "float32", "context_length": 64},

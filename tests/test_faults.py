@@ -84,8 +84,8 @@ def small_disk(place, monkeypatch):
 
 def test_a_full_disk_and_failing_rewards_do_not_stop_a_run(place, small_disk):
     prefix, kept = small_disk
-    words = ("train.steps=3", "run.name=full", "reward.function=reward.py:faulty", "reward.timeout=1")
-    driver = Driver(place, *words, "data.shuffle=false", prefix=prefix)
+    words = ("train.steps=3", "run.name=full", "reward.function=reward.py:faulty", "reward.timeout=3")
+    driver = Driver(place, *words, "data.shuffle=false", "reward.workers=2", prefix=prefix)
     driver.wait(timeout=600)
     said = driver.said()
     assert "Traceback" not in said, said
@@ -135,7 +135,7 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(place):
             assert not driver.ended(), driver.said()
             assert "going on with 1 generator(s): one died" in driver.said()
             victims[1].kill()
-        lines = ends(driver, started, 1, 120).splitlines()
+        lines = ends(driver, started, 1, 200).splitlines()
         (last,) = [line for line in lines if line.startswith("yatt: ")]
         assert name in last and "died; its last words are in log/" in last, last
         assert (place / "runs" / "mortal" / last.partition("are in ")[2].partition(" ")[0]).is_file()
@@ -152,7 +152,7 @@ def test_ctrl_c_while_engines_start(place):
     started = descendants(driver.pid)
     assert len(started) >= 4
     driver.press_ctrl_c()
-    assert "stopping at once" in ends(driver, started, 130, 80)
+    assert "stopping at once" in ends(driver, started, 130, 200)
 
 
 def test_two_ctrl_c_do_not_wait_for_the_step(place):
@@ -160,8 +160,8 @@ def test_two_ctrl_c_do_not_wait_for_the_step(place):
     wait_for(lambda: driver.ended() or (place / "judging").exists(), 600, "a reward")
     started = descendants(driver.pid)
     driver.press_ctrl_c()
-    wait_for(lambda: "finishing the step under way" in driver.said(), 20, "the first to be heard")
+    wait_for(lambda: "finishing the step under way" in driver.said(), 60, "the first to be heard")
     time.sleep(1)
     assert not driver.ended()
     driver.press_ctrl_c()
-    assert "saved" not in ends(driver, started, 130, 80)
+    assert "saved" not in ends(driver, started, 130, 200)
