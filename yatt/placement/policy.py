@@ -34,8 +34,9 @@ class Load:
     tokens: float  # mean tokens a request at an engine has still to sample; a coming one samples `length`
     length: float  # mean tokens of a whole response of this role
     longest: float  # tokens the longest request, a coming one included, has still to sample
-    prefix: float  # mean tokens read anew where a request moves: its prompt, and the response so far
+    prefix: float  # mean tokens of its prompt that an engine reads for a request; siblings share theirs
     speed: Speed
+    drawn: float = 0.0  # mean tokens of a running response so far, read anew where it moves
 
 
 Loads = Mapping[Role, Load]
@@ -231,7 +232,9 @@ class Forecast:
                 continue
             coming = np.maximum(load.coming * (1 - ended), min(load.coming, 1.0))
             left = np.where(_AT_START, load.requests + load.coming, coming)
-            done, _ = _drain(load, left, coming, splits[:, i, None], _FULL[-1:], _PASSED[-1:])
+            asleep = self.before is not None and not self.before[i]  # then nothing of it has been read
+            unread = np.where(_AT_START, load.coming + load.requests * asleep, coming)
+            done, _ = _drain(load, left, unread, splits[:, i, None], _FULL[-1:], _PASSED[-1:])
             begun = np.where(_AT_START, 0.0, seconds) + late[:, i, None]
             end = np.maximum(end, (begun + done).max(axis=1))
         return end
@@ -246,7 +249,9 @@ class Forecast:
             speed, had = load.speed, max(self.before[i], 1)
             running = min(load.requests, self.before[i] * speed.engines * speed.capacity)
             moved = running * np.maximum(self.before[i] - splits[:, i], 0) / had
-            late[:, i] += moved * load.prefix * speed.prefill / (np.maximum(splits[:, i], 1) * speed.engines)
+            late[:, i] += (
+                moved * (load.prefix + load.drawn) * speed.prefill / (np.maximum(splits[:, i], 1) * speed.engines)
+            )
         return late
 
     @cached_property
