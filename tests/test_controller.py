@@ -213,7 +213,7 @@ def stage_of(router: Router, peers: HubPeers) -> Stage:
     """One where the only generator holds the only slot."""
     mode = open_mode("colocated", given={}, parameters={})
     layout = Layout(slots=(0,), sizes={POLICY: 1})
-    director = Director(mode=mode, layout=layout, fleets={POLICY: router.fleet}, gauges={}, clock=Ticks())
+    director = Director(mode=mode, layout=layout, routers={POLICY: router}, gauges={}, clock=Ticks())
     return Stage(
         routers={POLICY: router},
         director=director,

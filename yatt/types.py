@@ -78,11 +78,12 @@ class Request:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
     """How an engine is doing: requests it has, those that wait for it included; and, since it started, tokens sampled,
-    requests ended, decode steps, and seconds spent in them."""
+    requests ended, tokens of prompts read (once where siblings share one), decode steps, and seconds spent in all."""
 
     running: int
     tokens: int
     ended: int = 0
+    read: int = 0
     steps: int = 0
     seconds: float = 0.0
 

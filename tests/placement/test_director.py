@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from doubles import RecordingTrainer, Ticks
 
-from yatt.controller.director import FORGET, Director, Gauge
+from yatt.controller.director import Director, Fit, Gauge
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.recorder import Recorder
@@ -26,22 +26,38 @@ def gauge(**settings) -> Gauge:
     return Gauge(**({"per_response": 1, "limit": 100, "capacity": 8, "engines": 1} | settings))
 
 
-def test_speed_is_fitted_to_what_steps_took():
-    """10 steps of 2 requests in 0.3 s, then 10 of 6 in 0.7 s: t = 0.01 + 0.01 b."""
-    found = gauge()
-    found.see({0: Pulse(running=2, tokens=0)})
-    found.see({0: Pulse(running=6, tokens=20, steps=10, seconds=0.3)})
-    found.see({0: Pulse(running=6, tokens=80, steps=20, seconds=1.0)})
-    speed = found.speed()
-    assert (speed.step, speed.per_request) == (pytest.approx(0.01), pytest.approx(0.01))
-    assert found.sums[0] == pytest.approx(10 * FORGET + 10)
+def test_costs_are_fitted_to_what_was_done():
+    """10 steps of 2 requests, 10 of 6, 10 of 6 with 50 tokens read: 0.01 a step, 0.02 a token, 0.004 a token read."""
+    fit = Fit()
+    fit.see((10, 20, 0), 10 * 0.01 + 20 * 0.02)
+    fit.see((10, 60, 0), 10 * 0.01 + 60 * 0.02)
+    fit.see((10, 60, 50), 10 * 0.01 + 60 * 0.02 + 50 * 0.004)
+    assert fit.costs().tolist() == pytest.approx([0.01, 0.02, 0.004])
 
 
-def test_where_the_batch_does_not_vary_all_of_a_step_is_fixed():
+def test_what_cannot_be_told_apart_is_put_on_the_fewest_terms():
+    fit = Fit()
+    for _ in range(3):
+        fit.see((10, 40, 0), 0.5)
+    assert fit.costs().tolist() == pytest.approx([0.05, 0, 0])
+
+
+def test_no_cost_is_below_nothing():
+    """More tokens in less time: a token cannot take less than none."""
+    fit = Fit()
+    fit.see((10, 20, 0), 0.5)
+    fit.see((10, 60, 0), 0.4)
+    assert fit.costs().min() >= 0 and fit.costs()[0] == pytest.approx(0.045, rel=0.02)
+
+
+def test_a_look_counts_what_was_done_since_the_one_before():
     found = gauge()
-    found.see({0: Pulse(running=4, tokens=0)})
-    found.see({0: Pulse(running=4, tokens=40, steps=10, seconds=0.5)})
-    assert (found.speed().step, found.speed().per_request) == (pytest.approx(0.05), 0.0)
+    found.see({0: Pulse(running=4, tokens=100, read=50, steps=10, seconds=9.0)})
+    found.see({0: Pulse(running=4, tokens=140, read=50, steps=20, seconds=9.5)})
+    assert found.fit.costs().tolist() == pytest.approx([0.05, 0, 0])
+    load = found.load(3.0, 12.0, found.fit)
+    assert (load.coming, load.prefix, load.speed.step) == (3.0, 12.0, pytest.approx(0.05))
+    assert load.length == 25  # a quarter of the limit, until responses have ended
 
 
 def test_length_is_that_of_the_last_rollouts():
@@ -71,7 +87,7 @@ class Engine:
         self.name, self.slots, self.node, self.log = f"{role} {slot}", (slot,), "here", log
         self.awake = self.going = False
         self.open: dict[SampleKey, tuple[Request, list[int], asyncio.Queue[list[Completion]]]] = {}
-        self.ended = self.tokens = 0
+        self.ended = self.tokens = self.looks = 0
 
     async def generate(self, requests):
         answers: asyncio.Queue[list[Completion]] = asyncio.Queue()
@@ -120,7 +136,8 @@ class Engine:
         self.going = True
 
     async def pulse(self) -> Pulse:
-        return Pulse(running=len(self.open), tokens=self.tokens, ended=self.ended)
+        self.looks += 1
+        return Pulse(running=len(self.open), tokens=self.tokens, ended=self.ended, steps=self.looks, seconds=self.looks)
 
 
 class Set:
@@ -144,9 +161,8 @@ class Set:
         hub, self.routers, self.stages = Hub(2, 5), [], []
         for index in range(2):
             routers = {role: Router(Fleet(engines), clock=Still()) for role, engines in self.engines.items()}
-            fleets = {role: router.fleet for role, router in routers.items()}
             director = Director(
-                mode=mode, layout=layout, fleets=fleets, gauges={role: gauge() for role in SIZES}, clock=Still()
+                mode=mode, layout=layout, routers=routers, gauges={role: gauge() for role in SIZES}, clock=Still()
             )
             self.routers.append(routers)
             self.stages.append(

@@ -78,8 +78,9 @@ class ClusterCrew:
             self._start("engines", {name: engines[name].start.remote(shared) for name in policy}, timeout),
             self._start_ranks(ranks, timeout),
         )
-        others = {name: actor.start.remote(shared) for name, actor in engines.items() if name not in policy}
-        await self._start("judges", others, timeout)
+        for judge in judges:  # one after another: each takes memory of its slots before it sleeps
+            mine = {name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge}
+            await self._start("judges", mine, timeout)
         handles: tuple[RankHandle, ...] = started[1]
         dp_size = len({h.dp_rank for h in handles})
         wiring = Wiring(

@@ -80,7 +80,7 @@ class GeneratorActor:
         self._sampling = Sampling(self._recorder)
         rollout, length, backend = config.rollout, config.model.context_length, backends.generator
         if (judge := config.reward.models.get(process.role)) is not None:
-            rollout = rollout.model_copy(update={"engine_args": judge.engine_args})
+            rollout = rollout.model_copy(update={"engine_args": judge.engine_args, "sleep": True})
             length = judge_context(process.role, judge)
             backend = backends.classifier if judge.kind == "classifier" else backends.generator
         self._generator: Any = load(backend)(

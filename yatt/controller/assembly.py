@@ -70,7 +70,7 @@ class Assembly:
             director=Director(
                 mode=engines.mode,
                 layout=engines.layout,
-                fleets=self._fleets,
+                routers=self.routers,
                 gauges={role: self._gauge(role, engines.layout) for role in self._fleets},
                 clock=parts.clock,
             ),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from yatt.controller.fleet import Fleet
+import numpy as np
+
+from yatt.controller.router import Router
 from yatt.placement.plan import POLICY, Layout, Role, arrange
 from yatt.placement.policy import Choice, Load, Mode, Speed
 from yatt.protocols import Clock
@@ -18,17 +20,50 @@ SOONEST, LATEST = 0.1, 5.0
 """Seconds between looks, whatever the rollout takes."""
 FORGET = 0.98
 """Weight of what was known of an engine's speed when another look comes in."""
+WORST = 1e6
+"""Condition number of the fit beyond which terms are not told apart."""
+UNSEEN = 0.25
+"""Share of the limit that a response is taken for, until some have ended."""
 _log = logging.getLogger(__name__)
+
+
+class Fit:
+    """Seconds of an engine, fitted to what it did in them: a for a decode step, b for a token sampled, c for a prompt
+    token read, all at least 0. Least squares over the looks, old ones fading."""
+
+    def __init__(self) -> None:
+        self._products = np.zeros((3, 3))
+        self._sums = np.zeros(3)
+        self.looks = 0
+
+    def see(self, did: Sequence[float], seconds: float) -> None:
+        """`did` [3] are steps, tokens sampled and tokens read."""
+        row = np.array(did, dtype=np.float64)
+        self._products = FORGET * self._products + np.outer(row, row)
+        self._sums = FORGET * self._sums + row * seconds
+        self.looks += 1
+
+    def costs(self) -> np.ndarray:
+        """[3] seconds. Of the sets of terms whose costs are positive, the one that explains most; where terms cannot be
+        told apart, the fewest of them."""
+        best, explained = np.zeros(3), 0.0
+        scale = np.sqrt(np.maximum(np.diag(self._products), 1e-30))
+        for chosen in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+            part = (self._products / np.outer(scale, scale))[np.ix_(chosen, chosen)]
+            if np.linalg.cond(part) > WORST:
+                continue
+            found = np.linalg.solve(part, (self._sums / scale)[chosen])
+            gain = float(found @ (self._sums / scale)[chosen])
+            if found.min() > 0 and gain > explained * (1 + 1e-6):
+                best, explained = np.zeros(3), gain
+                best[chosen] = found / scale[chosen]
+        return best
 
 
 @dataclass(slots=True)
 class Gauge:
     """What the pulses of a role's engines say. `per_response` requests come to it for each response of the policy;
-    one samples at most `limit` tokens.
-
-    A decode step's time is fitted to t = step + per_request * batch, by least squares over the looks, each weighted
-    with its decode steps, old ones fading. Where the batch hardly varies, all of t is the step's.
-    """
+    one samples at most `limit` tokens."""
 
     per_response: float
     limit: int
@@ -39,7 +74,7 @@ class Gauge:
     tokens: int = 0
     length: float = 0.0  # mean tokens of a response, as of the last rollouts
     before: dict[int, Pulse] = field(default_factory=dict)
-    sums: list[float] = field(default_factory=lambda: [0.0] * 5)  # w, w b, w b^2, w t, w b t
+    fit: Fit = field(default_factory=Fit)
 
     def see(self, pulses: Mapping[int, Pulse]) -> None:
         """Take one look at all engines of the role in."""
@@ -52,9 +87,7 @@ class Gauge:
             self.ended += pulse.ended - before.ended
             self.tokens += tokens
             if steps:
-                batch, time = tokens / steps, (pulse.seconds - before.seconds) / steps
-                seen = (1.0, batch, batch * batch, time, batch * time)
-                self.sums = [FORGET * old + steps * new for old, new in zip(self.sums, seen, strict=True)]
+                self.fit.see((steps, tokens, pulse.read - before.read), pulse.seconds - before.seconds)
         self.before = dict(pulses)
 
     def begin(self) -> None:
@@ -64,46 +97,43 @@ class Gauge:
             self.length = mean if not self.length else 0.3 * self.length + 0.7 * mean
         self.ended = self.tokens = 0
 
-    def load(self, coming: float) -> Load:
-        """The role's work now. What a request has still to sample is taken to be a whole response, as it would be if
-        lengths had no memory."""
-        length = min(self.length or self.tokens / max(1, self.ended + self.requests // 2) or 1.0, self.limit)
+    def load(self, coming: float, prompt: float, fit: Fit) -> Load:
+        """The role's work now; `prompt` are tokens read for a request, `fit` says how fast that goes. What a request
+        has still to sample is taken to be a whole response, as it would be if lengths had no memory."""
+        length = min(self.length or UNSEEN * self.limit, self.limit)
         return Load(
             requests=self.requests,
             coming=coming,
             tokens=length,
             length=length,
             longest=min(float(self.limit), 4 * length),
-            prefix=length,
-            speed=self.speed(),
+            prefix=prompt,
+            drawn=length / 2,
+            speed=self._speed(*fit.costs().tolist()),
         )
 
-    def speed(self) -> Speed:
-        weight, b, bb, t, bt = self.sums
-        if not weight:
-            return Speed(step=1.0, per_request=0.0, prefill=0.0, capacity=self.capacity, engines=self.engines)
-        b, bb, t, bt = b / weight, bb / weight, t / weight, bt / weight
-        varied = bb - b * b > 0.01 * bb
-        slope = min(max(0.0, (bt - b * t) / (bb - b * b)), t / b) if varied else 0.0
+    def _speed(self, step: float, token: float, read: float) -> Speed:
         return Speed(
-            step=max(t - slope * b, 1e-9),
-            per_request=slope,
-            prefill=slope,  # a token read costs what a token more in the batch does
-            capacity=self.capacity,
-            engines=self.engines,
+            step=max(step, 1e-9), per_request=token, prefill=read, capacity=self.capacity, engines=self.engines
         )
 
 
 class Director:
-    """Who holds which block. `fleets` and `gauges` are by role, the policy's first."""
+    """Who holds which block. `routers` and `gauges` are by role, the policy's first."""
 
     def __init__(
-        self, *, mode: Mode, layout: Layout, fleets: Mapping[Role, Fleet], gauges: Mapping[Role, Gauge], clock: Clock
+        self,
+        *,
+        mode: Mode,
+        layout: Layout,
+        routers: Mapping[Role, Router],
+        gauges: Mapping[Role, Gauge],
+        clock: Clock,
     ) -> None:
         self.layout = layout
         self.holders: tuple[Role, ...] = ()
         self._mode = mode
-        self._fleets = fleets
+        self._routers = routers
         self._gauges = gauges
         self._clock = clock
         self._responses = 0.0
@@ -120,15 +150,15 @@ class Director:
 
     async def start(self, responses: float) -> tuple[Role, ...]:
         """Who holds each block at the beginning of a rollout that is to give so many responses."""
-        if len(self._fleets) == 1:
+        if len(self._routers) == 1:
             self.holders = self.holders or (POLICY,) * len(self.layout.blocks)
             return self.holders
         await self._pulses()
         for gauge in self._gauges.values():
             gauge.begin()
         self._responses = responses
-        loads = {role: gauge.load(responses * gauge.per_response) for role, gauge in self._gauges.items()}
-        split = {role: self.holders.count(role) for role in self._fleets} if self.holders else None
+        loads = self._loads({role: responses * gauge.per_response for role, gauge in self._gauges.items()})
+        split = {role: self.holders.count(role) for role in self._routers} if self.holders else None
         measured = all(gauge.length for gauge in self._gauges.values())
         blocks = len(self.layout.blocks)
         choice = self._mode.start(blocks, loads if measured else None, split, self._switch)
@@ -145,18 +175,27 @@ class Director:
         assert self._mode.look is not None
         await self._pulses()
         self._looked = self._clock.now()
+        if not any(gauge.fit.looks for gauge in self._gauges.values()):
+            return None  # nobody has done anything yet
         policy = self._gauges[POLICY]
         drawn = max(self._responses, policy.ended + policy.requests)
-        loads = {
-            role: gauge.load(max(0.0, drawn * gauge.per_response - gauge.ended - gauge.requests))
-            for role, gauge in self._gauges.items()
-        }
-        split = {role: self.holders.count(role) for role in self._fleets}
-        choice = self._mode.look(split, loads, self._switch)
+        coming = {r: drawn * g.per_response - g.ended - g.requests for r, g in self._gauges.items()}
+        split = {role: self.holders.count(role) for role in self._routers}
+        choice = self._mode.look(split, self._loads(coming), self._switch)
         if choice is None or choice.split == split:
             return None
         self._decide(choice)
         return self.holders
+
+    def _loads(self, coming: Mapping[Role, float]) -> dict[Role, Load]:
+        """What everyone has to do. Of whom nothing has been seen yet, it is taken to be as fast as one that was seen,
+        and to read what the policy writes."""
+        seen = next((gauge.fit for gauge in self._gauges.values() if gauge.fit.looks), Fit())
+        loads: dict[Role, Load] = {}
+        for role, gauge in self._gauges.items():
+            prompt = self._routers[role].prompt or self._routers[POLICY].prompt + self._gauges[POLICY].length
+            loads[role] = gauge.load(max(0.0, coming[role]), prompt, gauge.fit if gauge.fit.looks else seen)
+        return loads
 
     def switched(self, seconds: float) -> None:
         """Blocks have changed hands, which took so long."""
@@ -170,10 +209,10 @@ class Director:
     def _decide(self, choice: Choice) -> None:
         self.holders = arrange(choice.split, self.holders or None)
         size = len(self.layout.blocks[0])
-        slots = {role: size * self.holders.count(role) for role in self._fleets}
+        slots = {role: size * self.holders.count(role) for role in self._routers}
         self._decisions.append(Decision(at=self._clock.now(), text=choice.why, slots=slots))
         _log.info("placement %s: %s", slots, choice.why)
 
     async def _pulses(self) -> None:
-        for role, fleet in self._fleets.items():
-            self._gauges[role].see(await fleet.each(lambda _, generator: generator.pulse()))
+        for role, router in self._routers.items():
+            self._gauges[role].see(await router.fleet.each(lambda _, generator: generator.pulse()))

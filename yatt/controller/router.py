@@ -25,6 +25,9 @@ PULSE_DEADLINE = 120.0
 SLOW = 4.0
 """A generator is slow when others are this many times as fast, both in all and per request."""
 
+LATEST = 0.05
+"""Weight of a group's prompt in the mean."""
+
 Inbox = asyncio.Queue["list[Completion] | Exception"]
 
 
@@ -77,6 +80,7 @@ class Router:
         self._work = np.zeros(size)
         self._pace = np.ones(size)
         self._length = 0.0  # mean response tokens seen so far
+        self.prompt = 0.0  # mean prompt tokens of the last requests; siblings share theirs
         self._ended = 0
         self._calls: dict[_Call, asyncio.Task[None]] = {}
         self._waiting: deque[_Waiting] = deque()
@@ -90,6 +94,8 @@ class Router:
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Completions of one group, in the order they end. Left early, it ends what is still running."""
         inbox: Inbox = asyncio.Queue()
+        mine = len(requests[0].tokens) / len(requests)
+        self.prompt += (mine - self.prompt) * (LATEST if self.prompt else 1.0)
         if not await self._admit(requests):
             yield [_unbegun(request) for request in requests]
             return
@@ -289,6 +295,7 @@ class Router:
         usual: Pace | None = None
         while self._calls:
             await self._clock.sleep(WATCH_SECONDS)
+            await self._end(self._moving | self._unwanted)  # an abort may have overtaken its request
             before, self._looked = self._looked, {}
             try:
                 pulses = await self.fleet.each(self._pulse, among={call.number for call in self._calls})

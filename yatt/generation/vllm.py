@@ -61,6 +61,7 @@ class Running:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stops: StopStrings | None = None
+    reads: int = 0  # tokens of a prompt that is read for it; its siblings find them in the cache
 
     def completion(self, finish: Finish) -> Completion:
         ends = [start for start, _ in self.versions[1:]] + [len(self.tokens)]
@@ -140,6 +141,7 @@ class VllmGenerator:
         self._stepping = False
         self._failure: BackendError | None = None
         self._ended = 0
+        self._read = 0
         self._steps = 0
         self._seconds = 0.0
         self.tokens_sampled = 0
@@ -197,6 +199,7 @@ class VllmGenerator:
             running=len(self._running),
             tokens=self.tokens_sampled,
             ended=self._ended,
+            read=self._read,
             steps=self._steps,
             seconds=self._seconds,
         )
@@ -264,9 +267,11 @@ class VllmGenerator:
             gc.enable()
 
     def _admit(self, requests: Sequence[Request], stream: Stream) -> None:
-        for request in requests:
+        for last, request in zip((None, *requests), requests, strict=False):
             id, self._next_id = str(self._next_id), self._next_id + 1
             running = Running(request, stream, versions=[(0, self._version)])
+            if last is None or not np.array_equal(last.tokens, request.tokens):
+                running.reads = len(request.tokens)
             if request.params.stop:
                 running.stops = StopStrings(self._load_tokenizer(), request.tokens.tolist(), request.params.stop)
             self._engine.add(
@@ -287,6 +292,8 @@ class VllmGenerator:
         self._seconds += time.perf_counter() - began
         for id, tokens, logprobs, finish in sampled:
             running = self._running[id]
+            if not running.tokens:
+                self._read += running.reads
             running.tokens += tokens
             running.logprobs += logprobs
             self.tokens_sampled += len(tokens)

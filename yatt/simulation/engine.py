@@ -97,6 +97,7 @@ class SimulatedGenerator:
         self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
         self._kv = self._step = self._serial = self._served = 0
         self._debt = 0.0  # seconds of prefill still to do
+        self._read = 0  # tokens, those of the debt included
         self._batch = 0  # requests in the steps under way; 0 while none is
         self._begun = self._start = self._pace = 0.0
         self._steps = 0  # of those under way, up to the timer
@@ -148,6 +149,7 @@ class SimulatedGenerator:
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
+            self._read += self._kv - self._unread(self._now())  # what is read again after a sleep counts again
             self._debt, self._cold = self._costs.prefill * self._kv, False
         self._going = True
         self._interrupt()
@@ -190,6 +192,7 @@ class SimulatedGenerator:
             running=len(self._drawings),
             tokens=self._sampled + self._batch * steps,
             ended=self._answered,
+            read=self._read - self._unread(now),
             steps=self._step + steps,
             seconds=self.busy + (now - self._begun if self._batch else 0.0),
         )
@@ -251,6 +254,11 @@ class SimulatedGenerator:
         costs, batch = self._costs, self._batch
         first = costs.step + costs.per_request * batch + costs.per_kv_token * self._kv
         return self._pace * (steps * first + costs.per_kv_token * batch * steps * (steps - 1) / 2)
+
+    def _unread(self, now: float) -> int:
+        """Tokens of the prefill still to do."""
+        debt = max(0.0, self._start - now) / self._pace if self._batch else self._debt
+        return round(debt / self._costs.prefill) if self._costs.prefill else 0
 
     def _done_by(self, now: float) -> int:
         """Steps under way that have ended by `now`: the closed form of `_time` turned round."""
@@ -360,6 +368,7 @@ class SimulatedGenerator:
             self._prefixes[uid] += 1
             self._kv += size
             self._debt += self._costs.prefill * size
+            self._read += size
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done
             heapq.heappush(self._ends, (drawing.end, drawing.serial, drawing))
 
