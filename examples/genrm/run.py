@@ -27,7 +27,7 @@ from yatt.faces.rundir import RunDirectory
 
 JUDGE, GRPO = RunDirectory("runs/genrm-judge"), RunDirectory("runs/genrm")
 SHOWN = 12
-BAR = 24
+BAR = 12  # three of them fit in 80 columns
 console = quickstart.console
 
 
@@ -66,7 +66,7 @@ def show_steps(rows: Sequence[Mapping[str, Any]]) -> None:
     steps = [row for row in rows if row["responses"]]
     table = Table(title="Responses drawn in training", title_justify="left")
     table.add_column("steps", justify="right")
-    for name in ("the judge's mean reward", "truly right", "worked"):
+    for name in ("judge's mean reward", "truly right", "worked"):
         table.add_column(name)
     size = max(1, -(-len(steps) // SHOWN))
     for start in range(0, len(steps), size):
