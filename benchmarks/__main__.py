@@ -25,6 +25,7 @@ BENCHMARKS = {
     "balance": "dealing samples to ranks and micro-batches",
     "sampling": "refills, local against lock-step, simulated",
     "scale": "1 to 64 controllers on 16 to 1,024 devices, simulated",
+    "placement": "placement modes against the best fixed split and a bound, simulated",
     "datapath": "one step's data movement, against a single controller",
     "rewards": "the reward pool against a plain call",
     "trainer": "a Megatron rank against Hugging Face and AdamW",

@@ -71,12 +71,12 @@ def main(
     name: str, measure: Callable[..., dict[str, Any]], flags: Mapping[str, type] | None = None, **positional: str
 ) -> None:
     """Run one benchmark as a program and print one JSON object. `positional` arguments have these defaults; `flags` of
-    these types are None where they are not given."""
+    these types are None where they are not given; those of type bool are switches."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
     for argument, default in positional.items():
         parser.add_argument(argument, nargs="?", default=default, help=f"default: {default}")
     for flag, kind in (flags or {}).items():
-        parser.add_argument(f"--{flag}", type=kind)
+        parser.add_argument(f"--{flag}", **{"action": "store_true"} if kind is bool else {"type": kind})
     parser.add_argument("--quick", action="store_true", help="smallest settings: does it run? Its numbers mean little")
     parser.add_argument("--json", action="store_true", help="one line")
     options = vars(parser.parse_args())

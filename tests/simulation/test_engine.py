@@ -326,9 +326,27 @@ def test_pulse_by_hand() -> None:
         return pulse, await generator.pulse(), generator.busy
 
     first, last, busy = run(main())
-    assert first == Pulse(running=2, tokens=4, ended=0, steps=2, seconds=2.5)
-    assert last == Pulse(running=0, tokens=11, ended=2, steps=7, seconds=7.0)
+    assert first == Pulse(running=2, tokens=4, ended=0, read=20, steps=2, seconds=2.5)
+    assert last == Pulse(running=0, tokens=11, ended=2, read=30, steps=7, seconds=7.0)
     assert busy == 7.0
+
+
+def test_a_pulse_counts_what_has_been_read_so_far() -> None:
+    """A prompt of 10 tokens at 0.1 s: 5 by 0.5 s, 10 by 1.5 s, half a step in. Put to sleep after that step, at 2 s,
+    with 11 tokens held, and woken from 4 to 7 s, it reads them again by 8.1 s."""
+
+    async def main() -> list[int]:
+        generator = engine(replace(PLAIN, prefill=0.1), {0: 4})
+        task = asyncio.create_task(ends(generator, [request(0)]))
+        read = [(await at(0.5, generator.pulse)).read, (await at(1.0, generator.pulse)).read]
+        await generator.sleep()
+        await generator.wake()
+        await generator.resume()
+        read.append((await generator.pulse()).read)
+        await task
+        return [*read, (await generator.pulse()).read]
+
+    assert run(main()) == [5, 10, 10, 21]
 
 
 def test_requests_wait_for_a_sleeping_engine() -> None:
