@@ -38,7 +38,6 @@ from yatt.types import SampleKey
 MODELS = ("1.5B+72B", "7B+7B", "32B+7B")  # policy + judge
 DEVICES, MEDIANS = (8, 64, 512), (1_000, 4_000, 16_000)
 STEPS, DRIFT, GROWTH = 4, 9, 4.0
-SEARCHED = 2  # steps of the search where lengths do not drift
 PROMPTS_PER_DEVICE, SIBLINGS, PROMPT, TAIL = 4, 8, 512, 4.0
 LARGE = (4_000, 1)  # on 512 devices: the only median, without drift, and prompts per device
 ANSWERS = Lengths(median=256.0, p99=1024.0)
@@ -102,7 +101,7 @@ class Case:
         costs = from_shape(policy, config, work, {"judge": judge})
         return config, replace(costs, judges={"judge": replace(costs.judges["judge"], answers=(ANSWERS,))})
 
-    def run(self, mode: str, split: Mapping[str, int] | None = None, steps: int | None = None) -> SimulationReport:
+    def run(self, mode: str, split: Mapping[str, int] | None = None) -> SimulationReport:
         config, costs = _world(self)
         placement = config.placement.model_copy(update={"mode": mode, "split": split or {}})
         return simulate(
@@ -110,7 +109,7 @@ class Case:
             costs,
             devices=self.devices,
             controllers=max(1, self.devices // 8),
-            steps=steps or self.steps,
+            steps=self.steps,
             seed=0,
         )
 
@@ -168,7 +167,7 @@ def search(case: Case) -> dict[int, list[float]]:
     def measure(count: int) -> float:
         if count not in tried:
             split = {POLICY: size * count, "judge": size * (blocks - count)}
-            tried[count] = seconds(case.run("partial", split, case.steps if case.drifting else SEARCHED))
+            tried[count] = seconds(case.run("partial", split))
         return fmean(tried[count])
 
     low, high = 1, blocks - 1
