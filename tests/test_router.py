@@ -384,3 +384,10 @@ async def test_everyone_hears_why_nothing_goes_on():
     for task in (running, waiting):
         with pytest.raises(BackendError, match="no more"):
             await task
+
+
+def test_an_engine_that_reads_prompts_is_not_slow():
+    """Two that sample 100 a look, one that has read 5,000 tokens and sampled 4."""
+    before = {n: Pulse(running=8, tokens=0) for n in "abc"}
+    after = {n: Pulse(running=8, tokens=100) for n in "ab"} | {"c": Pulse(running=8, tokens=4, read=5000)}
+    assert slow_ones({n: (before[n], after[n]) for n in before}, None)[0] == []

@@ -64,10 +64,10 @@ def test_length_is_that_of_the_last_rollouts():
     """60 tokens in 3 responses, then 120 in 3: 0.3 * 20 + 0.7 * 40 = 34."""
     found = gauge()
     found.see({0: Pulse(running=3, tokens=0)})
-    found.see({0: Pulse(running=0, tokens=60, ended=3)})
+    found.see({0: Pulse(running=0, tokens=60, ended=3, steps=30)})
     found.begin()
     assert found.length == 20
-    found.see({0: Pulse(running=0, tokens=180, ended=6)})
+    found.see({0: Pulse(running=0, tokens=180, ended=6, steps=60)})
     found.begin()
     assert found.length == pytest.approx(34)
 
@@ -229,12 +229,12 @@ async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard(
     assert len(judged) == len(drawn) == 4
     unsure = ["judge 0 sleeps", "judge 1 sleeps"]  # of what it finds, the stage knows nothing
     assert world.log == [*unsure, "policy 0 wakes", "policy 1 wakes", "policy 1 sleeps", "judge 1 wakes"]
-    decisions = world.stages[0].decisions()
+    decisions = world.stages[0].decisions(0)
     assert [(d.text, d.slots) for d in decisions] == [
         ("all to the policy", {"policy": 2, "judge": 0}),
         ("1 and 1", {"policy": 1, "judge": 1}),
     ]
-    assert world.stages[0].decisions() == () and world.stages[1].decisions() == ()
+    assert world.stages[0].decisions(0) == () and world.stages[1].decisions(0) == ()
     await asyncio.gather(*(stage.enter("train") for stage in world.stages))
     assert sorted(world.log[6:]) == ["judge 1 sleeps", "policy 0 sleeps"]
 

@@ -28,6 +28,7 @@ def test_what_breaks_no_rule():
     assert said("placement.mode=colocated", judges=2) == []
     assert said("placement.mode=dynamic") == said("placement.mode=weighted", judges=3) == []
     assert said("placement.mode=partial", "placement.split={policy: 3, j0: 1}") == []
+    assert said("placement.mode=partial") == []
     assert said("placement.mode=partial", "placement.split={policy: 4, j0: 4}", slots=8, judge_tp=4) == []
     assert said("placement.mode=partial", "placement.split={policy: 3, j0: 1}", slots=None) == []
     assert said("placement.mode=disaggregated", judges=0) == []
@@ -46,8 +47,6 @@ BROKEN = """
     placement.split={policy: 4, j0: 0} leaves j0 with nothing; give each of policy, j0 some, such as {policy: 2, j0: 2}
 1 4 | placement.mode=partial | placement.split={policy: 3, j0: 2}
     placement.split={policy: 3, j0: 2} adds up to 5, not to cluster.slots=4; use {policy: 2, j0: 2}
-1 4 | placement.mode=partial
-    placement.mode=partial needs placement.split, the slots of each role, such as {policy: 2, j0: 2}
 1 4 | placement.mode=dynamic | placement.split={policy: 3, j0: 1}
     placement.split={policy: 3, j0: 1} is only for placement.mode=partial, not dynamic; unset it
 1 4 | placement.train_slots=2
@@ -141,8 +140,8 @@ def words(tiny, tmp_path, monkeypatch):
 
 
 def test_rules_are_those_of_runs_and_plans(words):
-    with pytest.raises(ConfigError, match=r"needs placement\.split"):
-        check(load_config(None, [*words, "placement.mode=partial"]))
+    with pytest.raises(ConfigError, match="adds up to 3"):
+        check(load_config(None, [*words, "placement.mode=partial", "placement.split={policy: 2, j: 1}"]))
     with pytest.raises(ConfigError, match="needs 2 slots, 1 each for policy, j, and --devices=1; use colocated"):
         check_plan(load_config(None, [*words, "placement.mode=dynamic"]), [1, 2])
 

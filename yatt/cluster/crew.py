@@ -22,8 +22,9 @@ from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
 from yatt.cluster.session import Slot, find_slots, place, slot_environment
 from yatt.config.facts import parameters
+from yatt.config.placement import train_slots
 from yatt.config.schema import Config
-from yatt.controller.assembly import engine_sites, layout_of, mode_of, train_slots
+from yatt.controller.assembly import engine_sites, layout_of, mode_of
 from yatt.errors import ConfigError, ProcessDied
 from yatt.generation.environment import environment
 from yatt.placement.plan import POLICY, TRAINER, Layout, Role

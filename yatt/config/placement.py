@@ -115,9 +115,9 @@ def _split(
     fits = _shown(_even(sizes, free, block)) if free is not None else "slots of each role"
     without = [role for role in sizes if split.get(role, 0) < 1]
     part = [role for role in sizes if split.get(role, 0) % block]
-    if not split:
-        yield f"placement.mode=partial needs placement.split, the slots of each role, such as {fits}"
-    elif without:
+    if not split:  # an even one
+        return
+    if without:
         yield f"{at} leaves {' and '.join(without)} with nothing; give each of {', '.join(sizes)} some, such as {fits}"
     elif part:
         yield f"{at}: {part[0]}'s slots are not a multiple of {block}, the slots of the largest engine; use {fits}"

@@ -173,7 +173,7 @@ class PlacementConfig(Section):
         "colocated", description="How slots are divided between the policy, the judges and training."
     )
     split: dict[str, int] = Field(
-        default_factory=dict, description="Slots of `policy` and of each judge while responses are drawn (partial)."
+        default_factory=dict, description="Slots of `policy` and of each judge in a rollout (partial); even when unset."
     )
     train_slots: int | None = Field(None, ge=1, description="Slots that only train (disaggregated); half when unset.")
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from yatt.algorithm.filter import Filter
 from yatt.algorithm.samples import samples
+from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.director import Director, Gauge
 from yatt.controller.evaluator import Evaluator, OnEvaluated
@@ -18,8 +19,9 @@ from yatt.controller.rollouter import Decode, Responder, Rollouter
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OnGroups, SftController, T
+from yatt.placement.cost import served
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, arrange
-from yatt.placement.policy import Mode, open_mode
+from yatt.placement.policy import Mode, apportion, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Prompt, Sample
 
@@ -148,20 +150,10 @@ def draws_ahead(config: Config) -> bool:
     return config.placement.mode == "disaggregated" and config.rollout.max_staleness > 0
 
 
-def train_slots(config: Config, slots: int) -> int:
-    """How many of the slots, the last ones, hold ranks."""
-    if config.placement.mode != "disaggregated":
-        return slots
-    size = config.train.tp * config.train.pp
-    return config.placement.train_slots or max(size, slots // 2 // size * size)
-
-
 def layout_of(config: Config, slots: int) -> Layout:
     """How so many slots, but for those that only train, can be divided between the policy and the judges that this run
     serves."""
-    judges = {name: judge.engine_args for name, judge in config.reward.models.items() if judge.path is not None}
-    settings = {POLICY: config.rollout.engine_args, **judges}
-    sizes = {role: int(options.get("tensor_parallel_size", 1)) for role, options in settings.items()}
+    sizes = {role: int(options.get("tensor_parallel_size", 1)) for role, options in served(config).items()}
     apart = train_slots(config, slots) if config.placement.mode == "disaggregated" else 0
     return Layout(slots=tuple(range(slots - apart)), sizes=sizes)
 
@@ -169,6 +161,8 @@ def layout_of(config: Config, slots: int) -> Layout:
 def mode_of(config: Config, layout: Layout, parameters: Mapping[Role, float]) -> Mode:
     """How the run places roles on the layout; `parameters` are what each role's model weighs."""
     given = {role: slots // max(layout.sizes.values()) for role, slots in config.placement.split.items()}
+    if config.placement.mode == "partial" and not given:
+        given = apportion(len(layout.blocks), dict.fromkeys(layout.sizes, 1.0))
     return open_mode(config.placement.mode, given=given, parameters=parameters)
 
 

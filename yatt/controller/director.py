@@ -24,6 +24,8 @@ WORST = 1e6
 """Condition number of the fit beyond which terms are not told apart."""
 UNSEEN = 0.25
 """Share of the limit that a response is taken for, until some have ended."""
+LONGEST = 4.0
+"""The longest response in means, where it is not known."""
 _log = logging.getLogger(__name__)
 
 
@@ -73,6 +75,7 @@ class Gauge:
     ended: int = 0  # in this rollout
     tokens: int = 0
     length: float = 0.0  # mean tokens of a response, as of the last rollouts
+    longest: float = 0.0  # tokens of the longest, where it is known
     before: dict[int, Pulse] = field(default_factory=dict)
     fit: Fit = field(default_factory=Fit)
 
@@ -82,13 +85,12 @@ class Gauge:
         for number, pulse in pulses.items():
             before = self.before.get(number, pulse)
             steps, tokens = pulse.steps - before.steps, pulse.tokens - before.tokens
-            if steps < 0:  # the engine was started anew
-                continue
-            self.ended += pulse.ended - before.ended
-            self.tokens += tokens
-            if steps:
+            if steps > 0:
+                self.ended += pulse.ended - before.ended
+                self.tokens += tokens
                 self.fit.see((steps, tokens, pulse.read - before.read), pulse.seconds - before.seconds)
-        self.before = dict(pulses)
+            if steps or number not in self.before:  # an engine that only reads is looked at once it has sampled
+                self.before[number] = pulse
 
     def begin(self) -> None:
         """A rollout begins: what was seen in the last one, as it is over, says how long responses are."""
@@ -106,7 +108,7 @@ class Gauge:
             coming=coming,
             tokens=length,
             length=length,
-            longest=min(float(self.limit), 4 * length),
+            longest=self.longest or min(float(self.limit), LONGEST * length),
             prefix=prompt,
             drawn=length / 2,
             speed=self._speed(*fit.costs().tolist()),
@@ -196,6 +198,12 @@ class Director:
             prompt = self._routers[role].prompt or self._routers[POLICY].prompt + self._gauges[POLICY].length
             loads[role] = gauge.load(max(0.0, coming[role]), prompt, gauge.fit if gauge.fit.looks else seen)
         return loads
+
+    def learn(self, longest: int) -> None:
+        """The longest response of the policy in the last rollout."""
+        gauge = self._gauges.get(POLICY)
+        if gauge is not None:
+            gauge.longest = max(float(longest), 0.8 * gauge.longest)
 
     def switched(self, seconds: float) -> None:
         """Blocks have changed hands, which took so long."""

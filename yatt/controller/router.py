@@ -323,11 +323,16 @@ class Router:
 
 def slow_ones(pulses: dict[int, tuple[Pulse, Pulse]], usual: Pace | None) -> tuple[list[int], Pace | None]:
     """Those whose tokens since the last look are few against the median of all busy ones, in all and per request; and
-    those medians. Where only one is busy, it is held to the medians of before, `usual`.
+    those medians. Where only one is busy, it is held to the medians of before, `usual`. One that read more than it
+    sampled is not busy: reading is no slowness.
 
     Few in all alone may be a generator with a few requests left, few per request one with a large batch.
     """
-    busy = {n: (before, after) for n, (before, after) in pulses.items() if before.running and after.running}
+    busy = {
+        n: (before, after)
+        for n, (before, after) in pulses.items()
+        if before.running and after.running and after.read - before.read <= after.tokens - before.tokens
+    }
     total = {n: after.tokens - before.tokens for n, (before, after) in busy.items()}
     each = {n: total[n] / max(before.running, after.running) for n, (before, after) in busy.items()}
     if len(busy) > 1:

@@ -90,8 +90,9 @@ class Stage:
             yield
             await self._each(sampling, lambda _, g: g.resume())
 
-    def decisions(self) -> tuple[Decision, ...]:
-        """What the leader has decided since the last call."""
+    def decisions(self, longest: int) -> tuple[Decision, ...]:
+        """What the leader has decided since the last call; it learns how long the longest response was."""
+        self._director.learn(longest)
         return self._director.take()
 
     async def close(self) -> None:

@@ -150,7 +150,7 @@ class Controller:
             self.on_groups(step, groups)
             counts, update = await self.desk.close_step(step, counts, update, draws=not self.ahead)
             self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
-        return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions())
+        return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions(counts.longest_response))
 
     async def _collected(self, step: int) -> Collected:
         """The groups of a step. Up to step `ahead`, those of the next are begun at once, to be drawn while this one
