@@ -30,7 +30,7 @@ EVERY_NODE = "*"
 
 
 class Generator(Protocol):
-    """An engine that draws responses from the policy, or judges them. One generator may serve several controllers at once."""
+    """An engine that draws responses from the policy, or judges them. It may serve several controllers at once."""
 
     def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Yield completions in the order they end, in batches of what has ended since the last one; every request is
@@ -51,17 +51,18 @@ class Generator(Protocol):
         ...
 
     async def load(self, manifest: WeightManifest) -> int:
-        """Take a new set of weights, whole or not at all, and forget every cached prefix. Requires a paused engine.
+        """Take a new set of weights, whole or not at all, and forget every cached prefix. Requires a paused engine, which
+        may be asleep.
         Returns the version now served. Raises BackendError on a checksum or shape mismatch, the old weights kept
         where nothing was written yet."""
         ...
 
     async def sleep(self) -> int:
-        """Free the KV cache; returns the bytes freed. Implies `pause`; running requests keep their tokens."""
+        """Free the KV cache, and on an accelerator the weights; returns the bytes freed. Implies `pause`; running requests keep their tokens."""
         ...
 
     async def wake(self) -> None:
-        """Take the KV cache back. Does not resume."""
+        """Take back what `sleep` freed, weights first. Does not resume."""
         ...
 
     async def version(self) -> int:

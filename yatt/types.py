@@ -220,8 +220,8 @@ class Share:
 
     `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every sender names the same
     numbers of updates and micro-batches, some of them empty. `denominators[u]` is global. `senders` are all controllers
-    that send this rank a share in this step: those with samples for it; the first also without, where nobody has any for
-    this rank, or it none for anyone.
+    that send this rank a share in this step: those with samples for it; the first also without, where nobody has any
+    for this rank, or it none for anyone.
     """
 
     step: int
