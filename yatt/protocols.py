@@ -51,14 +51,14 @@ class Generator(Protocol):
         ...
 
     async def load(self, manifest: WeightManifest) -> int:
-        """Take a new set of weights, whole or not at all, and forget every cached prefix. Requires a paused engine, which
-        may be asleep.
-        Returns the version now served. Raises BackendError on a checksum or shape mismatch, the old weights kept
+        """Take a new set of weights, whole or not at all, and forget every cached prefix. Requires a paused engine,
+        asleep or not. Returns the version now served. Raises BackendError on a checksum or shape mismatch, the old weights kept
         where nothing was written yet."""
         ...
 
     async def sleep(self) -> int:
-        """Free the KV cache, and on an accelerator the weights; returns the bytes freed. Implies `pause`; running requests keep their tokens."""
+        """Free the KV cache, and on an accelerator the weights; returns the bytes freed. Implies `pause`; running
+        requests keep their tokens."""
         ...
 
     async def wake(self) -> None:

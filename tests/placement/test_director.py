@@ -29,24 +29,22 @@ def gauge(**settings) -> Gauge:
 def test_costs_are_fitted_to_what_was_done():
     """10 steps of 2 requests, 10 of 6, 10 of 6 with 50 tokens read: 0.01 a step, 0.02 a token, 0.004 a token read."""
     fit = Fit()
-    fit.see((10, 20, 0), 10 * 0.01 + 20 * 0.02)
-    fit.see((10, 60, 0), 10 * 0.01 + 60 * 0.02)
-    fit.see((10, 60, 50), 10 * 0.01 + 60 * 0.02 + 50 * 0.004)
+    fit.see([(10, 20, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 10 * 0.01 + 60 * 0.02)])
+    fit.see([(10, 60, 50, 10 * 0.01 + 60 * 0.02 + 50 * 0.004)])
     assert fit.costs().tolist() == pytest.approx([0.01, 0.02, 0.004])
 
 
 def test_what_cannot_be_told_apart_is_put_on_the_fewest_terms():
     fit = Fit()
     for _ in range(3):
-        fit.see((10, 40, 0), 0.5)
+        fit.see([(10, 40, 0, 0.5)])
     assert fit.costs().tolist() == pytest.approx([0.05, 0, 0])
 
 
 def test_no_cost_is_below_nothing():
     """More tokens in less time: a token cannot take less than none."""
     fit = Fit()
-    fit.see((10, 20, 0), 0.5)
-    fit.see((10, 60, 0), 0.4)
+    fit.see([(10, 20, 0, 0.5), (10, 60, 0, 0.4)])
     assert fit.costs().min() >= 0 and fit.costs()[0] == pytest.approx(0.045, rel=0.02)
 
 
@@ -256,5 +254,18 @@ async def test_who_waits_for_a_response_hears_why_nothing_moves_any_more():
     await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
     with pytest.raises(BackendError, match="the judge does not wake"):
         await responses(world.routers[0]["judge"], 0)
+    for stage in world.stages:
+        await stage.close()
+
+
+async def test_a_block_whose_engine_died_goes_to_a_role_that_lives_there():
+    """The judge's only block loses its engine: the judge takes another."""
+    world = Set(2, [to(1, 1), None, None])
+    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    director = world.stages[0]._director
+    await director.look()
+    assert director.holders == ("policy", "judge")
+    world.routers[0]["judge"].fleet.up[1] = False
+    assert await director.look() == ("judge", "policy")
     for stage in world.stages:
         await stage.close()

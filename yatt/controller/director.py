@@ -38,11 +38,11 @@ class Fit:
         self._sums = np.zeros(3)
         self.looks = 0
 
-    def see(self, did: Sequence[float], seconds: float) -> None:
-        """`did` [3] are steps, tokens sampled and tokens read."""
-        row = np.array(did, dtype=np.float64)
-        self._products = FORGET * self._products + np.outer(row, row)
-        self._sums = FORGET * self._sums + row * seconds
+    def see(self, rows: Sequence[Sequence[float]]) -> None:
+        """One look: of each engine steps, tokens sampled, tokens read, and seconds. [engines, 4]"""
+        did, seconds = np.array(rows, dtype=np.float64)[:, :3], np.array(rows, dtype=np.float64)[:, 3]
+        self._products = FORGET * self._products + did.T @ did
+        self._sums = FORGET * self._sums + did.T @ seconds
         self.looks += 1
 
     def costs(self) -> np.ndarray:
@@ -82,15 +82,18 @@ class Gauge:
     def see(self, pulses: Mapping[int, Pulse]) -> None:
         """Take one look at all engines of the role in."""
         self.requests = sum(pulse.running for pulse in pulses.values())
+        rows = []
         for number, pulse in pulses.items():
             before = self.before.get(number, pulse)
             steps, tokens = pulse.steps - before.steps, pulse.tokens - before.tokens
             if steps > 0:
                 self.ended += pulse.ended - before.ended
                 self.tokens += tokens
-                self.fit.see((steps, tokens, pulse.read - before.read), pulse.seconds - before.seconds)
+                rows.append((steps, tokens, pulse.read - before.read, pulse.seconds - before.seconds))
             if steps or number not in self.before:  # an engine that only reads is looked at once it has sampled
                 self.before[number] = pulse
+        if rows:
+            self.fit.see(rows)
 
     def begin(self) -> None:
         """A rollout begins: what was seen in the last one, as it is over, says how long responses are."""
@@ -182,12 +185,37 @@ class Director:
         policy = self._gauges[POLICY]
         drawn = max(self._responses, policy.ended + policy.requests)
         coming = {r: drawn * g.per_response - g.ended - g.requests for r, g in self._gauges.items()}
+        before, self.holders = self.holders, self._livable(self.holders)
         split = {role: self.holders.count(role) for role in self._routers}
         choice = self._mode.look(split, self._loads(coming), self._switch)
-        if choice is None or choice.split == split:
-            return None
-        self._decide(choice)
-        return self.holders
+        if choice is not None and choice.split != split:
+            self._decide(choice)
+        elif self.holders != before:
+            self._decide(Choice(split=split, seconds=0.0, why="an engine died"))
+        return self.holders if self.holders != before else None
+
+    def _livable(self, holders: Sequence[Role]) -> tuple[Role, ...]:
+        """The same shares of the blocks, none held by a role whose engines there are dead, where that can be."""
+        lives = {
+            role: {
+                block
+                for block, slots in enumerate(self.layout.blocks)
+                for n, generator in enumerate(router.fleet.generators)
+                if generator.slots[0] in slots and router.fleet.up[n]
+            }
+            for role, router in self._routers.items()
+        }
+        after = list(holders)
+        for block, role in enumerate(holders):
+            if block in lives[role]:
+                continue
+            others = [b for b, r in enumerate(after) if r != role and b in lives[role] and block in lives[r]]
+            able = [r for r in lives if block in lives[r]]
+            if others:
+                after[block], after[others[0]] = after[others[0]], role
+            elif able:
+                after[block] = able[0]
+        return tuple(after)
 
     def _loads(self, coming: Mapping[Role, float]) -> dict[Role, Load]:
         """What everyone has to do. Of whom nothing has been seen yet, it is taken to be as fast as one that was seen,
@@ -215,7 +243,7 @@ class Director:
         return decisions
 
     def _decide(self, choice: Choice) -> None:
-        self.holders = arrange(choice.split, self.holders or None)
+        self.holders = self._livable(arrange(choice.split, self.holders or None))
         size = len(self.layout.blocks[0])
         slots = {role: size * self.holders.count(role) for role in self._routers}
         self._decisions.append(Decision(at=self._clock.now(), text=choice.why, slots=slots))

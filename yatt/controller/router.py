@@ -28,6 +28,9 @@ SLOW = 4.0
 LATEST = 0.05
 """Weight of a group's prompt in the mean."""
 
+UNEVEN = 1.5
+"""An engine with so many times its share gives some of it to others that have woken."""
+
 Inbox = asyncio.Queue["list[Completion] | Exception"]
 
 
@@ -134,15 +137,15 @@ class Router:
 
     async def follow(self) -> None:
         """Others are awake than before: what lies at engines that sleep now goes on at those that are awake, and what
-        waits at full ones is shared with the new. Where none is awake, all stays where it is and waits."""
+        came last to the fullest is shared with the new. Where none is awake, all stays where it is and waits."""
         self._looked.clear()
         for call in list(self._calls):
             if not self.fleet.open[call.number]:
                 await self._move(call.pending)
         fair = -(-int(self._counts.sum()) // max(1, int(self.fleet.open.sum())))
-        for number in np.flatnonzero(self.fleet.open & (self._counts > max(fair, self._limit // 2))):
-            waiting = [key for call in self._calls if call.number == number for key in call.pending]
-            await self._move(waiting[max(fair, self._limit // 2) :])
+        for number in np.flatnonzero(self.fleet.awake & self.fleet.up & (self._counts > UNEVEN * fair)):
+            here = [key for call in self._calls if call.number == number for key in call.pending]
+            await self._move(here[fair:])
         self._let_in()
 
     def fail(self, error: Exception) -> None:
