@@ -52,8 +52,8 @@ class Generator(Protocol):
 
     async def load(self, manifest: WeightManifest) -> int:
         """Take a new set of weights, whole or not at all, and forget every cached prefix. Requires a paused engine,
-        asleep or not. Returns the version now served. Raises BackendError on a checksum or shape mismatch, the old weights kept
-        where nothing was written yet."""
+        asleep or not. Returns the version now served. Raises BackendError on a checksum or shape mismatch, the old
+        weights kept where nothing was written yet."""
         ...
 
     async def sleep(self) -> int:
