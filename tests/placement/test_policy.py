@@ -269,10 +269,10 @@ def static(found, blocks):
     return played
 
 
-def test_within_a_tenth_of_the_bound_at_64_blocks():
+def test_within_an_eighth_of_the_bound_at_64_blocks():
     """p99 ten times the median. 2048 and 4096 responses: 32 and 64 on an engine."""
-    assert run(works(2048, 1000, 300), 64)[0] < 1.10
-    assert run(works(4096, 1000, 300), 64)[0] < 1.10
+    assert run(works(2048, 1000, 300), 64)[0] < 1.125
+    assert run(works(4096, 1000, 300), 64)[0] < 1.125
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,10 @@ what is measured and predicted."""
 LATER = 0.02
 """Share of the predicted seconds that putting a change off must gain; else it would be put off for ever."""
 
+HEDGE = 0.25
+"""Splits that end together, because of the longest response, differ in how soon the judges are done by themselves. What
+is expected of the longest is uncertain: when it turns out shorter, the judges should not be behind."""
+
 _FULL = np.array([0, 0.33, 0.67, *[1] * 13])
 _PASSED = np.array([0, 0, 0, *np.sin(np.linspace(0, np.pi / 2, 13)) ** 2])
 """Points of a phase: shares of the queue admitted, and then of the longest request's steps passed."""
@@ -181,12 +185,14 @@ def _longest(longest: float, mean: float, some: Array, count: float) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Predicts when the phase ends under a split. `before` [roles] is the split now; without it none is a change."""
+    """Predicts when the phase ends under a split. `before` [roles] is the split now; without it none is a change. With
+    `hedge`, that share of the prediction is instead the mean of how long each role's work takes by itself."""
 
     loads: Loads
     blocks: int
     switching: float = 0.0
     before: Array | None = None
+    hedge: float = 0.0
 
     @property
     def working(self) -> int:
@@ -227,6 +233,7 @@ class Forecast:
         seconds, ended = _drain(policy, count, np.full((1, 1), policy.coming), blocks, _FULL, _PASSED)
         seconds = seconds + late[:, at, None]
         end: Array = seconds[:, -1]
+        alone: list[Array] = [end]
         for i, (role, load) in enumerate(self.loads.items()):
             if role == POLICY or load.requests + load.coming <= 0:
                 continue
@@ -237,7 +244,8 @@ class Forecast:
             done, _ = _drain(load, left, unread, splits[:, i, None], _FULL[-1:], _PASSED[-1:])
             begun = np.where(_AT_START, 0.0, seconds) + late[:, i, None]
             end = np.maximum(end, (begun + done).max(axis=1))
-        return end
+            alone.append((begun + done)[:, 0])
+        return (1 - self.hedge) * end + self.hedge * np.mean(alone, axis=0) if self.hedge else end
 
     def _late(self, splits: Array) -> Array:
         """Seconds [C, roles] by which a change holds each role up: new blocks come after `switching`, and what ran on
@@ -263,7 +271,7 @@ class Forecast:
         ends = []
         for point in _HANDOVERS:
             then = _after(self.loads, float(ended[0, point]) if _PASSED[point] < 1 else 1.0, float(_PASSED[point]))
-            rest = Forecast(loads=then, blocks=self.blocks, switching=self.switching, before=holding)
+            rest = replace(self, loads=then, before=holding)
             splits = _spreads(then, self.blocks)
             ends.append(seconds[0, point] + rest._held(splits, rest._late(splits)).min())
         return float(min(ends))
@@ -315,7 +323,7 @@ def _dynamic(given: Split, parameters: Mapping[Role, float]) -> Mode:
         if loads is None:
             split = {role: 1 for role in parameters} | {POLICY: max(1, blocks - len(parameters) + 1)}
             return Choice(split=split, seconds=0.0, why=f"nothing measured yet; {_words(split)}: one block per judge")
-        forecast = Forecast(loads=loads, blocks=blocks)
+        forecast = Forecast(loads=loads, blocks=blocks, hedge=HEDGE)
         best, seconds = forecast.best(np.vstack([_spreads(loads, blocks), _row({POLICY: blocks}, loads)]))
         if before is None or sum(before.values()) != blocks:
             return Choice(split=best, seconds=seconds, why=text(loads, best, seconds, best, seconds, switching))
@@ -331,7 +339,7 @@ def _look(split: Split, loads: Loads, switching: float) -> Choice | None:
     """Move blocks where the phase then ends sooner by more than the switching and the margin; where the policy has
     put off giving any away, once waiting gains nothing more."""
     before, blocks = _row(split, loads), sum(split.values())
-    forecast = Forecast(loads=loads, blocks=blocks, switching=switching, before=before[0])
+    forecast = Forecast(loads=loads, blocks=blocks, switching=switching, before=before[0], hedge=HEDGE)
     if blocks < forecast.working:
         return _serial(split, loads, switching)
     now = float(forecast.seconds(before)[0])
