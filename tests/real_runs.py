@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 
 
-def make_place(folder: Path, reward: str, function: str, **sections: Any) -> Path:
+def make_place(folder: Path, reward: str, function: str, /, **sections: Any) -> Path:
     """A folder as a user would have it: the quickstart's model before any training, its data, a reward, a config."""
     subprocess.run([sys.executable, QUICKSTART / "prepare.py", "--out", folder / "work"], check=True, timeout=600)
     (folder / "reward.py").write_text(reward)

@@ -137,6 +137,8 @@ async def test_without_a_chat_template_a_judge_reads_the_text(folders, tmp_path)
     judge = await asker(folders, engine, path=str(tmp_path))
     assert await judge.ask(["2+2=4?"], [1]) == ["no"]
     assert engine.texts() == ["2+2=4?"]
+    nothing = Failure("failed", "there is nothing to read: the template and the response are empty")
+    assert await judge.ask([""], [1]) == [nothing] and len(engine.asked) == 1
 
 
 async def test_only_the_end_token_is_left_out(folders):

@@ -155,6 +155,8 @@ class VllmGenerator:
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         for request in requests:
+            if not len(request.tokens):
+                raise BackendError(f"request {request.key} has an empty prompt")
             if len(request.tokens) >= self._context_length:
                 raise BackendError(
                     f"request {request.key}: its prompt of {len(request.tokens)} tokens leaves no room "

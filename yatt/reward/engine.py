@@ -77,6 +77,13 @@ class Engines:
         return [ended[request.key] for request in requests]
 
 
+def something(tokens: np.ndarray) -> np.ndarray:
+    """The same tokens. Raises ValueError where there are none: an engine cannot go on from nothing."""
+    if not len(tokens):
+        raise ValueError("there is nothing to read: the template and the response are empty")
+    return tokens
+
+
 class EngineAsker:
     """Implements `yatt.reward.judge.Asker`. A text is one message of the user's in the judge's own chat template, or
     stands as it is where the folder has none.
@@ -100,7 +107,7 @@ class EngineAsker:
         failures: dict[str, Failure] = {}
         for text in dict.fromkeys(texts):
             try:
-                tokens[text] = self.encode(text)
+                tokens[text] = something(self.encode(text))
             except ValueError as error:
                 failures[text] = Failure("failed", str(error))
         fit = [(tokens[text], seed) for text, seed in zip(texts, seeds, strict=True) if text in tokens]
@@ -154,7 +161,7 @@ class ClassifierScorer:
         scores: dict[int, Score] = {}
         for number, trajectory in enumerate(trajectories):
             try:
-                tokens[number] = self.encode(trajectory.prompt, trajectory.text)
+                tokens[number] = something(self.encode(trajectory.prompt, trajectory.text))
             except ValueError as error:
                 scores[number] = self._failed(str(error))
         ended = await self._engines.answer(list(tokens.values()), SamplingParams(max_tokens=1), [0] * len(tokens))
