@@ -29,6 +29,7 @@ from yatt.config.facts import ModelFacts
 from yatt.config.load import load_config
 from yatt.config.schema import Config
 from yatt.controller.assembly import layout_of
+from yatt.errors import ConfigError
 from yatt.placement.plan import POLICY
 from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, engine_size, from_shape
 from yatt.simulation.lengths import LengthModel
@@ -87,8 +88,8 @@ class Case:
         (policy, size), (judge, judge_size) = (SHAPES[name] for name in self.models.split("+"))
         longest = round(2 * max(lengths.p99 for lengths in self.trace))
         settings = [
-            f"rollout.engine_args={{tensor_parallel_size: {size}, gpu_memory_utilization: 0.6}}",
-            f"reward.models.judge.engine_args={{tensor_parallel_size: {judge_size}, gpu_memory_utilization: 0.6}}",
+            f"rollout.engine_args={{tensor_parallel_size: {size}, gpu_memory_utilization: 0.85}}",
+            f"reward.models.judge.engine_args={{tensor_parallel_size: {judge_size}, gpu_memory_utilization: 0.85}}",
             f"rollout.max_tokens={longest}",
             f"model.context_length={longest + PROMPT}",
             f"rollout.n={SIBLINGS}",
@@ -187,16 +188,18 @@ def search(case: Case) -> dict[int, list[float]]:
 
 
 def result(case: Case) -> dict[str, Any]:
-    """One row of the table."""
-    floor, by = bound(case)
+    """One row of the table; of a case whose longest response does not fit beside the weights, why."""
     row: dict[str, Any] = {
         "models": case.models,
         "devices": case.devices,
         "median": round(case.median),
         "lengths": "drifting" if case.drifting else f"p99 {case.tail:g}x",
-        "bound": significant(floor),
-        "bound_by": by,
     }
+    try:
+        floor, by = bound(case)
+    except ConfigError as error:
+        return row | {"refused": str(error)}
+    row |= {"bound": significant(floor), "bound_by": by}
     reports = {mode: case.run(mode) for mode in ("colocated", "weighted", "dynamic")}
     found = {mode: fmean(seconds(report)) for mode, report in reports.items()}
     tried = search(case)
