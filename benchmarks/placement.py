@@ -37,10 +37,10 @@ from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.types import SampleKey
 
 MODELS = ("1.5B+72B", "7B+7B", "32B+7B")  # policy + judge
-DEVICES, MEDIANS = (8, 64, 512), (1_000, 4_000, 16_000)
+DEVICES, MEDIANS = (8, 64), (1_000, 4_000, 16_000)  # from 64 devices on the first median, where none is given
 STEPS, DRIFT, GROWTH = 4, 9, 4.0
 PROMPTS_PER_DEVICE, SIBLINGS, PROMPT, TAIL = 4, 8, 512, 4.0
-LARGE = (4_000, 1)  # on 512 devices: the only median, without drift, and prompts per device
+LARGE_PROMPTS = 1  # for each of more than 64 devices, and no drift there
 ANSWERS = Lengths(median=256.0, p99=1024.0)
 TRIES = 8  # splits tried in a search
 
@@ -221,9 +221,9 @@ def cases(models: Sequence[str], devices: Sequence[int], medians: Sequence[int])
     for name in models:
         for count in devices:
             large = count > 64
-            for median in [m for m in medians if not large or m == LARGE[0]]:
+            for median in medians if count < 64 else medians[:1]:
                 common = {"models": name, "devices": count, "median": median}
-                common["prompts"] = LARGE[1] if large else PROMPTS_PER_DEVICE
+                common["prompts"] = LARGE_PROMPTS if large else PROMPTS_PER_DEVICE
                 found.append(Case(drifting=False, tail=TAIL, steps=STEPS, **common))
                 if not large:
                     found.append(Case(drifting=True, tail=TAIL, steps=DRIFT, **common))
