@@ -21,7 +21,7 @@ from yatt.reward.function import FunctionSpec, Item
 from yatt.reward.worker import Reply
 from yatt.types import Score, Trajectory
 
-IMPORT_SECONDS = 60.0
+IMPORT_SECONDS = 180.0
 START_ATTEMPTS = 3
 
 # What rewards are tried on before a run, where the caller has no row at hand.
