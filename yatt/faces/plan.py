@@ -175,7 +175,8 @@ def summary(report: SimulationReport) -> dict[str, Any]:
     of the split within a rollout; and the split that the last rollout began with, in slots."""
     steps = report.steps
     seconds = sum(step.seconds for step in steps)
-    phases = {name: sum(step.phases[name] for step in steps) / len(steps) for name in steps[0].phases}
+    names = dict.fromkeys(name for step in steps for name in step.phases)
+    phases = {name: sum(step.phases.get(name, 0.0) for step in steps) / len(steps) for name in names}
     return {
         "step_s": seconds / len(steps),
         "rollout_s": phases["rollout"],
