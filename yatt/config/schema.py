@@ -89,7 +89,9 @@ class RolloutConfig(Section):
     )
     oversample: float = Field(1.0, ge=1, description="Prompts in flight over those needed; the first to end are used.")
     max_refills: int = Field(2, ge=0, description="Waves: at most this many times the quota is drawn beyond it.")
-    max_staleness: int = Field(0, ge=0, description="Oldest groups, in updates, that are carried over to a later step.")
+    max_staleness: int = Field(
+        0, ge=0, description="Oldest groups trained, in updates: carried over, or (disaggregated) drawn ahead."
+    )
     sleep: bool = Field(True, description="Free the engines' KV cache while training.")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="The engine's own options, passed through.")
 

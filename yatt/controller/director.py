@@ -143,7 +143,6 @@ class Director:
         self._clock = clock
         self._responses = 0.0
         self._switch = 0.0
-        self._rollouts = 0
         self._began = self._looked = 0.0
         self._lasted = 0.0
         self._decisions: list[Decision] = []

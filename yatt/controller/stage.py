@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from yatt.types import Decision, WeightManifest
 
 Engine = tuple[Role, int]
 """A role, and the number of one of its generators."""
+Call = Callable[[int, PlacedGenerator], Awaitable[Any]]
 
 
 class Stage:
@@ -50,9 +52,8 @@ class Stage:
         self._leads = peers.index == 0
         self._phase: Phase | None = None
         self._awake = {(role, n) for role, router in routers.items() for n in range(len(router.fleet))}
-        self._unsure = (
-            self.judges
-        )  # engines come up asleep where several share a slot, or are left as a death found them
+        # Engines come up asleep where several share a slot, or are left as a death found them.
+        self._unsure = self.judges
         self._sampling: set[Engine] = set()
         self._ranks_awake = True
         self._heard = 0
@@ -79,7 +80,8 @@ class Stage:
                 holders = await self._director.start(responses) if phase == "rollout" else self._director.holders
                 await self._place(holders)
         if phase == "rollout" and self.judges and not again:
-            self._watching = [asyncio.create_task(self._guarded(work)) for work in self._duties()]
+            duties = [self._follow, self._lead] if self._leads and self._director.moves else [self._follow]
+            self._watching = [asyncio.create_task(self._guarded(duty)) for duty in duties]
 
     @contextlib.asynccontextmanager
     async def still(self) -> AsyncIterator[None]:
@@ -98,12 +100,9 @@ class Stage:
     async def close(self) -> None:
         await self._stop_watching()
 
-    def _duties(self) -> Sequence[str]:
-        return ("_follow", "_lead") if self._leads and self._director.moves else ("_follow",)
-
-    async def _guarded(self, duty: str) -> None:
+    async def _guarded(self, duty: Callable[[], Awaitable[None]]) -> None:
         try:
-            await getattr(self, duty)()
+            await duty()
         except Exception as error:  # who waits for a response is to hear of it
             for router in self._routers.values():
                 router.fail(error)
@@ -133,9 +132,9 @@ class Stage:
                 await self._route(holders)
 
     async def _route(self, holders: Sequence[Role]) -> None:
+        held = self._held(holders)
         for role, router in self._routers.items():
-            awake = [(role, n) in held for held in [self._held(holders)] for n in range(len(router.fleet))]
-            router.fleet.awake = np.array(awake, dtype=bool)
+            router.fleet.awake = np.array([(role, n) in held for n in range(len(router.fleet))], dtype=bool)
         await asyncio.gather(*(router.follow() for router in self._routers.values()))
 
     def _held(self, holders: Sequence[Role]) -> set[Engine]:
@@ -167,11 +166,11 @@ class Stage:
         self._unsure = False
         self._awake, self._sampling, self._ranks_awake = awake, awake if rollout else set(), ranks
 
-    async def _each(self, engines: Collection[Engine], call: object) -> None:
+    async def _each(self, engines: Collection[Engine], call: Call) -> None:
         """Call these engines at once."""
         numbers = {role: {n for r, n in engines if r == role} for role in self._routers}
         await asyncio.gather(
-            *(self._routers[role].fleet.each(call, among=among) for role, among in numbers.items() if among)  # type: ignore[arg-type]
+            *(self._routers[role].fleet.each(call, among=among) for role, among in numbers.items() if among)
         )
 
 

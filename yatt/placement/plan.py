@@ -39,10 +39,6 @@ class Layout:
         size = max(self.sizes.values())
         return tuple(self.slots[i : i + size] for i in range(0, len(self.slots), size))
 
-    @property
-    def roles(self) -> tuple[Role, ...]:
-        return tuple(self.sizes)
-
     def engines(self, role: Role, blocks: Iterable[int]) -> list[EngineSite]:
         """The engines of a role on these blocks."""
         size = self.sizes[role]
