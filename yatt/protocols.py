@@ -106,6 +106,11 @@ class Trainer(Protocol):
         senders' shares have come. The step's report, the same for everyone; None to whom had nothing to send."""
         ...
 
+    async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
+        """Collective, and sent as in `update`: the loss and the numbers of these samples under the weights as they
+        are, which stay so. For algorithms that learn from rows."""
+        ...
+
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         """Leader only. Write the policy's weights under Hugging Face names; by node name, or EVERY_NODE."""
         ...

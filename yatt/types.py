@@ -178,11 +178,13 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The scored siblings of one prompt, in sibling order; those whose score failed are set apart in `failures`."""
+    """The scored siblings of one prompt, in sibling order; those whose score failed are set apart in `failures`.
+    `baseline` is the reward of a greedy response, where the algorithm asks for one (ReMax): it is not trained."""
 
     prompt: Prompt
     trajectories: tuple[Trajectory, ...]
     failures: tuple[Trajectory, ...] = ()
+    baseline: float | None = None
 
     @property
     def rewards(self) -> list[float]:
@@ -191,19 +193,27 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a rank trains on: columns [T]. `advantage` is the trajectory's; 1.0 where the algorithm has none (SFT)."""
+    """What a rank trains on: columns [T]. `advantage` is the trajectory's; 1.0 where the algorithm has none (SFT).
+
+    `reward` is the trajectory's, for ranks that work advantages out per token; of a pair it is the margin, of a
+    labelled response +1 (desirable) or -1. Two sequences that are of use only together are one sample, end to end: the
+    chosen and the rejected one of a pair, or a labelled response and one that belongs to another prompt. `second` is
+    where the second one begins; 0 where there is one only. Each begins with its prompt.
+    """
 
     key: SampleKey
     tokens: np.ndarray
     loss_mask: np.ndarray
     rollout_logprobs: np.ndarray | None = None
     advantage: float = 1.0
+    reward: float = 0.0
+    second: int = 0
     media: tuple[Media, ...] = ()
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that carry loss. The first token has no prediction and never counts."""
-        return int(np.count_nonzero(self.loss_mask[1:]))
+        """Tokens that carry loss. The first token of a sequence has no prediction and never counts."""
+        return int(np.count_nonzero(self.loss_mask[1:])) - bool(self.second and self.loss_mask[self.second])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,22 +245,23 @@ class Share:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
     """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
-    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage."""
+    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
+    [S] has each sequence's sample's reward. Where a sample is of two sequences, so are all."""
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
     cu_seqlens: torch.Tensor
     loss_mask: torch.Tensor
     advantages: torch.Tensor
+    rewards: torch.Tensor
     rollout_logprobs: torch.Tensor | None
     denominator: Denominator
-    old_logprobs: torch.Tensor | None = None
-    ref_logprobs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What the ranks say of a step's updates: global numbers, the same on every rank."""
+    """What the ranks say of a step's updates: global numbers, the same on every rank. `numbers` are those that only
+    some algorithms have, such as `critic_loss` or `pair_accuracy`, by the names under which metrics show them."""
 
     loss: float
     grad_norm: float
@@ -263,6 +274,7 @@ class UpdateReport:
     rollout_gap_mean: float = 0.0
     trained_tokens: int = 0
     skipped_updates: int = 0
+    numbers: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -356,7 +368,9 @@ class RolloutCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported."""
+    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported. Offline
+    algorithms have `loss` on held-out rows instead, and where rows are pairs `pair_accuracy`, the share of pairs whose
+    chosen response is the likelier or better one."""
 
     prompts: int
     accuracy_greedy: float | None
@@ -366,6 +380,8 @@ class EvaluationReport:
     parts_sampled: Mapping[str, float] = field(default_factory=dict)
     failures: int = 0
     response_tokens_mean: float = 0.0
+    loss: float | None = None
+    pair_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

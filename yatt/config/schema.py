@@ -5,9 +5,12 @@ Paths are relative to the working directory. Sections name what they configure; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from yatt.config.algorithms import RECIPES, Recipe, own_defaults
 
 
 class Section(BaseModel):
@@ -23,6 +26,7 @@ class RunConfig(Section):
 class ModelConfig(Section):
     path: str = Field(..., description="Hugging Face folder of the policy: config, weights, tokenizer.")
     reference: str | None = Field(None, description="Folder of the reference model; the policy's own start when unset.")
+    teacher: str | None = Field(None, description="Folder of the model to learn from (distillation).")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of weights and activations.")
     context_length: int = Field(2048, ge=8, description="Most tokens of prompt and response together.")
 
@@ -41,6 +45,10 @@ class DataConfig(Section):
     size: int = Field(1000, ge=1, description="Number of procedural rows, for tasks.")
     prompt_key: str = Field("prompt", description="Column of the prompt: text, or a list of chat messages.")
     response_key: str = Field("response", description="Column of the demonstration (sft).")
+    chosen_key: str = Field("chosen", description="Column of the better response, or the talk that ends with it.")
+    rejected_key: str = Field("rejected", description="Column of the worse response, or the talk that ends with it.")
+    margin_key: str | None = Field(None, description="Column of how much better the chosen one is (reward_model).")
+    label_key: str = Field("label", description="Column that says whether a response is desirable (kto).")
     answer_key: str = Field("answer", description="Column of the reference answer; may be absent from the data.")
     media_key: str | None = Field(None, description="Column of a prompt's images: a path, base64 text, or a list.")
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
@@ -52,22 +60,93 @@ class DataConfig(Section):
 
 
 class KlConfig(Section):
-    coefficient: float = Field(0.0, ge=0, description="Weight of the KL to the reference in the loss; 0 loads none.")
+    coefficient: float = Field(0.0, ge=0, description="Weight of the KL to the reference; 0 loads none.")
     kind: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of the KL.")
+    place: Literal["loss", "reward"] = Field("loss", description="Whether the KL is a loss or taken off the reward.")
+    target: float | None = Field(None, gt=0, description="KL that the coefficient is adapted to; fixed when unset.")
+    horizon: float = Field(10_000.0, gt=0, description="Responses over which the coefficient is adapted.")
+
+
+class CorrectionConfig(Section):
+    """What is done about the gap between the sampler's probabilities and the trainer's."""
+
+    level: Literal["none", "token", "sequence", "geometric"] = Field(
+        "none", description="Which ratio of the two counts: a token's, the product, or the geometric mean."
+    )
+    kind: Literal["truncate", "mask", "reject"] = Field(
+        "truncate", description="Beyond the bounds: cut the weight, leave it out, or weigh nothing but leave it out."
+    )
+    low: float = Field(0.0, ge=0, description="Lower bound of the ratio.")
+    high: float = Field(2.0, gt=0, description="Upper bound of the ratio.")
 
 
 class AlgorithmConfig(Section):
-    name: Literal["grpo", "rloo", "sft"] = Field("grpo", description="What is trained, and with which advantages.")
-    normalize_std: bool = Field(True, description="Divide group advantages by their standard deviation (grpo).")
-    clip_low: float = Field(0.2, gt=0, lt=1, description="Ratios below 1 - clip_low are clipped.")
+    """Settings of an algorithm. One that an algorithm does not have stays at its default; some algorithms have other
+    defaults, see `yatt.config.algorithms`."""
+
+    name: Literal[
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+        "cispo",
+        "sapo",
+        "gpg",
+        "gdpo",
+        "rloo",
+        "opo",
+        "remax",
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "ppo",
+        "distillation",
+        "sft",
+        "reward_model",
+        "dpo",
+        "cdpo",
+        "ipo",
+        "kto",
+    ] = Field("grpo", description="What is trained, and how.")
+    advantage: str | None = Field(None, description="FILE.py:NAME, a function in place of the algorithm's own.")
+    loss: str | None = Field(None, description="FILE.py:NAME, a function in place of the algorithm's own.")
+    normalize_std: bool = Field(True, description="Divide group advantages by their standard deviation.")
+    gamma: float = Field(1.0, gt=0, le=1, description="Discount of later rewards.")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="1: returns less values; 0: one step ahead.")
+    whiten: Literal["none", "tokens", "sequences"] = Field(
+        "none", description="Bring a step's advantages to mean 0 and deviation 1, over tokens or over sequences."
+    )
+    clip_low: float = Field(0.2, gt=0, le=1, description="Ratios below 1 - clip_low are clipped.")
     clip_high: float = Field(0.2, gt=0, description="Ratios above 1 + clip_high are clipped.")
     dual_clip: float | None = Field(None, gt=1, description="Bound on the loss of negative advantages.")
+    tau_positive: float = Field(1.0, gt=0, description="Temperature of the soft gate where the advantage is over 0.")
+    tau_negative: float = Field(1.05, gt=0, description="Temperature of the soft gate elsewhere.")
     aggregate: Literal["token_mean", "sequence_mean", "sequence_sum", "fixed_length"] = Field(
         "token_mean", description="How token losses become one number."
     )
+    entropy: float = Field(0.0, ge=0, description="Weight of the entropy bonus.")
     kl: KlConfig = Field(default_factory=KlConfig)
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
     overlong: Literal["keep", "mask", "penalty"] = Field("keep", description="What a truncated response does.")
     overlong_buffer: int = Field(0, ge=0, description="Tokens before the limit over which the penalty grows to 1.")
+    length_penalty: float = Field(0.0, ge=0, description="Taken off the reward of a response of the full length.")
+    reward_clip: float | None = Field(None, gt=0, description="Rewards are clipped to +- this.")
+    reward_normalize: bool = Field(False, description="Bring rewards to mean 0, deviation 1 by those of earlier steps.")
+    beta: float = Field(0.1, gt=0, description="How strongly preferences are held to the reference.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a preference is the wrong way round.")
+    desirable_weight: float = Field(1.0, gt=0, description="Weight of desirable responses.")
+    undesirable_weight: float = Field(1.0, gt=0, description="Weight of undesirable responses.")
+    precompute_reference: bool = Field(False, description="Reference logprobs of all rows before the first step.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, given: Any) -> Any:
+        name = given.get("name", "grpo") if isinstance(given, Mapping) else None
+        return own_defaults("defaults", name, given)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the algorithm is made of."""
+        return RECIPES[self.name]
 
 
 class RolloutConfig(Section):
@@ -149,10 +228,20 @@ class OptimizerConfig(Section):
     clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
 
 
+class CriticConfig(Section):
+    """The critic of PPO: a value for every token, from a model of its own on the policy's ranks."""
+
+    path: str | None = Field(None, description="Hugging Face folder it starts from; the policy's when unset.")
+    learning_rate: float | None = Field(None, gt=0, description="Largest rate; the policy's when unset.")
+    value_clip: float | None = Field(0.2, gt=0, description="How far a value may move in a step before its loss stops.")
+    warmup_steps: int = Field(0, ge=0, description="First steps in which only the critic learns.")
+
+
 class TrainConfig(Section):
     steps: int = Field(..., ge=1, description="Steps of the whole run.")
     batch_size: int = Field(..., ge=1, description="Prompts per step (sft: sequences), over all controllers.")
     updates_per_step: int = Field(1, ge=1, description="Optimizer updates a step's samples are divided into.")
+    epochs_per_step: int = Field(1, ge=1, description="Passes over a step's samples.")
     tokens_per_micro_batch: int = Field(8192, ge=1, description="Most tokens of a micro-batch on one rank.")
     tp: int = Field(1, ge=1, description="Tensor-parallel size.")
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
@@ -226,6 +315,7 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig = Field(default_factory=DataConfig)
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = Field(default_factory=CriticConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     train: TrainConfig
@@ -237,3 +327,11 @@ class Config(Section):
     log: LogConfig = Field(default_factory=LogConfig)
     plan: PlanConfig = Field(default_factory=PlanConfig)
     resume: str = Field("never", description="never, auto (the run's last complete checkpoint, if any), or a path.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, given: Any) -> Any:
+        algorithm = given.get("algorithm") if isinstance(given, Mapping) else None
+        if not isinstance(algorithm, Mapping):
+            return given
+        return {**given, "rollout": own_defaults("rollout", algorithm.get("name", "grpo"), given.get("rollout", {}))}
