@@ -24,6 +24,7 @@ LAYERS = {
     "yatt.algorithm": 1,
     "yatt.balance": 1,
     "yatt.histogram": 1,
+    "yatt.intervals": 1,
     "yatt.placement": 1,
     "yatt.protocols": 2,
     "yatt.generation": 3,

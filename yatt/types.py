@@ -366,11 +366,30 @@ class RolloutCounts:
         return self.groups - self.groups_carried + self.groups_surplus
 
 
+Interval = tuple[float, float]
+"""A 95 % confidence interval: its ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceReport:
+    """Accuracy on the held-out prompts of one source; the fields are those of an EvaluationReport."""
+
+    prompts: int
+    accuracy_greedy: float | None
+    accuracy_sampled: float | None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
     """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported. Offline
     algorithms have `loss` on held-out rows instead, and where rows are pairs `pair_accuracy`, the share of pairs whose
-    chosen response is the likelier or better one."""
+    chosen response is the likelier or better one.
+
+    `accuracy_sampled` is mean@k: the mean over prompts of the share of a prompt's k sampled responses that are correct.
+    `intervals` are those of `accuracy_greedy`, `accuracy_sampled`, `pass@K` and `pair_accuracy`, by these names
+    (`yatt/intervals.py`). `sources` are the values of the column `evaluate.by`, where it is set.
+    """
 
     prompts: int
     accuracy_greedy: float | None
@@ -382,6 +401,8 @@ class EvaluationReport:
     response_tokens_mean: float = 0.0
     loss: float | None = None
     pair_accuracy: float | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    sources: Mapping[str, SourceReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

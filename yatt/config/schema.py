@@ -281,6 +281,7 @@ class EvaluateConfig(Section):
     samples: int = Field(1, ge=0, description="Sampled responses per prompt, beside the greedy one.")
     temperature: float = Field(1.0, gt=0, description="Of the sampled responses.")
     correct_at: float = Field(1.0, description="A response is correct when its reward is at least this.")
+    by: str | None = Field(None, description="Column of a row's source: accuracy is told for each of its values.")
 
 
 class CheckpointConfig(Section):
