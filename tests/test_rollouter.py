@@ -1,6 +1,8 @@
 """Dynamic sampling on one controller: sized refills, early stop, surplus, carry-over, and what a checkpoint keeps."""
 
 import asyncio
+import json
+from dataclasses import asdict
 from math import ceil
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from yatt.algorithm.filter import FILTERS, AcceptanceRate, all_equal, band
 from yatt.config.rules import _FILTERS
 from yatt.config.schema import RolloutConfig
+from yatt.controller.carry import CarriedGroup, carried_group, restored_group
 from yatt.controller.rollouter import Rollouter
 from yatt.data.loader import Loader
 from yatt.errors import BackendError, ConfigError, ProcessDied
@@ -30,6 +33,7 @@ class Desk:
         self.drawn_before = set()
 
     async def respond(self, prompt, params, on_drawn):
+        self.params = params
         future = asyncio.get_running_loop().create_future()
         self.open[prompt.uid] = (future, on_drawn)
         self.started.append(prompt.uid)
@@ -49,7 +53,7 @@ class Desk:
             spans=(Span(start=0, stop=3, version=self.version),),
             finish=finish,
             text="",
-            score=None if finish == "aborted" else Score(status="ok", value=reward),
+            score=None if finish == "aborted" else Score(status="failed" if reward is None else "ok", value=reward),
         )
 
     def drawn(self, uid):
@@ -72,11 +76,12 @@ async def settle():
         await asyncio.sleep(0)
 
 
-def make(rows=100, version=0, drop=all_equal, **options):
+def make(rows=100, version=0, drop=all_equal, advantage="grpo", **options):
     source = Loader(Numbers(rows), number_prompt, seed=0, shuffle=False, index=0, count=1, bad_rows="fail")
     desk = Desk(version)
     options = {"n": 2, "filter": "all_equal"} | options
-    return source, desk, Rollouter(source=source, responder=desk, drop=drop, config=RolloutConfig(**options))
+    config = RolloutConfig(**options)
+    return source, desk, Rollouter(source=source, responder=desk, drop=drop, config=config, advantage=advantage)
 
 
 GOOD, EQUAL = [0.0, 1.0], [1.0, 1.0]
@@ -257,6 +262,67 @@ async def play(good, quota, waves, oversample, refill, random):
         rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
     assert len(used) == len(set(used))
     assert set(source.state()["holes"]).isdisjoint(used)
+
+
+async def test_remax_has_one_greedy_response_more_whose_reward_is_the_baseline():
+    _, desk, rollouter = make(advantage="remax", temperature=0.7, top_p=0.9, max_tokens=5)
+    task = await collecting(rollouter, 2)
+    assert [(p.temperature, p.top_p, p.max_tokens) for p in desk.params] == [(0.7, 0.9, 5)] * 2 + [(0.0, 1.0, 5)]
+    await desk.reply(0, [0.0, 1.0, 0.25])
+    await desk.reply(1, [1.0, 1.0, 0.0])  # all equal but for the greedy one, which the filter does not see
+    await desk.reply(2, [None, 1.0, 0.0])  # a group of one, that the filter drops: it has nothing to compare
+    await desk.reply(3, [0.0, 1.0, None])  # no baseline
+    await desk.reply(4, [0.5, 0.0, 1.0])
+    groups, counts = await task
+    assert [(g.prompt.uid, g.rewards, g.baseline) for g in groups] == [(0, [0.0, 1.0], 0.25), (4, [0.5, 0.0], 1.0)]
+    assert all([t.sibling for t in g.trajectories] == [0, 1] for g in groups)
+    # 5 prompts, 3 responses of 3 tokens each: all are work; 10 - 1 siblings have rewards, 0 1, 1 1, 1, 0 1, 0.5 0
+    assert (counts.responses, counts.response_tokens, counts.scored, counts.reward_failures) == (15, 45, 9, 2)
+    assert (counts.reward_sum, counts.reward_square_sum, counts.groups_dropped) == (5.5, 5.25, 3)
+    assert sum(counts.response_lengths.values()) == 15 and counts.prompt_tokens == 3 * (1 + 2 + 3 + 4 + 5)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "rewards", "good"),
+    [
+        ("grpo", [1.0, None], False),
+        ("rloo", [1.0, 0.0], True),
+        ("gdpo", [None, 0.0], False),
+        ("reinforce_plus_plus_baseline", [1.0, None], False),
+        ("gae", [None, 1.0], True),
+        ("reinforce_plus_plus", [1.0, None], True),
+        ("distillation", [1.0, None], True),
+        ("gae", [None, None], False),
+        ("remax", [1.0, None, 0.5], True),
+        ("remax", [1.0, 0.0, None], False),
+        ("remax", [None, None, 0.5], False),
+    ],
+)
+async def test_how_many_scored_responses_a_group_needs(advantage, rewards, good):
+    _, desk, rollouter = make(advantage=advantage, drop=FILTERS["none"], max_refills=0)
+    task = await collecting(rollouter, 1)
+    await desk.reply(0, rewards)
+    groups, counts = await task
+    assert (len(groups), counts.groups_dropped) == (int(good), int(not good))
+
+
+async def test_the_greedy_response_is_aborted_carried_over_and_kept_in_a_checkpoint_with_its_siblings():
+    source, desk, rollouter = make(
+        advantage="remax", oversample=3.0, max_staleness=1, filter="none", drop=FILTERS["none"]
+    )
+    task = await collecting(rollouter, 1)
+    desk.drawn(2)
+    await desk.reply(0, [0.0, 1.0, 0.5])
+    _, counts = await task
+    assert desk.aborted == [1] and (counts.groups_wasted, counts.tokens_wasted) == (1, 9)  # 3 responses of 3 tokens
+    await desk.reply(2, [1.0, 0.0, 0.75])
+    await rollouter.rest(1)
+    [group] = rollouter.carried
+    saved = CarriedGroup(**json.loads(json.dumps(asdict(carried_group(group)))))
+    again = restored_group(saved, source.again(2))
+    assert (again.rewards, again.baseline) == ([1.0, 0.0], 0.75)
+    old = {k: v for k, v in asdict(saved).items() if k != "baseline"}  # of a checkpoint from before there was one
+    assert restored_group(CarriedGroup(**old), source.again(2)).baseline is None
 
 
 async def test_images_are_counted_once_per_prompt():

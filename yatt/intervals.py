@@ -1,7 +1,7 @@
 """95 % confidence intervals from sums that add up over processes.
 
-Evan Miller, "Adding Error Bars to Evals" (arXiv 2411.00640): the prompts are a sample of all that could be asked, so the
-standard error counts prompts. A prompt's responses are one cluster, which enters as its mean.
+Evan Miller, "Adding Error Bars to Evals" (arXiv 2411.00640): the prompts are a sample of all that could be asked, so
+the standard error counts prompts. A prompt's responses are one cluster, which enters as its mean.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Decode, Responder, Rollouter
+from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
-from yatt.controller.step import Controller, Desk, OnGroups, SftController, T
+from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.placement.cost import served
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, arrange
 from yatt.placement.policy import Mode, apportion, open_mode
@@ -85,7 +85,7 @@ class Assembly:
 
     def _router(self, role: Role, fleet: Fleet) -> Router:
         config, peers = self._parts.config, self._parts.peers
-        siblings = config.rollout.n if role == POLICY else config.reward.models[role].judgements
+        siblings = responses_per_prompt(config) if role == POLICY else config.reward.models[role].judgements
         return Router(
             fleet,
             clock=self._parts.clock,
@@ -111,14 +111,18 @@ class Assembly:
         return Controller(
             desk=desk(parts, source, self._recorder),
             rollouter=Rollouter(
-                source=source, responder=self._responder(reading, "rollout"), drop=drop, config=config.rollout
+                source=source,
+                responder=self._responder(reading, "rollout"),
+                drop=drop,
+                config=config.rollout,
+                advantage=config.algorithm.recipe.advantage,
             ),
             to_samples=partial(samples, config=config.algorithm, max_tokens=config.rollout.max_tokens),
             stage=self._stage,
             publisher=Publisher(self._fleets[POLICY], parts.trainer, parts.peers),
             fleet=self._fleets[POLICY],
             on_groups=on_groups,
-            responses=config.train.batch_size * config.rollout.n,
+            responses=config.train.batch_size * responses_per_prompt(config),
             ahead=config.train.steps if draws_ahead(config) else 0,
         )
 
@@ -136,6 +140,11 @@ class Assembly:
 
     def _responder(self, reading: Reading, purpose: str) -> Responder:
         return Responder(self.routers[POLICY], reading.scorer, reading.decode, self._parts.config.run.seed, purpose)
+
+
+def responses_per_prompt(config: Config) -> int:
+    """What the engines draw for a prompt of a rollout."""
+    return config.rollout.n + takes_greedy(config.algorithm.recipe.advantage)
 
 
 def running(config: Config, role: Role) -> int:
@@ -175,8 +184,9 @@ def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
     return {role: layout.engines(role, [b for b in blocks if holders[b] == role]) for role in layout.sizes}
 
 
-def sft_controller(parts: Parts, source: Source[Sample]) -> SftController:
-    return SftController(desk=desk(parts, source, Recorder(f"controller {parts.peers.index}", parts.clock)))
+def offline_controller(parts: Parts, source: Source[Sample], held_out: Sequence[Sample]) -> OfflineController:
+    recorder = Recorder(f"controller {parts.peers.index}", parts.clock)
+    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out)
 
 
 def desk(parts: Parts, source: Source[T], recorder: Recorder) -> Desk[T]:

@@ -18,16 +18,20 @@ class CarriedGroup:
 
     uid: int
     trajectories: tuple[Mapping[str, Any], ...]
+    baseline: float | None = None
 
 
 def carried_group(group: Group) -> CarriedGroup:
     """What a checkpoint keeps of a group. Trajectories are of one turn."""
-    return CarriedGroup(uid=group.prompt.uid, trajectories=tuple(map(_values, group.trajectories)))
+    return CarriedGroup(
+        uid=group.prompt.uid, trajectories=tuple(map(_values, group.trajectories)), baseline=group.baseline
+    )
 
 
 def restored_group(carried: CarriedGroup, prompt: Prompt) -> Group:
     """The group again, of the prompt at its position."""
-    return Group(prompt=prompt, trajectories=tuple(_trajectory(values, prompt) for values in carried.trajectories))
+    trajectories = tuple(_trajectory(values, prompt) for values in carried.trajectories)
+    return Group(prompt=prompt, trajectories=trajectories, baseline=carried.baseline)
 
 
 def _values(t: Trajectory) -> dict[str, Any]:

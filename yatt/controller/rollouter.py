@@ -13,6 +13,7 @@ from math import ceil
 import numpy as np
 
 from yatt.algorithm.filter import AcceptanceRate, Filter
+from yatt.config.algorithms import LONE
 from yatt.config.schema import RolloutConfig
 from yatt.controller.router import Router
 from yatt.errors import BackendError
@@ -89,6 +90,7 @@ class _Tally:
 
     kept: list[Group] = field(default_factory=list)
     finished: list[Group] = field(default_factory=list)
+    greedy: list[Trajectory] = field(default_factory=list)  # scored, of groups in `finished`
     dropped: int = 0
     surplus: int = 0
     wasted: int = 0
@@ -107,28 +109,30 @@ class Rollouter:
     step whose version is at most `max_staleness` newer, otherwise wasted. Prompts of aborted and wasted groups are
     offered again. With `refill: one` each dropped group is replaced by one prompt: nothing is drawn in vain, and which
     prompts are drawn depends on the answers, never on their timing.
+
+    `advantage` names the estimator that the groups are for. ReMax (`takes_greedy`) has one response more per prompt,
+    the last, drawn greedily: its reward is the group's baseline. It is work like the others and counts as a response,
+    but not among the rewards, and is not trained.
     """
 
-    def __init__(self, *, source: Source[Prompt], responder: Responder, drop: Filter, config: RolloutConfig) -> None:
+    def __init__(
+        self, *, source: Source[Prompt], responder: Responder, drop: Filter, config: RolloutConfig, advantage: str
+    ) -> None:
         self._source = source
         self._responder = responder
         self._drop = drop
         self._config = config
-        self._params = [
-            SamplingParams(
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                top_k=config.top_k,
-                stop=tuple(config.stop),
-            )
-        ] * config.n
+        self._advantage = advantage
+        limits = {"max_tokens": config.max_tokens, "stop": tuple(config.stop)}
+        sampled = SamplingParams(**limits, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k)
+        greedy = SamplingParams(**limits, temperature=0.0)
+        self._params = [*[sampled] * config.n, *[greedy] * takes_greedy(advantage)]
         self.rate = AcceptanceRate()
         self.carried: list[Group] = []
         self._tally = _Tally()
         self._running: dict[int, asyncio.Task[None]] = {}  # by uid, those that only wait for scores included
         self._drawing: dict[int, Prompt] = {}
-        self._ended: asyncio.Queue[tuple[Prompt, Group | Exception]] = asyncio.Queue()
+        self._ended: asyncio.Queue[tuple[Prompt, Sequence[Trajectory] | Exception]] = asyncio.Queue()
 
     async def collect(self, quota: int, version: int) -> tuple[list[Group], RolloutCounts]:
         """The step's groups in prompt order, and the numbers of all that ended since the last step, dropped groups
@@ -184,31 +188,32 @@ class Rollouter:
     async def _respond(self, prompt: Prompt) -> None:
         try:
             on_drawn = partial(self._drawing.pop, prompt.uid, None)
-            trajectories = await self._responder.respond(prompt, self._params, on_drawn)
-            self._ended.put_nowait((prompt, as_group(prompt, trajectories)))
+            self._ended.put_nowait((prompt, await self._responder.respond(prompt, self._params, on_drawn)))
         except Exception as error:
             self._ended.put_nowait((prompt, error))
 
-    def _settle(self, quota: int, version: int, prompt: Prompt, outcome: Group | Exception) -> None:
+    def _settle(self, quota: int, version: int, prompt: Prompt, outcome: Sequence[Trajectory] | Exception) -> None:
         """One group has ended: keep it, drop it, or set it aside. It may have been drawn in an earlier step."""
         del self._running[prompt.uid]
         if isinstance(outcome, Exception):
             raise outcome
         tally = self._tally
         tally.open.discard(prompt.uid)
-        if any(t.finish == "aborted" for t in outcome.failures):
-            self._waste(outcome)
+        group = as_group(prompt, outcome[: self._config.n], *outcome[self._config.n :])
+        if any(t.finish == "aborted" for t in group.failures):
+            self._waste(group)
             return
-        tally.finished.append(outcome)
-        good = usable(outcome) and not self._drop(outcome.rewards)
+        tally.finished.append(group)
+        tally.greedy += [t for t in outcome[self._config.n :] if group.baseline is not None]
+        good = usable(group, self._advantage) and not self._drop(group.rewards)
         self.rate.see(good)
         if not good:
             tally.dropped += 1
-        elif len(tally.kept) < quota and self._fresh(outcome, version):
-            tally.kept.append(outcome)
+        elif len(tally.kept) < quota and self._fresh(group, version):
+            tally.kept.append(group)
         else:
             tally.surplus += 1
-            self.carried.append(outcome)
+            self.carried.append(group)
 
     async def _stop(self, quota: int, version: int) -> None:
         """End what is still being drawn. Groups that only wait for scores come in later."""
@@ -237,26 +242,37 @@ class Rollouter:
         self._source.give_back(group.prompt.uid)
 
 
-def as_group(prompt: Prompt, trajectories: Sequence[Trajectory]) -> Group:
-    """Siblings whose score failed are not part of the group; they are counted."""
-    ok = [t.score is not None and t.score.status == "ok" for t in trajectories]
-    return Group(
-        prompt=prompt,
-        trajectories=tuple(t for t, good in zip(trajectories, ok, strict=True) if good),
-        failures=tuple(t for t, good in zip(trajectories, ok, strict=True) if not good),
-    )
+def takes_greedy(advantage: str) -> bool:
+    """Whether a prompt has one greedy response beside the sampled ones."""
+    return advantage == "remax"
 
 
-def usable(group: Group) -> bool:
-    """A group teaches by comparison: it takes two scored siblings."""
-    return len(group.trajectories) >= 2
+def as_group(prompt: Prompt, siblings: Sequence[Trajectory], greedy: Trajectory | None = None) -> Group:
+    """Responses whose score failed are not part of the group; they are counted. `greedy` gives the baseline."""
+    scored = [t for t in siblings if _scored(t)]
+    failed = [t for t in (*siblings, *([greedy] if greedy else ())) if not _scored(t)]
+    baseline = greedy.score.value if greedy and greedy.score else None
+    return Group(prompt=prompt, trajectories=tuple(scored), failures=tuple(failed), baseline=baseline)
+
+
+def _scored(trajectory: Trajectory) -> bool:
+    return trajectory.score is not None and trajectory.score.status == "ok"
+
+
+def usable(group: Group, advantage: str) -> bool:
+    """Whether there is enough to learn from: two scored siblings where they are compared, one where each stands alone;
+    and the baseline where there is one."""
+    least = 1 if advantage in LONE else 2
+    return len(group.trajectories) >= least and not (takes_greedy(advantage) and group.baseline is None)
 
 
 def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
-    """The numbers of one controller's rollout; rewards and parts are over every scored trajectory, kept or not."""
+    """The numbers of one controller's rollout; rewards and parts are over every scored sibling, kept or not,
+    lengths and failures also over greedy responses."""
     scored = [t for group in tally.finished for t in group.trajectories]
     failed = [t for group in tally.finished for t in group.failures]
-    lengths = [t.response_tokens for t in (*scored, *failed)]
+    drawn = (*scored, *tally.greedy, *failed)
+    lengths = [t.response_tokens for t in drawn]
     rewards = [t.score.value for t in scored if t.score is not None and t.score.value is not None]
     parts: defaultdict[str, float] = defaultdict(float)
     for t in scored:
@@ -276,9 +292,9 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
         reward_timeouts=sum(t.score is not None and t.score.status == "timed_out" for t in failed),
         responses=len(lengths),
         scored=len(scored),
-        truncated=sum(t.finish == "length" for t in (*scored, *failed)),
+        truncated=sum(t.finish == "length" for t in drawn),
         response_tokens=sum(lengths),
-        prompt_tokens=sum(len(g.prompt.tokens) * (len(g.trajectories) + len(g.failures)) for g in tally.finished),
+        prompt_tokens=sum(len(t.prompt.tokens) for t in drawn),
         reward_sum=sum(rewards),
         reward_square_sum=sum(r * r for r in rewards),
         longest_response=max(lengths, default=0),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from yatt.config.schema import Config
-from yatt.controller.assembly import RUNNING
+from yatt.controller.assembly import RUNNING, responses_per_prompt
 from yatt.errors import ConfigError
 from yatt.simulation.costs import (
     Z99,
@@ -62,7 +62,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
         raise ConfigError(f"{source} has {len(steps)} steps with a rollout; a fit takes at least {FEWEST + 1}")
     engines = max(1, devices // engine_size(config.rollout))
     ranks = max(1, devices // (config.train.tp * config.train.pp))
-    work = [_work(row, lengths_of(row), engines, ranks, config.rollout.n) for row in steps[1:]]
+    work = [_work(row, lengths_of(row), engines, ranks, responses_per_prompt(config)) for row in steps[1:]]
     seconds = [row["phases"] for row in steps[1:]]
     fits = {
         phase: _fit(phase, [s.get(phase, 0.0) for s in seconds], [{name: w[name] for name in names} for w in work])

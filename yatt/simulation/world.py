@@ -11,7 +11,17 @@ import numpy as np
 
 from yatt.balance import Assignment, assign
 from yatt.config.schema import Config
-from yatt.controller.assembly import Assembly, Engines, Parts, Reading, engine_sites, layout_of, mode_of, train_slots
+from yatt.controller.assembly import (
+    Assembly,
+    Engines,
+    Parts,
+    Reading,
+    engine_sites,
+    layout_of,
+    mode_of,
+    responses_per_prompt,
+    train_slots,
+)
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub
@@ -241,7 +251,7 @@ class World:
                 self.config.reward.models[role],
                 router,
                 template_tokens=self.costs.judges[role].template_tokens,
-                siblings=self.config.rollout.n,
+                siblings=responses_per_prompt(self.config),
             )
             for role, router in routers.items()
             if role != POLICY
