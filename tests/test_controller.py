@@ -5,22 +5,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from doubles import RecordingTrainer, ScriptedGenerator, ScriptedScorer, Ticks, World, merge
+from doubles import RecordingTrainer, ScriptedGenerator, World, merge
 
-from yatt.config.schema import EvaluateConfig, RolloutConfig
-from yatt.controller.director import Director
-from yatt.controller.evaluator import Evaluator, pass_at_k
+from yatt.config.schema import RolloutConfig
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Responder, request_seed
-from yatt.controller.router import Router
-from yatt.controller.stage import Publisher, Stage
+from yatt.controller.rollouter import request_seed
+from yatt.controller.stage import Publisher
 from yatt.errors import BackendError, WaitTimeout
-from yatt.placement.plan import POLICY, Layout
-from yatt.placement.policy import open_mode
-from yatt.types import Prompt, Sample, SampleKey, WeightManifest
+from yatt.types import Sample, SampleKey, WeightManifest
 
 
 def by_seed(trajectory):
@@ -207,68 +201,3 @@ async def test_a_node_without_a_manifest_is_named():
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
         await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).publish(1)
-
-
-def stage_of(router: Router, peers: HubPeers) -> Stage:
-    """One where the only generator holds the only slot."""
-    mode = open_mode("colocated", given={}, parameters={})
-    layout = Layout(slots=(0,), sizes={POLICY: 1})
-    director = Director(mode=mode, layout=layout, routers={POLICY: router}, gauges={}, clock=Ticks())
-    return Stage(
-        routers={POLICY: router},
-        director=director,
-        trainer=RecordingTrainer(1),
-        peers=peers,
-        recorder=Recorder("controller", Ticks()),
-        resident=True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("n", "correct", "k", "value"),
-    [
-        (4, 1, 1, 1 / 4),
-        (4, 1, 2, 1 - 3 / 6),  # C(3,2)/C(4,2) = 3/6 of the pairs miss it
-        (4, 0, 2, 0.0),
-        (4, 3, 2, 1.0),
-        (5, 2, 3, 1 - 1 / 10),  # C(3,3)/C(5,3) = 1/10
-    ],
-)
-def test_pass_at_k_by_hand(n, correct, k, value):
-    assert pass_at_k(n, correct, k) == pytest.approx(value)
-
-
-@pytest.mark.parametrize("controllers", [1, 2])
-async def test_evaluation_counts_what_was_right(controllers):
-    generator = ScriptedGenerator(0)
-    prompts = [Prompt(uid=i, row=i, text=str(i), tokens=np.array([1])) for i in range(4)]
-
-    def judge(t):  # greedy: prompts 0 and 1 right; sampled 1, 2: prompt 0 both, prompt 2 one, prompt 3 fails to score
-        table = {0: (1, 1, 1), 1: (1, 0, 0), 2: (0, 1, 0), 3: (0, None, 0)}
-        return table[t.prompt.uid][t.sibling]
-
-    hub = Hub(controllers, 5)
-    logged = []
-
-    def evaluator(i):
-        peers = HubPeers(i, controllers, hub, None if i else hub)
-        router = Router(Fleet([generator]), clock=Ticks())
-        return Evaluator(
-            prompts=prompts[i::controllers],
-            responder=Responder(router, ScriptedScorer(judge), str, 0, "evaluate"),
-            rollout=RolloutConfig(),
-            config=EvaluateConfig(samples=2),
-            peers=peers,
-            stage=stage_of(router, peers),
-            on_evaluated=lambda step, ts: logged.extend(ts),
-        )
-
-    reports = await asyncio.gather(*(evaluator(i).evaluate(0) for i in range(controllers)))
-    assert all(r == reports[0] for r in reports)
-    report = reports[0]
-    assert (report.prompts, report.failures, len(logged)) == (4, 1, 12)
-    assert report.accuracy_greedy == 2 / 4
-    assert report.accuracy_sampled == 3 / 7
-    # pass@1: (1 + 0 + 1/2 + 0) / 4; pass@2 needs two scored samples: prompts 0, 1, 2 -> (1 + 0 + 1) / 3
-    assert report.pass_at_k == {1: 1.5 / 4, 2: 2 / 3}
-    assert report.parts_sampled == {"r": 3 / 7}

@@ -1,4 +1,7 @@
-"""Accuracy on held-out prompts, each controller on its share of them."""
+"""Accuracy on held-out prompts, each controller on its share of them.
+
+What controllers gather are sums: of counts, of shares per prompt and of their squares. Nothing grows with the data.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,18 @@ from math import comb
 from yatt.config.schema import EvaluateConfig, RolloutConfig
 from yatt.controller.rollouter import Responder
 from yatt.controller.stage import Stage
+from yatt.errors import ConfigError
+from yatt.intervals import normal, wilson
 from yatt.protocols import Peers
-from yatt.types import EvaluationReport, Prompt, SamplingParams, Trajectory
+from yatt.types import EvaluationReport, Interval, Prompt, SamplingParams, SourceReport, Trajectory
 
 OnEvaluated = Callable[[int, Sequence[Trajectory]], None]
+Key = tuple[str, str, str]
+"""Of a sum: the source ("" is all), the measure, and what is summed; of a part's: the measure, its name, "part"."""
+GREEDY, SAMPLED = "accuracy_greedy", "accuracy_sampled"
+MOST_SOURCES = 50
+NO_SOURCE = "(none)"
+"""Stands for the source of a row without one."""
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -23,7 +34,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 class Evaluator:
-    """Answers every prompt once greedily and `samples` times by sampling, and scores with the run's reward."""
+    """Answers every prompt once greedily and `samples` times by sampling, and scores with the run's reward.
+
+    Raises ConfigError where `evaluate.by` has more than MOST_SOURCES values, or no row has it."""
 
     def __init__(
         self,
@@ -45,66 +58,117 @@ class Evaluator:
         limits = {"max_tokens": rollout.max_tokens, "stop": tuple(rollout.stop)}
         sampled = SamplingParams(**limits, temperature=config.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
         self._params = [SamplingParams(**limits, temperature=0.0), *[sampled] * config.samples]
+        _check(config.by, {self._source(prompt) for prompt in prompts})
 
     async def evaluate(self, step: int) -> EvaluationReport:
         """The same report on every controller. Collective. Sibling 0 is the greedy response."""
         await self._stage.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
         answered = await asyncio.gather(*(self._responder.respond(p, self._params) for p in self._prompts))
-        sums = Counter[str]()
-        for trajectories in answered:
-            sums.update(self._sums(trajectories))
+        sums: Counter[Key] = Counter()
+        for prompt, trajectories in zip(self._prompts, answered, strict=True):
+            self._add(sums, self._source(prompt), trajectories)
         self._on_evaluated(step, [t for trajectories in answered for t in trajectories])
-        total = Counter[str]()
+        total: Counter[Key] = Counter()
         for other in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
             total.update(other)
         return self._report(total)
 
-    def _sums(self, trajectories: Sequence[Trajectory]) -> Counter[str]:
-        """What one prompt adds: counts, correct ones, parts, pass@k. Failed scores count as failures only."""
-        sums = Counter[str](prompts=1, responses=len(trajectories), tokens=sum(t.response_tokens for t in trajectories))
-        correct = 0
+    def _source(self, prompt: Prompt) -> str:
+        """Where the prompt comes from; "" where nobody asks."""
+        if self._config.by is None:
+            return ""
+        value = prompt.metadata.get(self._config.by)
+        return NO_SOURCE if value in (None, "") else str(value)
+
+    def _add(self, sums: Counter[Key], source: str, trajectories: Sequence[Trajectory]) -> None:
+        """Add what one prompt was answered. Failed scores count as failures only."""
+        for name in {"", source}:
+            sums[name, "prompts", "count"] += 1
+        right: dict[str, list[bool]] = {GREEDY: [], SAMPLED: []}
         for t in trajectories:
-            mode = "sampled" if t.sibling else "greedy"
+            _put(sums, "", "tokens", t.response_tokens)
             if t.score is None or t.score.value is None:
-                sums["failures"] += 1
+                sums["", "failures", "count"] += 1
                 continue
-            right = t.score.value >= self._config.correct_at
-            correct += right and mode == "sampled"
-            sums[f"{mode}.scored"] += 1
-            sums[f"{mode}.correct"] += right
-            for name, value in t.score.parts.items():
-                sums[f"{mode}.part.{name}"] += value
-        n = sum(t.sibling > 0 and t.score is not None and t.score.value is not None for t in trajectories)
+            mode = SAMPLED if t.sibling else GREEDY
+            right[mode].append(t.score.value >= self._config.correct_at)
+            sums["", mode, "scored"] += 1
+            for part, value in t.score.parts.items():
+                sums[mode, part, "part"] += value
+        for mode, answers in right.items():
+            for name in {"", source} if answers else ():
+                _put(sums, name, mode, sum(answers) / len(answers))
+        correct, n = sum(right[SAMPLED]), len(right[SAMPLED])
         for k in self._ks(n):
-            sums[f"pass.{k}.prompts"] += 1
-            sums[f"pass.{k}.sum"] += pass_at_k(n, correct, k)
-        return sums
+            _put(sums, "", f"pass@{k}", pass_at_k(n, correct, k))
 
     def _ks(self, n: int) -> list[int]:
         """1, 2, 4 ... up to the number of samples, and that number."""
         return sorted({k for k in (*(2**i for i in range(n.bit_length())), self._config.samples) if 1 <= k <= n})
 
-    def _report(self, total: Counter[str]) -> EvaluationReport:
+    def _report(self, total: Counter[Key]) -> EvaluationReport:
         def parts(mode: str) -> dict[str, float]:
-            prefix = f"{mode}.part."
-            return {
-                k.removeprefix(prefix): v / total[f"{mode}.scored"] for k, v in total.items() if k.startswith(prefix)
-            }
+            scored = total["", mode, "scored"]
+            return {part: value / scored for (of, part, what), value in total.items() if (of, what) == (mode, "part")}
 
-        def accuracy(mode: str) -> float | None:
-            return total[f"{mode}.correct"] / total[f"{mode}.scored"] if total[f"{mode}.scored"] else None
-
+        pass_at = {
+            k: mean for k in self._ks(self._config.samples) if (mean := _mean(total, "", f"pass@{k}")) is not None
+        }
+        sources = sorted({source for source, _, what in total if source and what != "part"})
+        _check(self._config.by, set(sources), every=True)
         return EvaluationReport(
-            prompts=int(total["prompts"]),
-            accuracy_greedy=accuracy("greedy"),
-            accuracy_sampled=accuracy("sampled"),
-            pass_at_k={
-                k: total[f"pass.{k}.sum"] / n
-                for k in self._ks(self._config.samples)
-                if (n := total[f"pass.{k}.prompts"])
+            prompts=int(total["", "prompts", "count"]),
+            accuracy_greedy=_mean(total, "", GREEDY),
+            accuracy_sampled=_mean(total, "", SAMPLED),
+            pass_at_k=pass_at,
+            parts_greedy=parts(GREEDY),
+            parts_sampled=parts(SAMPLED),
+            failures=int(total["", "failures", "count"]),
+            response_tokens_mean=_mean(total, "", "tokens") or 0.0,
+            intervals=_intervals(total, "", [GREEDY, SAMPLED, *(f"pass@{k}" for k in pass_at)]),
+            sources={
+                source: SourceReport(
+                    prompts=int(total[source, "prompts", "count"]),
+                    accuracy_greedy=_mean(total, source, GREEDY),
+                    accuracy_sampled=_mean(total, source, SAMPLED),
+                    intervals=_intervals(total, source, [GREEDY, SAMPLED]),
+                )
+                for source in sources
             },
-            parts_greedy=parts("greedy"),
-            parts_sampled=parts("sampled"),
-            failures=int(total["failures"]),
-            response_tokens_mean=total["tokens"] / total["responses"] if total["responses"] else 0.0,
+        )
+
+
+def _put(sums: Counter[Key], source: str, measure: str, value: float) -> None:
+    sums[source, measure, "count"] += 1
+    sums[source, measure, "sum"] += value
+    sums[source, measure, "squares"] += value * value
+
+
+def _mean(sums: Counter[Key], source: str, measure: str) -> float | None:
+    count = sums[source, measure, "count"]
+    return sums[source, measure, "sum"] / count if count else None
+
+
+def _intervals(sums: Counter[Key], source: str, measures: Sequence[str]) -> dict[str, Interval]:
+    """Those there are: a greedy response is one trial, the sampled ones of a prompt are a share."""
+    found = {}
+    for measure in measures:
+        total, squares, count = (sums[source, measure, what] for what in ("sum", "squares", "count"))
+        if count:
+            found[measure] = wilson(total, count) if measure == GREEDY else normal(total, squares, count)
+    return {measure: interval for measure, interval in found.items() if interval is not None}
+
+
+def _check(by: str | None, sources: set[str], *, every: bool = False) -> None:
+    """Whether the sources can be told; `every` says that these are all there are."""
+    if by is None:
+        return
+    if len(sources) > MOST_SOURCES:
+        raise ConfigError(
+            f"evaluate.by={by} has more than {MOST_SOURCES} values, such as {', '.join(sorted(sources)[:3])}; name a "
+            "column that says where a row comes from"
+        )
+    if every and sources == {NO_SOURCE}:
+        raise ConfigError(
+            f"evaluate.by={by}: no held-out row has this column among its metadata; see data.metadata_keys"
         )
