@@ -126,26 +126,48 @@ class RecordingTrainer:
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
-        self.delivered: dict[int, list[Share]] = {}
+        self.delivered: dict[object, list[Share]] = {}
         self.steps: dict[int, list[list[list[list[Sample]]]]] = {}
-        self.done: dict[int, asyncio.Event] = {}
+        self.evaluated: dict[int, list[list[list[list[Sample]]]]] = {}
+        self.done: dict[object, asyncio.Event] = {}
         self.exported: list[int] = []
         self.awake = True
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
-        if not shares:
+        """The loss is the step."""
+        if not await self._received("update", shares, self.steps):
             return None
+        return UpdateReport(loss=float(shares[0].step), grad_norm=0.0, learning_rate=0.0)
+
+    async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
+        """The loss is the mean of all tokens over trained ones; of pairs, those whose chosen response is longer are
+        right."""
+        if not await self._received("evaluate", shares, self.evaluated):
+            return None
+        samples = [s for rank in self.evaluated[shares[0].step][0] for micro in rank for s in micro]
+        right = [s.second > len(s.tokens) - s.second for s in samples if s.second]
+        return UpdateReport(
+            loss=sum(float(s.tokens.sum()) for s in samples) / shares[0].denominators[0].tokens,
+            grad_norm=0.0,
+            learning_rate=0.0,
+            numbers={"pair_accuracy": sum(right) / len(right)} if right else {},
+        )
+
+    async def _received(self, work: str, shares: Sequence[Share], into: dict[int, list]) -> bool:
+        """Waits for everyone's shares; False where there are none to send."""
+        if not shares:
+            return False
         while not self.awake:
             await asyncio.sleep(0)
-        step = shares[0].step
-        done = self.done.setdefault(step, asyncio.Event())
-        delivered = self.delivered.setdefault(step, [])
+        key = (work, shares[0].step)
+        done = self.done.setdefault(key, asyncio.Event())
+        delivered = self.delivered.setdefault(key, [])
         delivered += shares
         if all(self._complete(rank, delivered) for rank in range(self.ranks)):
-            self.steps[step] = merge(delivered, self.ranks)
+            into[shares[0].step] = merge(delivered, self.ranks)
             done.set()
         await done.wait()
-        return UpdateReport(loss=float(step), grad_norm=0.0, learning_rate=0.0)
+        return True
 
     @staticmethod
     def _complete(rank: int, delivered: Sequence[Share]) -> bool:

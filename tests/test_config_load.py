@@ -74,7 +74,12 @@ def test_values_of_words(word, value):
         ("train.tp=", "train.tp=null is not a whole number >= 1"),
         ("rollout.top_p=2", "rollout.top_p=2 is not a number > 0 and <= 1"),
         ("rollout.temperature=.nan", "rollout.temperature=nan is not a number >= 0"),
-        ("algorithm.name=gpro", "algorithm.name='gpro' is not one of grpo, rloo, sft"),
+        (
+            "algorithm.name=gpro",
+            "algorithm.name='gpro' is not one of grpo, dr_grpo, dapo, gspo, cispo, sapo, gpg, gdpo, rloo, opo, remax, "
+            "reinforce_plus_plus, reinforce_plus_plus_baseline, ppo, distillation, sft, reward_model, dpo, cdpo, ipo, "
+            "kto",
+        ),
         ("rollout.sleep=maybe", "rollout.sleep='maybe' is not true or false"),
         ("data.path=[1, 2]", "data.path=[1, 2] is not text or a list of texts or null"),
         ("rollout.stop=x", "rollout.stop='x' is not a list of texts"),
@@ -152,7 +157,7 @@ def test_a_saved_config_loads_to_an_equal_one(tmp_path):
 
 def test_every_setting_is_described():
     settings = {setting.name: setting for setting in describe()}
-    assert len(settings) == setting_count() < 150
+    assert len(settings) == setting_count()
     assert all(setting.description for setting in settings.values())
     assert settings["train.steps"].default == REQUIRED
     assert settings["train.optimizer.betas"].takes == "a list of 2 numbers"

@@ -10,11 +10,10 @@ from tokenizers.processors import TemplateProcessing
 from yatt.config.load import load_config
 from yatt.config.schema import DataConfig
 from yatt.data.check import check_data
-from yatt.data.loader import evaluation_prompts
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
+from yatt.data.encoders import held_out_rows
+from yatt.data.prompts import PromptEncoder, load_tokenizer
 from yatt.data.rows import BadRow
 from yatt.errors import ConfigError, DataError
-from yatt.types import SampleKey
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}, {"role": "user", "content": "1+1"}]
 
@@ -125,48 +124,6 @@ def test_prompts_that_are_too_long(tokenizer):
         encode(tokenizer, {"prompt": "111"}, max_prompt_tokens=20)
 
 
-def test_demonstrations_train_the_response_and_its_end_only(plain):
-    sample = DemonstrationEncoder(plain, DataConfig(), 10)({"prompt": "1+1=", "response": "<2>"}, 7, 3)
-    # <bos> 1 + 1 = | < 2 > <eos>
-    assert sample.tokens.tolist() == [2, *ids(plain, "1+1=<2>"), 1]
-    assert sample.loss_mask.tolist() == [False] * 5 + [True] * 4
-    assert (sample.key, sample.trained_tokens, sample.advantage) == (SampleKey(7, 0), 4, 1.0)
-    assert sample.tokens.dtype == np.int32 and sample.rollout_logprobs is None
-
-
-@pytest.mark.parametrize("key", ["prompt", "messages"])
-def test_demonstrations_as_messages(tokenizer, key):
-    row = {key: [*CHAT, {"role": "assistant", "content": "2"}]}
-    sample = DemonstrationEncoder(tokenizer, DataConfig(), 60)(row, 7, 3)
-    head = encode(tokenizer, {"prompt": CHAT}).tokens.tolist()
-    assert sample.tokens.tolist() == [*head, *ids(tokenizer, "2"), 1]
-    assert sample.loss_mask.tolist() == [False] * len(head) + [True] * 2
-
-
-def test_an_end_already_there_is_not_doubled(plain):
-    sample = DemonstrationEncoder(plain, DataConfig(), 10)({"prompt": "1", "response": "2<eos>"}, 0, 0)
-    assert sample.tokens.tolist() == [2, *ids(plain, "12"), 1]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"prompt": "1"}, "no column 'prompt' with 'response', and no messages (it has 'prompt')"),
-        ({"prompt": "1", "response": ""}, "the response is empty"),
-        ({"prompt": "1", "response": 2}, "column 'response' holds a int; it must be text"),
-        ({"messages": CHAT}, "the messages do not end with the assistant's turn; there is nothing to imitate"),
-        (
-            {"prompt": "1", "response": "2" * 12},
-            "prompt and response have 32 tokens; the most is model.context_length=30",
-        ),
-    ],
-)
-def test_bad_demonstrations(tokenizer, row, said):
-    with pytest.raises(BadRow) as caught:
-        DemonstrationEncoder(tokenizer, DataConfig(), 30)(row, 0, 0)
-    assert str(caught.value).startswith(said)
-
-
 def test_tokenizers_that_cannot_be_used(tmp_path):
     with pytest.raises(ConfigError, match="its tokenizer cannot be loaded: ") as caught:
         load_tokenizer(str(tmp_path))
@@ -194,5 +151,4 @@ def test_data_is_checked_before_a_start(tmp_path):
     assert str(caught.value) == f"2 bad row(s) of 7 looked at: {reasons}. Mend them or set data.bad_rows=skip"
     config = load_config(None, [*words, "data.bad_rows=skip"])
     assert check_data(config) == [f"training data: 2 bad row(s) will be skipped, the first: {reasons}"]
-    encoder = PromptEncoder(load_tokenizer(model), config.data, 40, 8)
-    assert [p.uid for p in evaluation_prompts(config, encoder, index=1, count=2)] == [1, 3]
+    assert [p.uid for p in held_out_rows(config, load_tokenizer(model), index=1, count=2)] == [1, 3]

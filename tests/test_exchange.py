@@ -114,9 +114,37 @@ async def test_everyone_asks_for_the_same_assignment():
     asked = []
 
     def assign(lengths, **settings):
-        asked.append((lengths.tolist(), settings.pop("holders").tolist(), settings))
+        lists = [settings.pop(name).tolist() for name in ("seconds", "holders")]
+        asked.append((lengths.tolist(), *lists, settings))
         return balance.assign(lengths, **settings)
 
     await exchange([[sample(4, 9), sample(0, 7)], [sample(2, 8)]], nodes=["a", "b"], ranks=2, assign=assign)
     rest = dict(ranks=2, updates=1, budget=64, quadratic=0.0, stages=1, rank_nodes=None)
-    assert asked == [([7, 8, 9], ["a", "b", "a"], rest)] * 2
+    assert asked == [([7, 8, 9], [0, 0, 0], ["a", "b", "a"], rest)] * 2
+
+
+def pair(uid, first, second):
+    """Two sequences, of which all but the first token is trained."""
+    mask = np.ones(first + second, dtype=bool)
+    mask[[0, first]] = False
+    return Sample(
+        key=SampleKey(uid, 0), tokens=np.full(first + second, uid, dtype=np.int32), loss_mask=mask, second=first
+    )
+
+
+async def test_a_pair_costs_what_its_sequences_cost_and_counts_once():
+    # Tokens + tokens^2: 6 + 36 = 42 of the single; 2 (3 + 9) = 24 of each pair, and 6 + 36 were they one sequence. The
+    # single goes first, alone, while both pairs (48) go to the other rank; were all 42 alike, rank 0 would have two.
+    held = [[pair(0, 3, 3), sample(1, 6), pair(2, 3, 3)]]
+    (shares,) = await exchange(held, ranks=2, quadratic=1.0)
+    assert [keys(s) for s in shares] == [[[[(1, 0)]]], [[[(0, 0), (2, 0)]]]]
+    # Trained: 3 of the single, 2 x 2 of each pair.
+    assert {s.denominators for s in shares} == {(Denominator(tokens=11, sequences=3),)}
+
+
+async def test_what_is_evaluated_is_not_divided_into_updates():
+    hub = Hub(1, timeout=5)
+    one = Exchange(HubPeers(0, 1, hub), ranks=1, updates=3, budget=8, quadratic=0.0)
+    (share,) = await one.balance(5, [sample(uid, 4) for uid in range(4)], work="evaluate")
+    assert keys(share) == [[[(0, 0), (2, 0)], [(1, 0), (3, 0)]]]
+    assert share.denominators == (Denominator(tokens=8, sequences=4),)

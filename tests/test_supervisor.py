@@ -137,9 +137,12 @@ async def test_a_death_ends_the_run_where_nothing_can_be_brought_up_anew():
         await play(settings("train.steps=4"), dies_at=[2], recovers=False)
 
 
-def test_sft_is_not_evaluated():
-    supervisor = Supervisor(settings("train.steps=1", "algorithm.name=sft"), None, None, Ticks())
-    assert not supervisor._evaluates
+async def test_held_out_rows_are_evaluated_whatever_is_trained():
+    for name in ("sft", "dpo", "grpo"):
+        _, events = await play(settings("train.steps=1", f"algorithm.name={name}"))
+        assert events == ["evaluate 0", "row 0", "step 1", "evaluate 1", "row 1 evaluated", "save 1", "saved 1"], name
+    _, events = await play(settings("train.steps=1", "algorithm.name=sft", "evaluate.path=null"))
+    assert events == ["step 1", "row 1", "save 1", "saved 1"]
 
 
 def test_numbers_about_data_are_not_payload_and_data_is():

@@ -64,6 +64,8 @@ def samples(scored: bool) -> st.SearchStrategy[Sample]:
             loss_mask=np.arange(n) % 2 == 0,
             rollout_logprobs=np.arange(n, dtype=np.float32) if scored else None,
             advantage=advantage,
+            reward=-2 * advantage,
+            second=n // 2,
             media=tuple(image(i, 3) for i in range(images)),
         )
 
@@ -160,7 +162,7 @@ def test_a_share_names_an_image_once_and_takes_few_buffers():
     columns, handles = pack_share(share)
     assert len(handles) == 1
     read, buffers, besides = sent(columns)
-    # keys, lengths, tokens, masks, logprobs, advantages, media; the rest is names and counts.
-    assert buffers == 7 and besides < 2000
+    # keys, lengths, tokens, masks, logprobs, advantages, rewards, seconds, media; the rest is names and counts.
+    assert buffers == 9 and besides < 2000
     views = [s.tokens.base for s in read_share(read, handles).updates[0][0]]
     assert all(np.shares_memory(view, read.tokens) for view in views)

@@ -65,6 +65,7 @@ def assign(
     budget: int,
     quadratic: float,
     stages: int = 1,
+    seconds: Numbers | None = None,
     holders: Names | None = None,
     rank_nodes: Names | None = None,
 ) -> Assignment:
@@ -77,6 +78,9 @@ def assign(
     Over a pipeline of S `stages` a rank takes sum + (S - 1) * costliest of its micro-batches, so there are at least
     `MICROS_PER_STAGE` * S of them, or as many as the rank with fewest samples can fill.
 
+    `seconds` [N] are where the second sequence of a sample of two begins, 0 where there is one only: a sample costs what
+    its sequences cost.
+
     `holders` [N] are the nodes that hold the samples, `rank_nodes` [ranks] those of the ranks. They decide only which
     rank takes which part; while all ranks are on one node they change nothing.
 
@@ -84,7 +88,8 @@ def assign(
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     _check_budget(sizes, budget)
-    costs = sample_cost(sizes, 1.0, quadratic)
+    begins = np.zeros_like(sizes) if seconds is None else np.asarray(seconds, dtype=np.int64)
+    costs = sample_cost(begins, 1.0, quadratic) + sample_cost(sizes - begins, 1.0, quadratic)
     bounds = [len(sizes) * update // updates for update in range(updates + 1)]
     update = np.repeat(np.arange(updates), np.diff(bounds))
     rank, micro, micros = np.zeros_like(sizes), np.zeros_like(sizes), []

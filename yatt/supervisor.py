@@ -86,7 +86,7 @@ class Supervisor:
     @property
     def _evaluates(self) -> bool:
         held_out = self._config.evaluate
-        return self._config.algorithm.name != "sft" and (held_out.path is not None or held_out.size is not None)
+        return held_out.path is not None or held_out.size is not None
 
     async def _save(self, step: int) -> None:
         try:

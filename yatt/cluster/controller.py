@@ -24,14 +24,14 @@ from yatt.cluster.rank import RankHandle, RemoteTrainer
 from yatt.cluster.samplelog import SampleLog
 from yatt.config.facts import model_facts
 from yatt.config.schema import Config
-from yatt.controller.assembly import Assembly, Engines, Parts, Reading, mode_of, sft_controller
+from yatt.controller.assembly import Assembly, Engines, Parts, Reading, mode_of, offline_controller
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.step import Controller, SftController
-from yatt.data.loader import Loader, evaluation_prompts
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder
+from yatt.controller.step import Controller, OfflineController
+from yatt.data.encoders import held_out_rows, row_encoder
+from yatt.data.loader import Loader
 from yatt.data.source import open_source
 from yatt.placement.plan import Layout, Role
 from yatt.protocols import Peers
@@ -79,8 +79,8 @@ class ControllerActor:
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
         self._scorer: Any = None
-        self._controller: Controller | SftController | None = None
-        self._evaluator: Evaluator | None = None
+        self._controller: Controller | OfflineController | None = None
+        self._evaluator: Evaluator | OfflineController | None = None
 
     async def meet(self, tag: str, index: int, value: Any) -> list[Any]:
         """The hub of all controllers' collectives; only controller 0 is asked."""
@@ -109,23 +109,23 @@ class ControllerActor:
             clock=WallClock(),
         )
         tokenizer = load(self._backends.tokenizer)(config.model.path)
-        if config.algorithm.name == "sft":
-            encoder = DemonstrationEncoder(tokenizer, config.data, config.model.context_length)
-            self._controller = sft_controller(parts, self._loader(encoder))
+        place = {"index": self._index, "count": self._count}
+        if not config.algorithm.recipe.reinforces:
+            held_out = held_out_rows(config, tokenizer, **place)
+            self._controller = self._evaluator = offline_controller(parts, self._loader(tokenizer), held_out)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
-        self._scorer = load(self._backends.scorer)(config.reward, ask, index=self._index, count=self._count)
+        self._scorer = load(self._backends.scorer)(config.reward, ask, **place)
         await self._scorer.start()
         reading = Reading(decode=partial(_decode, tokenizer), scorer=self._scorer)
-        length, store = config.model.context_length, RayMediaStore()
-        prompts = PromptEncoder(tokenizer, config.data, length, config.rollout.max_tokens, store)
+        store = RayMediaStore()
         if config.evaluate.path is not None or config.evaluate.size is not None:
-            held_out = evaluation_prompts(config, prompts, index=self._index, count=self._count)
+            held_out = held_out_rows(config, tokenizer, **place, store=store)
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
         if wiring.ranks:
             drop = load_filter(config.rollout)
-            self._controller = assembly.controller(self._loader(prompts), reading, drop, self._log.groups)
+            self._controller = assembly.controller(self._loader(tokenizer, store), reading, drop, self._log.groups)
 
     def _engines(self, wiring: Wiring) -> Engines:
         client, timeout = f"controller {self._index}", self._config.cluster.step_timeout
@@ -163,11 +163,12 @@ class ControllerActor:
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],
         )
 
-    def _loader(self, encode: Any) -> Loader[Any]:
+    def _loader(self, tokenizer: Any, store: RayMediaStore | None = None) -> Loader[Any]:
         config = self._config
+        source = open_source(config.data, config.run.seed)
         return Loader(
-            open_source(config.data, config.run.seed),
-            encode,
+            source,
+            row_encoder(config, tokenizer, source, store),
             seed=config.run.seed,
             shuffle=config.data.shuffle,
             index=self._index,

@@ -134,7 +134,7 @@ class ClusterCrew:
 
     def _writes(self, rank: int, writers: dict[str, int]) -> bool:
         """Through shared memory one rank per node writes; on disk rank 0 does."""
-        if self._config.algorithm.name == "sft":
+        if not self._config.algorithm.recipe.reinforces:
             return False
         return rank == 0 if self._config.weights.transport == "disk" else rank in writers.values()
 

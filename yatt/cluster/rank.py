@@ -25,17 +25,22 @@ from yatt.weights import WeightWriter, writer_for
 
 T = TypeVar("T")
 Collective = Literal["save", "load", "save_folder", "offload", "onload"]
+Work = Literal["update", "evaluate"]
+"""What a rank does with shares."""
 
 
 @dataclass(slots=True)
 class _Delivery:
+    """Shares of one step and one kind of work, by their senders, and what comes of them."""
+
     shares: dict[int, Share]
     report: asyncio.Future[UpdateReport]
+    task: asyncio.Task[None] | None = None
 
 
 class RankActor:
-    """Hosts one rank. Everything that touches the model runs on one thread; an update begins once the share of every
-    controller that has one for this rank has come, and the rank has its memory."""
+    """Hosts one rank. Everything that touches the model runs on one thread; an update or an evaluation begins once the
+    share of every controller that has one for this rank has come, and the rank has its memory."""
 
     def __init__(self, process: SlotProcess, config: Config, backend: str, *, rank: int, world_size: int) -> None:
         settle(process)
@@ -43,11 +48,10 @@ class RankActor:
         self._config = config
         self._backend = backend
         self._place = (rank, world_size)
-        self._deliveries: dict[int, _Delivery] = {}
+        self._deliveries: dict[tuple[Work, int], _Delivery] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
         self._rank: Any = None
         self._writer: WeightWriter | None = None
-        self._updating: asyncio.Task[None] | None = None
         self._home = asyncio.Event()  # it has its memory
         self._home.set()
 
@@ -75,32 +79,38 @@ class RankActor:
     async def update(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """Collective over the senders that the share names, and over ranks. Every rank answers with the report.
         Raises WaitTimeout naming the controllers whose shares did not come."""
-        loop = asyncio.get_running_loop()
-        share = read_share(columns, images)
-        delivery = self._deliveries.setdefault(share.step, _Delivery({}, loop.create_future()))
+        return await self._deliver("update", read_share(columns, images))
+
+    async def evaluate(self, columns: ShareColumns, *images: Any) -> UpdateReport:
+        """As `update`, but the weights stay as they are."""
+        return await self._deliver("evaluate", read_share(columns, images))
+
+    async def _deliver(self, work: Work, share: Share) -> UpdateReport:
+        loop, key = asyncio.get_running_loop(), (work, share.step)
+        delivery = self._deliveries.setdefault(key, _Delivery({}, loop.create_future()))
         delivery.shares[share.controller] = share
         if delivery.shares.keys() >= set(share.senders):
-            self._updating = loop.create_task(self._update(share.step, delivery))
+            delivery.task = loop.create_task(self._do(work, share.step, delivery))
         try:
             return await asyncio.wait_for(asyncio.shield(delivery.report), self._config.cluster.step_timeout)
         except TimeoutError:
             missing = sorted(set(share.senders) - delivery.shares.keys())
-            own = "its own update" if self._home.is_set() else "controller 0 to give it its memory back"
+            own = f"its own {work}" if self._home.is_set() else "controller 0 to give it its memory back"
             whom = f"the shares of controllers {missing}" if missing else own
             raise WaitTimeout(f"rank {self._place[0]} waited in step {share.step} for {whom}") from None
 
-    async def _update(self, step: int, delivery: _Delivery) -> None:
+    async def _do(self, work: Work, step: int, delivery: _Delivery) -> None:
         await self._home.wait()  # whoever waits for the report has a deadline
         shares = [delivery.shares[i] for i in sorted(delivery.shares)]
         lengths = [len(sample.tokens) for share in shares for sample in chain(*chain(*share.updates))]
         try:
-            async with self._recorder.phase("update", samples=len(lengths), tokens=sum(lengths)):
-                report = await self._run(self._rank.update, shares)
+            async with self._recorder.phase(work, samples=len(lengths), tokens=sum(lengths)):
+                report = await self._run(getattr(self._rank, work), shares)
             delivery.report.set_result(report)
         except Exception as error:
             delivery.report.set_exception(error)
         finally:
-            del self._deliveries[step]
+            del self._deliveries[work, step]
 
     async def export(self, version: int) -> WeightManifest | None:
         """Collective over ranks. The manifest, from the ranks that write; None from the others."""
@@ -154,14 +164,22 @@ class RemoteTrainer:
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
         """Each share is stored once and goes by reference to the ranks of its data-parallel group."""
+        return await self._send("update", shares)
+
+    async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
+        """Sent as in `update`."""
+        return await self._send("evaluate", shares)
+
+    async def _send(self, work: Work, shares: Sequence[Share]) -> UpdateReport | None:
         calls: dict[str, ObjectRef[UpdateReport]] = {}
         for share in shares:
             columns, images = pack_share(share)
             stored = ray.put(columns)
-            calls |= {r.name: r.actor.update.remote(stored, *images) for r in self._ranks if r.dp_rank == share.rank}
+            mine = [rank for rank in self._ranks if rank.dp_rank == share.rank]
+            calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in mine}
         if not calls:
             return None
-        reports = await wait_all(f"update of step {shares[0].step}", calls, self._timeout)
+        reports = await wait_all(f"{work} of step {shares[0].step}", calls, self._timeout)
         return next(iter(reports.values()))
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:

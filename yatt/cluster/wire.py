@@ -119,7 +119,8 @@ def read_requests(columns: RequestColumns, opened: Sequence[Any]) -> list[tuple[
 
 class ShareColumns(NamedTuple):
     """A share: `counts[u][m]` samples of micro-batch m of update u, whose columns lie end to end; sample i has the
-    images `media[i]`, and `images` says how many each of those are. `logprobs` is None where the samples have none."""
+    images `media[i]`, and `images` says how many each of those are. `logprobs` is None where the samples have none.
+    keys [n, 2], lengths, advantages, rewards and seconds [n], masks, tokens and logprobs end to end."""
 
     head: tuple[int, int, int, tuple[int, ...], tuple[Denominator, ...]]
     counts: list[list[int]]
@@ -129,6 +130,8 @@ class ShareColumns(NamedTuple):
     masks: np.ndarray
     logprobs: np.ndarray | None
     advantages: np.ndarray
+    rewards: np.ndarray
+    seconds: np.ndarray
     media: np.ndarray
     images: list[int]
 
@@ -147,6 +150,8 @@ def pack_share(share: Share) -> tuple[ShareColumns, list[Any]]:
         masks=_end_to_end([s.loss_mask for s in every], np.bool_),
         logprobs=None if bare else _end_to_end([s.rollout_logprobs for s in every], np.float32),
         advantages=np.array([s.advantage for s in every], dtype=np.float64),
+        rewards=np.array([s.reward for s in every], dtype=np.float64),
+        seconds=np.array([s.second for s in every], dtype=np.int64),
         media=media,
         images=[len(images) for images in held],
     )
@@ -158,13 +163,24 @@ def read_share(columns: ShareColumns, opened: Sequence[Any]) -> Share:
     media, lengths = _media(columns.images, opened), columns.lengths
     bare = columns.logprobs is None
     every = (
-        Sample(key=key, tokens=tokens, loss_mask=mask, rollout_logprobs=logprobs, advantage=advantage, media=media[m])
-        for key, tokens, mask, logprobs, advantage, m in zip(
+        Sample(
+            key=key,
+            tokens=tokens,
+            loss_mask=mask,
+            rollout_logprobs=logprobs,
+            advantage=advantage,
+            reward=reward,
+            second=second,
+            media=media[m],
+        )
+        for key, tokens, mask, logprobs, advantage, reward, second, m in zip(
             _read_keys(columns.keys),
             _cut(columns.tokens, lengths),
             _cut(columns.masks, lengths),
             [None] * len(lengths) if bare else _cut(columns.logprobs, lengths),
             columns.advantages.tolist(),
+            columns.rewards.tolist(),
+            columns.seconds.tolist(),
             columns.media.tolist(),
             strict=True,
         )

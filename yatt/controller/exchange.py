@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -15,11 +16,11 @@ from yatt.types import Denominator, Sample, Share
 class Exchange:
     """Spreads the samples of all controllers over the data-parallel ranks.
 
-    `updates` optimizer updates per step, `budget` tokens per micro-batch, `stages` of the pipeline; a sample costs its
-    tokens plus `quadratic` times their square. `node` is where this controller stands, `rank_nodes` [ranks] where the
-    ranks do. Samples are put in the order of their keys first, so the result does not depend on which controller holds
-    them; where ranks stand on several nodes, only which rank trains which part does. `assign` is pure: a runtime with
-    all controllers in one process may pass one that remembers.
+    `updates` optimizer updates per step, `budget` tokens per micro-batch, `stages` of the pipeline; a sequence costs
+    its tokens plus `quadratic` times their square, a sample what its sequences cost. `node` is where this controller
+    stands, `rank_nodes` [ranks] where the ranks do. Samples are put in the order of their keys first, so the result
+    does not depend on which controller holds them; where ranks stand on several nodes, only which rank trains which
+    part does. `assign` is pure: a runtime with all controllers in one process may pass one that remembers.
     """
 
     def __init__(
@@ -38,21 +39,33 @@ class Exchange:
         self._peers = peers
         self._node = node
         self._ranks = ranks
-        self._limits = dict(ranks=ranks, updates=updates, budget=budget, quadratic=quadratic, stages=stages)
+        self._updates = updates
+        self._limits = dict(ranks=ranks, budget=budget, quadratic=quadratic, stages=stages)
         self._rank_nodes = rank_nodes
         self._assign = assign
 
-    async def balance(self, step: int, samples: Sequence[Sample]) -> list[Share]:
+    async def balance(
+        self, step: int, samples: Sequence[Sample], *, work: Literal["update", "evaluate"] = "update"
+    ) -> list[Share]:
         """One share for each data-parallel rank that gets some of these samples, in the order of the ranks; from
         controller 0 also an empty one for each that nobody has any for, and one in any case, so that it hears when the
-        ranks have done. Collective; waits for every controller's lengths."""
-        rows = [(*sample.key, len(sample.tokens), sample.trained_tokens) for sample in samples]
-        mine = np.array(rows, dtype=np.int64).reshape(-1, 4)
-        tables, nodes = zip(*await self._peers.all_gather(f"lengths/{step}", (mine, self._node)), strict=True)
-        uid, sibling, tokens, trained = np.concatenate(tables).T
+        ranks have done. What is to be evaluated is not divided into updates. Collective; waits for every controller's
+        lengths."""
+        rows = [(*sample.key, len(sample.tokens), sample.second, sample.trained_tokens) for sample in samples]
+        mine = np.array(rows, dtype=np.int64).reshape(-1, 5)
+        tag = f"lengths/{step}" if work == "update" else f"lengths/evaluate/{step}"
+        tables, nodes = zip(*await self._peers.all_gather(tag, (mine, self._node)), strict=True)
+        uid, sibling, tokens, seconds, trained = np.concatenate(tables).T
         order = np.lexsort((sibling, uid))
         owner = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[order]
-        plan = self._assign(tokens[order], holders=np.array(nodes)[owner], rank_nodes=self._rank_nodes, **self._limits)
+        plan = self._assign(
+            tokens[order],
+            updates=self._updates if work == "update" else 1,
+            seconds=seconds[order],
+            holders=np.array(nodes)[owner],
+            rank_nodes=self._rank_nodes,
+            **self._limits,
+        )
         sends = np.zeros((len(tables), self._ranks), dtype=bool)
         sends[owner, plan.rank] = True
         sends[0] |= ~sends.any(axis=0)

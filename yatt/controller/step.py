@@ -14,8 +14,9 @@ from yatt.controller.fleet import Fleet
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.stage import Publisher, Stage
+from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
-from yatt.types import Decision, Group, Prompt, RolloutCounts, Sample, StepReport, UpdateReport
+from yatt.types import Decision, EvaluationReport, Group, Prompt, RolloutCounts, Sample, StepReport, UpdateReport
 
 T = TypeVar("T", Prompt, Sample)
 ToSamples = Callable[[Sequence[Group]], list[Sample]]
@@ -203,11 +204,13 @@ class Controller:
         await self.publisher.publish(self.desk.version)
 
 
-class SftController:
-    """The same program with demonstrations in place of rollouts."""
+class OfflineController:
+    """The same program with rows to learn from in place of rollouts. `held_out` is this controller's share of the rows
+    that are evaluated and never trained on."""
 
-    def __init__(self, *, desk: Desk[Sample]) -> None:
+    def __init__(self, *, desk: Desk[Sample], held_out: Sequence[Sample] = ()) -> None:
         self.desk = desk
+        self.held_out = held_out
 
     async def step(self, step: int) -> StepReport:
         phase = self.desk.recorder.phase
@@ -222,6 +225,23 @@ class SftController:
         async with phase("report"):
             _, update = await self.desk.close_step(step, RolloutCounts(), update)
         return self.desk.report(step, None, update)
+
+    async def evaluate(self, step: int) -> EvaluationReport:
+        """Loss, and accuracy of pairs, on the held-out rows of all controllers. The same report on every controller.
+        Collective."""
+        shares = await self.desk.exchange.balance(step, self.held_out, work="evaluate")
+        mine = (len(self.held_out), await self.desk.trainer.evaluate(shares))
+        rows, updates = zip(*await self.desk.peers.all_gather(f"evaluate/{step}", mine), strict=True)
+        found: UpdateReport = next(update for update in updates if update is not None)
+        accuracy, count = found.numbers.get("pair_accuracy"), sum(rows)
+        return EvaluationReport(
+            prompts=count,
+            accuracy_greedy=None,
+            accuracy_sampled=None,
+            loss=found.loss,
+            pair_accuracy=accuracy,
+            intervals={} if accuracy is None else {"pair_accuracy": wilson(accuracy * count, count)},
+        )
 
     async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:
         return self.desk.state(), []

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from yatt.config.schema import Config
+from yatt.data.encoders import row_encoder
 from yatt.data.loader import Encode, check_rows
-from yatt.data.prompts import DemonstrationEncoder, PromptEncoder, load_tokenizer
+from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import RowSource
 from yatt.data.source import open_evaluation, open_source
 from yatt.errors import DataError
@@ -30,13 +31,11 @@ def check_data(config: Config) -> list[str]:
 def check_scoring(config: Config) -> None:
     """Call every reward function once, in a process of its own, on the first row and an empty response, ask every
     judge for a word, and look the filter up. Raises ConfigError before anything else has started."""
-    if config.algorithm.name == "sft":
+    if not config.algorithm.recipe.reinforces:
         return
     load_filter(config.rollout)
-    encode = PromptEncoder(
-        load_tokenizer(config.model.path), config.data, config.model.context_length, config.rollout.max_tokens
-    )
     source = open_source(config.data, config.run.seed)
+    encode = row_encoder(config, load_tokenizer(config.model.path), source)
     for row in range(len(source)):
         with suppress(DataError):
             prompt = encode(source.row(row), row, row)
@@ -45,11 +44,8 @@ def check_scoring(config: Config) -> None:
 
 
 def _sources(config: Config) -> Iterator[tuple[str, RowSource, Encode[object]]]:
-    tokenizer, length = load_tokenizer(config.model.path), config.model.context_length
-    prompts = PromptEncoder(tokenizer, config.data, length, config.rollout.max_tokens)
-    demonstrations = DemonstrationEncoder(tokenizer, config.data, length)
-    sft = config.algorithm.name == "sft"
-    yield "training data", open_source(config.data, config.run.seed), demonstrations if sft else prompts
-    held_out = open_evaluation(config)
-    if held_out is not None:
-        yield "evaluation data", held_out, prompts
+    tokenizer = load_tokenizer(config.model.path)
+    sources = {"training data": open_source(config.data, config.run.seed), "evaluation data": open_evaluation(config)}
+    for name, source in sources.items():
+        if source is not None:
+            yield name, source, row_encoder(config, tokenizer, source)

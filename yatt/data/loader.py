@@ -9,11 +9,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from yatt.config.schema import Config
 from yatt.data.rows import BadRow, BadRows, Row, RowSource
-from yatt.data.source import open_evaluation
 from yatt.errors import CheckpointError, DataError
-from yatt.types import Prompt
 
 T = TypeVar("T")
 Encode = Callable[[Row, int, int], T]
@@ -162,12 +159,6 @@ def check_rows(
     if not good:
         raise DataError(f"no usable row among the first {seen}: {'; '.join(bad.reasons)}")
     return bad
-
-
-def evaluation_prompts(config: Config, encode: Encode[Prompt], *, index: int, count: int) -> list[Prompt]:
-    """Controller `index`'s share of the held-out prompts (row i goes to controller i mod count; uid i), if any."""
-    source = open_evaluation(config)
-    return [] if source is None else share_of_rows(source, encode, index, count, config.data.bad_rows)
 
 
 def share_of_rows(

@@ -1,4 +1,4 @@
-"""From a row to what is trained on: a prompt to respond to, or a demonstration."""
+"""From a row to a prompt to respond to."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
+from yatt.data.masks import Messages
 from yatt.data.media import read_media
 from yatt.data.rows import BadRow, Row
 from yatt.errors import ConfigError
 from yatt.protocols import MediaStore
-from yatt.types import Media, Prompt, Sample, SampleKey
-
-Messages = list[dict[str, Any]]
+from yatt.types import Media, Prompt
 
 
 class PromptEncoder:
@@ -51,7 +50,7 @@ class PromptEncoder:
     def __call__(self, row: Row, uid: int, index: int) -> Prompt:
         """Raises BadRow where a column is missing or of the wrong type, or the prompt is empty or too long."""
         if self._data.prompt_key not in row:
-            raise BadRow(f"no column {self._data.prompt_key!r} (it has {_names(row)}); see data.prompt_key")
+            raise BadRow(f"no column {self._data.prompt_key!r} (it has {column_names(row)}); see data.prompt_key")
         text, tokens = self.encode(row[self._data.prompt_key])
         return Prompt(
             uid=uid,
@@ -71,7 +70,7 @@ class PromptEncoder:
         if isinstance(prompt, str) and not self._template:
             text, special = prompt, True
         else:
-            text, special = self._render(_messages(prompt)), False
+            text, special = self._render(as_messages(prompt)), False
         tokens = tokenize(self._tokenizer, text, special=special)
         if not len(tokens):
             raise BadRow("the prompt has no tokens")
@@ -84,13 +83,18 @@ class PromptEncoder:
             raise BadRow("the prompt is chat messages, but no chat template is in use; give text")
         if messages[-1]["role"] == "assistant":
             raise BadRow("the last message is the assistant's; a prompt ends with what it responds to")
-        system = self._data.system_prompt
-        if system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system}, *messages]
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            opened = self.opened(messages)
+            return str(self._tokenizer.apply_chat_template(opened, tokenize=False, add_generation_prompt=True))
         except (TemplateError, TypeError) as error:
             raise BadRow(f"the chat template refuses the messages: {error}") from None
+
+    def opened(self, messages: Messages) -> Messages:
+        """The messages as they go through the template: begun by the system prompt, where there is one."""
+        system = self._data.system_prompt
+        if system is None or messages[0]["role"] == "system":
+            return messages
+        return [{"role": "system", "content": system}, *messages]
 
     def _answer(self, row: Row) -> str | None:
         answer = row.get(self._data.answer_key)
@@ -105,7 +109,7 @@ class PromptEncoder:
         if key is None:
             return ()
         if key not in row:
-            raise BadRow(f"no column {key!r} (it has {_names(row)}); see data.media_key")
+            raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.media_key")
         images = read_media(row[key], key)
         return () if self._store is None else tuple(map(self._store.hold, images))
 
@@ -116,55 +120,8 @@ class PromptEncoder:
             return {key: value for key, value in row.items() if key not in taken}
         for key in data.metadata_keys:
             if key not in row:
-                raise BadRow(f"no column {key!r} (it has {_names(row)}); see data.metadata_keys")
+                raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.metadata_keys")
         return {key: row[key] for key in data.metadata_keys}
-
-
-class DemonstrationEncoder:
-    """Encodes rows as samples to imitate: a prompt and a response column, or chat messages whose last is the
-    assistant's, under `data.prompt_key` or `messages`.
-
-    Tokens are those of the prompt as `PromptEncoder` makes it, then those of the response and the end-of-text token;
-    the loss is on the response and its end only, so that what is imitated is what a rollout would have to sample.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int) -> None:
-        self._tokenizer, self._data, self._length = tokenizer, data, context_length
-        self._prompts = PromptEncoder(tokenizer, data, context_length, 1)
-
-    def __call__(self, row: Row, uid: int, index: int) -> Sample:
-        """Raises BadRow as `PromptEncoder` does, and where there is no response or both do not fit the context."""
-        prompt, response = self._split(row)
-        _, head = self._prompts.encode(prompt)
-        tail, end = tokenize(self._tokenizer, response, special=False), self._tokenizer.eos_token_id
-        if not len(tail):
-            raise BadRow("the response is empty")
-        if tail[-1] != end:
-            tail = np.append(tail, np.int32(end))
-        tokens = np.concatenate([head, tail])
-        if len(tokens) > self._length:
-            raise BadRow(
-                f"prompt and response have {len(tokens)} tokens; the most is model.context_length={self._length}"
-            )
-        return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=np.arange(len(tokens)) >= len(head))
-
-    def _split(self, row: Row) -> tuple[Any, str]:
-        data = self._data
-        if data.prompt_key in row and data.response_key in row:
-            response = row[data.response_key]
-            if not isinstance(response, str):
-                raise BadRow(f"column {data.response_key!r} holds a {type(response).__name__}; it must be text")
-            return row[data.prompt_key], response
-        talk = row.get(data.prompt_key, row.get("messages"))
-        if not isinstance(talk, list):
-            raise BadRow(
-                f"no column {data.prompt_key!r} with {data.response_key!r}, and no messages (it has {_names(row)}); "
-                "see data.prompt_key and data.response_key"
-            )
-        messages = _messages(talk)
-        if messages[-1]["role"] != "assistant" or len(messages) < 2:
-            raise BadRow("the messages do not end with the assistant's turn; there is nothing to imitate")
-        return messages[:-1], messages[-1]["content"]
 
 
 def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenizerFast:
@@ -187,7 +144,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool) ->
     return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
 
 
-def _messages(prompt: Any) -> Messages:
+def as_messages(prompt: Any) -> Messages:
     """The prompt as chat messages: text is one message of the user's."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -201,11 +158,12 @@ def _messages(prompt: Any) -> Messages:
 
 def _question(prompt: Any) -> str:
     """What a judge is told was asked: the text, the only message, or the turns of a talk; no system message."""
-    turns = [message for message in _messages(prompt) if message["role"] != "system"]
+    turns = [message for message in as_messages(prompt) if message["role"] != "system"]
     if len(turns) == 1:
         return str(turns[0]["content"])
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
-def _names(row: Row) -> str:
+def column_names(row: Row) -> str:
+    """What an error says of the columns there are."""
     return ", ".join(map(repr, row)) or "none"

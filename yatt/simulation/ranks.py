@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from yatt.errors import ProcessDied
+from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.plan import TRAINER
 from yatt.protocols import EVERY_NODE
 from yatt.simulation.costs import TrainerCosts
@@ -157,6 +157,10 @@ class SimulatedTrainer:
             arrived = max(arrived, self._site.send(self._ranks.nodes[share.rank], nbytes, tuple(media.values())))
         await until(arrived)
         return await self._ranks.train(shares) if shares else None
+
+    async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
+        """Raises ConfigError: nothing that learns from rows is simulated."""
+        raise ConfigError("a simulated run has no rows to evaluate on; unset evaluate.path and evaluate.size")
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         await self._ranks.spend("export", self._costs.export)

@@ -1,0 +1,92 @@
+"""Which tokens of a chat the assistant wrote."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from yatt.data.rows import BadRow
+from yatt.errors import ConfigError
+
+Messages = list[dict[str, Any]]
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_TALK = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]
+
+
+class AssistantMask:
+    """Finds the assistant's turns in what the chat template makes of messages and its generation prompt: the text of
+    each turn and the token that ends it.
+
+    A template with generation marks says so itself. For any other the place of a turn is what the messages before it
+    render to, which must be the beginning of the whole, with the turn's text after it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._marked = bool(MARKS.search(str(tokenizer.chat_template)))
+
+    def __call__(self, messages: Messages) -> np.ndarray:
+        """[P] bool, over the tokens of the messages with the generation prompt. Raises ConfigError where the template
+        has no such mask, and BadRow where it has none for these messages."""
+        found = self._find(messages)
+        if not isinstance(found, str):
+            return found
+        why = self._find(_TALK)
+        if not isinstance(why, str):
+            raise BadRow(f"the assistant's turns cannot be told from the rest: {found}")
+        raise ConfigError(
+            f"model.path={self._tokenizer.name_or_path}: its chat template has no assistant mask ({why}); put "
+            "{% generation %} and {% endgeneration %} around the assistant's turns in it, or give talks of one answer"
+        )
+
+    def _find(self, messages: Messages) -> np.ndarray | str:
+        """The mask, or why there is none."""
+        try:
+            return self._marks(messages) if self._marked else self._places(messages)
+        except (TemplateError, TypeError) as error:
+            return str(error)
+
+    def _marks(self, messages: Messages) -> np.ndarray | str:
+        found = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        mask = np.array(found["assistant_masks"], dtype=bool)
+        return mask if mask.any() else "its generation marks hold no token"
+
+    def _places(self, messages: Messages) -> np.ndarray | str:
+        text = self._render(messages)
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begins, ends = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+        mask = np.zeros(len(begins), dtype=bool)
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(messages[:number]) if number else ""
+            place = _place(text, len(before), message["content"]) if text.startswith(before) else None
+            if place is None:
+                return f"message {number + 1} does not stand as it is after what comes before it"
+            start, stop = place
+            own = np.flatnonzero((begins < stop) & (ends > start))
+            last = int(own[-1]) if len(own) else int(np.searchsorted(begins, start)) - 1
+            mask[own] = True
+            # A last token that reaches over the text holds the end already.
+            mask[last + 1 : last + 2] = not len(own) or ends[last] <= stop
+        return mask
+
+    def _render(self, messages: Messages) -> str:
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def _place(text: str, start: int, content: str) -> tuple[int, int] | None:
+    """From where to where the content stands in the text from `start` on; a template may cut its blanks, or add one."""
+    body = content.strip()
+    begin = start + (len(text[start:]) - len(text[start:].lstrip()) if body else 0)
+    if not text.startswith(body, begin):
+        return None
+    blanks = content[len(content.rstrip()) :] if body else ""
+    stop = begin + len(body)
+    return start, stop + len(blanks) if text.startswith(blanks, stop) else stop

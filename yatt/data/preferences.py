@@ -1,0 +1,129 @@
+"""From a row to what is preferred: a better and a worse response, or one that is good or bad."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from yatt.config.schema import DataConfig
+from yatt.data.demonstrations import ResponseEncoder, last_turn
+from yatt.data.prompts import as_messages, column_names
+from yatt.data.rows import BadRow, Row, RowSource
+from yatt.errors import DataError
+from yatt.types import Sample, SampleKey
+
+TRIES = 16
+"""Rows after a labelled one that are looked at for a response to another prompt."""
+
+
+class PairEncoder:
+    """Encodes rows as pairs, each one sample: prompt and chosen response, then prompt and rejected response.
+
+    The columns of chosen and rejected hold text or the assistant's message, beside a prompt column; or whole talks,
+    which are the same up to the last turn. `reward` is the margin, 0 without a column of margins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int) -> None:
+        self._data = data
+        self._responses = ResponseEncoder(tokenizer, data, context_length)
+
+    def __call__(self, row: Row, uid: int, index: int) -> Sample:
+        """Raises BadRow where a response is missing, both are equal, or their prompts differ; and as `ResponseEncoder`
+        does."""
+        (prompt, chosen), (other, rejected) = (
+            self._split(row, key) for key in (self._data.chosen_key, self._data.rejected_key)
+        )
+        if prompt != other:
+            raise BadRow("chosen and rejected differ before their last turn; give both the same prompt")
+        if chosen == rejected:
+            raise BadRow("chosen and rejected are the same; there is nothing to prefer")
+        first = self._responses(prompt, chosen, what="chosen response")
+        second = self._responses(prompt, rejected, what="rejected response")
+        return _joined(uid, first, second, reward=self._margin(row))
+
+    def _split(self, row: Row, key: str) -> tuple[Any, str]:
+        """Prompt and response of one of the two."""
+        setting = "chosen_key" if key == self._data.chosen_key else "rejected_key"
+        if row.get(key) is None:
+            raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.{setting}")
+        value, prompt = row[key], row.get(self._data.prompt_key)
+        if isinstance(value, str):
+            if prompt is None:
+                raise BadRow(f"no column {self._data.prompt_key!r} (it has {column_names(row)}); see data.prompt_key")
+            return prompt, value
+        if not isinstance(value, list):
+            raise BadRow(f"column {key!r} holds a {type(value).__name__}; it must be text or chat messages")
+        messages = as_messages(value)
+        if messages[-1]["role"] != "assistant":
+            raise BadRow(f"the messages of {key!r} do not end with the assistant's turn")
+        if len(messages) == 1:
+            if prompt is None:
+                raise BadRow(f"{key!r} has no prompt before the assistant's turn, and there is no prompt column")
+            return as_messages(prompt), messages[0]["content"]
+        return last_turn(messages)
+
+    def _margin(self, row: Row) -> float:
+        key = self._data.margin_key
+        if key is None:
+            return 0.0
+        margin = row.get(key)
+        if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+            raise BadRow(f"column {key!r} holds {margin!r:.40}; a margin is a number; see data.margin_key")
+        return float(margin)
+
+
+class LabelEncoder:
+    """Encodes rows as labelled responses, each one sample: prompt and response, then the same prompt with the response
+    of another row, whose probability says how far the policy is from the reference (KTO, arXiv 2402.01306, 4.2).
+
+    The other row is the next one of `source`, in a circle, that can be used and has another prompt. `reward` is +1 for
+    a desirable response, -1 for one that is not.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int, source: RowSource
+    ) -> None:
+        """Raises DataError where there is one row only."""
+        if len(source) < 2:
+            raise DataError(f"{source.origin(0)} is the only row; a labelled response needs another row's beside it")
+        self._data, self._source = data, source
+        self._responses = ResponseEncoder(tokenizer, data, context_length)
+
+    def __call__(self, row: Row, uid: int, index: int) -> Sample:
+        """Raises BadRow where the label is missing, or no row nearby has a response that fits; and as `ResponseEncoder`
+        does."""
+        prompt, response, _ = self._responses.split(row)
+        reward = self._label(row)
+        first = self._responses(prompt, response)
+        return _joined(uid, first, self._mismatched(prompt, index), reward=reward)
+
+    def _mismatched(self, prompt: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
+        reason = "all have the same prompt"
+        nearby = range(1, min(TRIES + 1, len(self._source)))
+        for step in nearby:
+            try:
+                other, response, _ = self._responses.split(self._source.row((index + step) % len(self._source)))
+                if other != prompt:
+                    return self._responses(prompt, response)
+            except BadRow as error:
+                reason = str(error)
+        raise BadRow(f"none of the next {len(nearby)} rows has a response to go with another prompt: {reason}")
+
+    def _label(self, row: Row) -> float:
+        key = self._data.label_key
+        if key not in row:
+            raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.label_key")
+        label = row[key]
+        if label not in (1, 0, -1):  # True and False among them
+            raise BadRow(f"column {key!r} holds {label!r:.40}; a label is true or false, 1 or 0, or 1 or -1")
+        return 1.0 if label == 1 else -1.0
+
+
+def _joined(
+    uid: int, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, reward: float
+) -> Sample:
+    tokens, masks = (np.concatenate(columns) for columns in zip(first, second, strict=True))
+    return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=masks, reward=reward, second=len(first[0]))
