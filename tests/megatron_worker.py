@@ -29,6 +29,10 @@ def _update(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
     return trainer.update(shares_by_replica[trainer.dp_rank])
 
 
+def _evaluate(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
+    return trainer.evaluate(shares_by_replica[trainer.dp_rank])
+
+
 def _export(trainer: MegatronRank) -> dict[str, Any]:
     return {name: tensor.float().cpu().clone().numpy() for name, tensor in trainer.export()}
 
@@ -57,6 +61,7 @@ def _coordinates(trainer: MegatronRank) -> tuple[int, int]:
 
 ACTIONS = {
     "update": _update,
+    "evaluate": _evaluate,
     "export": _export,
     "call": _call,
     "coordinates": _coordinates,

@@ -19,6 +19,7 @@ from tests.tiny_models import save_tiny
 from yatt.config.schema import Config
 from yatt.errors import BackendError, ConfigError, WaitTimeout
 from yatt.training.megatron.attention import BUCKET_RATIO, BUCKET_TOKENS, Rotary, packing
+from yatt.training.megatron.memory import Shelf
 from yatt.training.megatron.rank import MegatronRank
 
 PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
@@ -27,8 +28,7 @@ PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=20))
 def test_every_token_has_one_place_in_a_bucket_of_its_like(lengths: list[int]) -> None:
-    positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))
-    plan = packing(lengths, positions, Rotary(PLAIN, torch.device("cpu"), torch.float32))
+    plan = packing(lengths, torch.device("cpu"))
     total = sum(lengths)
     assert torch.equal(plan.index[plan.inverse], torch.arange(total))
     assert len(plan.index) == sum(s * n for s, n in plan.shapes)
@@ -119,3 +119,16 @@ def test_the_hook_touches_megatron_only(tmp_path: object) -> None:
     assert run.returncode == 0 and "cpu only" in run.stdout, run.stderr
     run = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=200, env=environment)
     assert "import yatt.training.megatron first" in run.stderr
+
+
+def test_a_shelf_frees_what_it_is_given_and_brings_it_back() -> None:
+    whole = torch.arange(10.0)
+    view, scratch = whole[3:5], torch.ones(4)
+    shelf = Shelf(lambda: [whole, view], lambda: [scratch])
+    assert shelf.put_away() == 40 + 16, "a view's storage counts once"
+    assert whole.untyped_storage().nbytes() == scratch.untyped_storage().nbytes() == 0
+    assert shelf.put_away() == 0, "it is away already"
+    assert shelf.take_back() == 40 + 16
+    assert torch.equal(whole, torch.arange(10.0)) and view.tolist() == [3.0, 4.0] and scratch.tolist() == [0.0] * 4
+    whole += 1
+    assert view.tolist() == [4.0, 5.0], "it is still a view"

@@ -245,6 +245,7 @@ class TrainConfig(Section):
     tokens_per_micro_batch: int = Field(8192, ge=1, description="Most tokens of a micro-batch on one rank.")
     tp: int = Field(1, ge=1, description="Tensor-parallel size.")
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
+    offload: bool = Field(False, description="Keep only the model at work on the device, the others in host memory.")
     sequence_parallel: bool = Field(False, description="Shard norms and dropouts along the sequence (tp > 1).")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 

@@ -7,7 +7,7 @@ computes is dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclass
 class Packing(PackedSeqParams):
-    """How a micro-batch's T tokens lie in its padded buckets, and their rotary angles; made once, used by every layer.
+    """How a micro-batch's T tokens lie in its padded buckets, made once for every model; and the rotary angles of one
+    model, made once for all its layers.
 
     `index` [N]: the token at each padded place. `inverse` [T]: the padded place of each token. `shapes`: (sequences,
     length) of each bucket, N in all. `cos`, `sin` [T, 1, d / 2].
@@ -62,8 +63,13 @@ class Rotary:
         angles = position_ids[:, None, None].float() * self.frequencies
         return (angles.cos() * self.scale).to(self.dtype), (angles.sin() * self.scale).to(self.dtype)
 
+    def turned(self, plan: Packing, position_ids: Tensor) -> Packing:
+        """The same layout with this model's angles at positions [T]."""
+        cos, sin = self(position_ids)
+        return replace(plan, cos=cos, sin=sin)
 
-def packing(lengths: Sequence[int], position_ids: Tensor, rotary: Rotary) -> Packing:
+
+def packing(lengths: Sequence[int], device: torch.device) -> Packing:
     """Lay out sequences of these lengths, end to end in T tokens, into buckets."""
     sizes = np.asarray(lengths)
     starts = np.concatenate([[0], np.cumsum(sizes)])
@@ -78,16 +84,12 @@ def packing(lengths: Sequence[int], position_ids: Tensor, rotary: Rotary) -> Pac
         inverse[index[-1][real]] = places[real]
         shapes.append((len(members), longest))
         offset += len(members) * longest
-    device = position_ids.device
     flat = np.concatenate([block.reshape(-1) for block in index])
-    cos, sin = rotary(position_ids)
     return Packing(
         qkv_format="thd",
         index=torch.from_numpy(flat).to(device),
         inverse=torch.from_numpy(inverse).to(device),
         shapes=tuple(shapes),
-        cos=cos,
-        sin=sin,
     )
 
 

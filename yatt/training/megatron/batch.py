@@ -12,22 +12,29 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yatt.errors import BackendError
-from yatt.training.megatron.attention import Packing, Rotary, packing
+from yatt.training.megatron.attention import Packing, packing
 from yatt.types import Denominator, PackedBatch, Sample, Share
 
 
 @dataclass(slots=True)
 class MicroBatch:
     """A packed batch with what the model needs beside it. `tokens`, `position_ids` [1, P]: the batch's T tokens and,
-    for sequence parallelism, up to tp - 1 more that lengthen its last sequence. `trained` counts the loss mask."""
+    for sequence parallelism, up to tp - 1 more that lengthen its last sequence. `trained` counts the loss mask.
+
+    The other columns [T] are what the step's models say of it before the first update, on the last pipeline stage:
+    log-probabilities of the policy, the reference and the teacher, the critic's values; and what follows from them."""
 
     batch: PackedBatch
     tokens: Tensor
     position_ids: Tensor
     packing: Packing
     trained: int
+    advantages: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +63,11 @@ def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample]]
     return updates
 
 
-def pack(
-    samples: Sequence[Sample], denominator: Denominator, rotary: Rotary, device: torch.device, multiple: int
-) -> MicroBatch:
+def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.device, multiple: int) -> MicroBatch:
     """Lay samples end to end, the whole padded to a `multiple` of tokens."""
-    lengths = [len(s.tokens) for s in samples]
+    parts = [(s.second, len(s.tokens) - s.second) if s.second else (len(s.tokens),) for s in samples]
+    lengths = [length for part in parts for length in part]
+    sequences = [sample for sample, part in zip(samples, parts, strict=True) for _ in part]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
     mask = np.concatenate([s.loss_mask for s in samples]).astype(bool)
     mask[bounds[:-1]] = False
@@ -82,7 +89,8 @@ def pack(
         position_ids=all_positions[:total],
         cu_seqlens=put(bounds.astype(np.int64)),
         loss_mask=put(mask),
-        advantages=put(np.repeat(np.float32([s.advantage for s in samples]), lengths)),
+        advantages=put(np.repeat(np.float32([s.advantage for s in sequences]), lengths)),
+        rewards=put(np.float32([s.reward for s in sequences])),
         rollout_logprobs=rollout,
         denominator=denominator,
     )
@@ -90,15 +98,16 @@ def pack(
         batch=batch,
         tokens=all_tokens[None],
         position_ids=all_positions[None],
-        packing=packing(padded, all_positions, rotary),
+        packing=packing(padded, device),
         trained=int(mask.sum()),
+        advantages=batch.advantages,
     )
 
 
 class _TokenLogprobs(torch.autograd.Function):
     """Log-probability of one target per row, and the entropy of each row, from logits sharded over the vocabulary.
 
-    Keeps one float32 copy of the logits' shape (the probabilities) for backward; the entropy has no gradient."""
+    Keeps one float32 copy of the logits' shape (the probabilities) for backward."""
 
     @staticmethod
     def forward(
@@ -121,20 +130,27 @@ class _TokenLogprobs(torch.autograd.Function):
             dist.all_reduce(sums, group=group)
         chosen, total, weighted = sums
         log_total = total.log()
-        ctx.save_for_backward(probabilities.div_(total[:, None]), local, mine)
-        ctx.temperature, ctx.dtype = temperature, logits.dtype
         entropy = log_total - weighted / total
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(probabilities.div_(total[:, None]), local, mine, entropy)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.set_materialize_grads(False)
         return chosen - log_total, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _entropy: Tensor) -> tuple[Tensor, None, None, None]:
-        probabilities, local, mine = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        """d logp / d logits = onehot - p; d H / d logits = -p (log p + H); both over the temperature."""
+        probabilities, local, mine, entropy = ctx.saved_tensors
+        bonus = None
+        if of_entropy is not None:
+            bonus = torch.special.xlogy(probabilities, probabilities).addcmul_(probabilities, entropy[:, None])
+            bonus.mul_(-(of_entropy / ctx.temperature)[:, None])
+        if grad is None:
+            return None if bonus is None else bonus.to(ctx.dtype), None, None, None
         grad = grad / ctx.temperature
         # In place: the graph is used once, and autograd refuses a second use.
         result = probabilities.mul_(-grad[:, None])
         result.scatter_add_(1, local[:, None], (grad * mine)[:, None])
-        return result.to(ctx.dtype), None, None, None
+        return (result if bonus is None else result.add_(bonus)).to(ctx.dtype), None, None, None
 
 
 def token_logprobs(
@@ -148,3 +164,15 @@ def token_logprobs(
     logprobs, entropy = _TokenLogprobs.apply(logits[0, :total], targets, temperature, group)
     first = batch.position_ids == 0
     return tuple(torch.roll(column, 1).masked_fill(first, 0.0) for column in (logprobs, entropy))
+
+
+def token_values(output: Tensor, batch: PackedBatch) -> Tensor:
+    """A value head's output [1, P, 1] -> the value [T] of the state in which each token was chosen, one token earlier;
+    0 for the first token of each sequence."""
+    values = output[0, : len(batch.tokens), 0]
+    return torch.roll(values, 1).masked_fill(batch.position_ids == 0, 0.0)
+
+
+def final_scores(output: Tensor, batch: PackedBatch) -> Tensor:
+    """A value head's output [1, P, 1] -> its value [S] at the last token of each sequence."""
+    return output[0, batch.cu_seqlens[1:] - 1, 0]

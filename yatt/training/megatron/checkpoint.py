@@ -47,24 +47,30 @@ class _InProcess(TorchDistSaveShardedStrategy):
 
 
 def save(
-    path: str, model: GPTModel, optimizer: ChainedOptimizer, updates: int, described: dict[str, Any], groups: Groups
+    path: str,
+    model: GPTModel,
+    optimizer: ChainedOptimizer,
+    state: dict[str, Any],
+    described: dict[str, Any],
+    groups: Groups,
 ) -> None:
-    """Write a checkpoint into the folder `path`. Collective; waits for every rank.
+    """Write a checkpoint into the folder `path`: the model, its optimizer, and `state`, which is the same on all ranks.
+    Collective; waits for every rank.
 
     The RNG state is that of rank 0's CPU: an update draws nothing from any. Raises BackendError, on every rank, where
     it cannot be written; the folder is then incomplete and will be refused."""
     folder = Path(path)
     _together(lambda: _prepare(folder), path, groups)
     weights = model.sharded_state_dict(metadata=_format(groups))
-    state = {
+    whole = {
+        **state,
         "model": weights,
         "optimizer": optimizer.sharded_state_dict(weights, metadata=_format(groups)),
-        "updates": updates,
         "rng": torch.get_rng_state(),
     }
     try:
         dist_checkpointing.save(
-            state,
+            whole,
             path,
             sharded_strategy=_InProcess("torch_dist", 1),
             preprocess_common_before_consistancy_check=lambda common: {k: v for k, v in common.items() if k != "rng"},
@@ -79,8 +85,10 @@ def save(
     _together(lambda: _describe(folder, described), path, groups)
 
 
-def load(path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dict[str, Any], groups: Groups) -> int:
-    """Take over a checkpoint, written under any layout; returns the updates it had done. Collective.
+def load(
+    path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dict[str, Any], groups: Groups
+) -> dict[str, Any]:
+    """Take over a checkpoint, written under any layout; returns all that `save` was given beside them. Collective.
 
     Raises CheckpointError, before anything is changed, for one that is missing, half-written or of another model."""
     verify(path, described)
@@ -95,7 +103,7 @@ def load(path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dic
         for part in optimizer.chained_optimizers:
             _load_optimizer(part, state["optimizer"])
     torch.set_rng_state(state["rng"])
-    return state["updates"]
+    return state
 
 
 def load_model(path: str, model: GPTModel, described: dict[str, Any], groups: Groups) -> None:

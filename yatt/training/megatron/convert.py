@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from yatt.errors import ConfigError
+from yatt.training.megatron.model import Head
 from yatt.training.megatron.parallel import Groups
 
 # How a tensor is cut over TP: not at all, by rows, by columns, by rows of two stacked matrices, by attention group.
@@ -37,6 +38,10 @@ LAYER: dict[str, tuple[tuple[str, ...], Cut]] = {
 }
 
 
+VALUE_HEAD = "score.weight"
+"""What Hugging Face calls the head [1, H] of a sequence classifier of one label."""
+
+
 class Entry(NamedTuple):
     """One parameter of the whole model: its Megatron name, the pipeline stage that has it, its shard's shape."""
 
@@ -49,8 +54,8 @@ class Entry(NamedTuple):
 class Converter:
     """Knows every parameter of the model on all stages. Construction is collective over the pipeline."""
 
-    def __init__(self, hf: Any, model: GPTModel, groups: Groups) -> None:
-        self.hf, self.model, self.groups = hf, model, groups
+    def __init__(self, hf: Any, model: GPTModel, groups: Groups, head: Head = "tokens") -> None:
+        self.hf, self.model, self.groups, self.head = hf, model, groups, head
         offset = get_transformer_layer_offset(model.config)
         self.parameters = {
             re.sub(r"(?<=^decoder\.layers\.)\d+", lambda found: str(int(found.group()) + offset), name): parameter
@@ -60,13 +65,15 @@ class Converter:
         stages: list[list[Entry]] = [mine] * groups.pp.size()
         if groups.pp.size() > 1:
             dist.all_gather_object(stages, mine, group=groups.pp)
-        tied = hf.tie_word_embeddings
+        tied = self.tied = hf.tie_word_embeddings and head == "tokens"
         # The last stage's copy of a tied embedding is the first stage's.
         self.entries = [e for stage in stages for e in stage if not (tied and e.name == "output_layer.weight")]
 
     def names(self, name: str) -> tuple[tuple[str, ...], Cut]:
         """The Hugging Face names that make up this parameter, and how it is cut."""
-        if name == "output_layer.weight" and self.hf.tie_word_embeddings:
+        if name == "output_layer.weight" and self.head == "value":
+            return (VALUE_HEAD,), "whole"
+        if name == "output_layer.weight" and self.tied:
             name = "embedding.word_embeddings.weight"
         if name in OUTER:
             return OUTER[name]
@@ -106,10 +113,12 @@ class Converter:
         return [t.reshape(-1, *t.shape[2:]) for t in split]
 
     @torch.no_grad()
-    def load(self, read: Callable[[str], Tensor]) -> None:
-        """Set this rank's weights; `read` gives a full tensor by its Hugging Face name."""
+    def load(self, read: Reader) -> None:
+        """Set this rank's weights from a folder. A value head that is not there keeps its zeros."""
         for name, parameter in self.parameters.items():
             names, cut = self.names(name)
+            if names == (VALUE_HEAD,) and VALUE_HEAD not in read.where:
+                continue
             shard = self.shard([read(n) for n in names], cut)
             if shard.shape != parameter.shape:
                 raise ConfigError(
@@ -138,17 +147,19 @@ class Converter:
             yield from zip(names, self.merge(shards, cut), strict=True)
 
 
-def folder_reader(folder: str, setting: str) -> Callable[[str], Tensor]:
-    """Read tensors by name from the safetensors files of a folder. `setting` is the field to blame in errors."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{setting}={folder}: no *.safetensors file there; save the model with save_pretrained")
-    handles = [safe_open(file, "pt") for file in files]
-    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
+class Reader:
+    """Reads full tensors by name from the safetensors files of a folder. `setting` is the field to blame in errors."""
 
-    def read(name: str) -> Tensor:
-        if name not in where:
-            raise ConfigError(f"{setting}={folder}: weight {name} is missing from its {len(files)} safetensors file(s)")
-        return where[name].get_tensor(name)
+    def __init__(self, folder: str, setting: str) -> None:
+        files = sorted(Path(folder).glob("*.safetensors"))
+        if not files:
+            raise ConfigError(f"{setting}={folder}: no *.safetensors file there; save the model with save_pretrained")
+        self._at = f"{setting}={folder}"
+        handles = [safe_open(file, "pt") for file in files]
+        self.where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
 
-    return read
+    def __call__(self, name: str) -> Tensor:
+        """Raises ConfigError where there is none of that name."""
+        if name not in self.where:
+            raise ConfigError(f"{self._at}: weight {name} is missing from its safetensors file(s)")
+        return self.where[name].get_tensor(name)

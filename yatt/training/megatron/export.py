@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -13,20 +14,24 @@ from torch import Tensor
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError
+from yatt.training.megatron.model import Head
 
 SHARD_BYTES = 4 << 30
 # Everything else in the model folder (config, tokenizer, templates, code) is copied.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack")
 
 
-def write_folder(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, writer: bool) -> None:
+def write_folder(
+    weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, writer: bool, head: Head = "tokens"
+) -> None:
     """Exhaust `weights`; the writer puts them into `path` in safetensors files of at most SHARD_BYTES, or one tensor.
 
-    The config and tokenizer are those of `model.path`, with the dtype of this run. Raises BackendError where it cannot
+    The config and tokenizer are those of `model.path`, with the dtype of this run; with a value head, a sequence
+    classifier's of one label. Raises BackendError where it cannot
     be written."""
     try:
         if writer:
-            _write(weights, config, path)
+            _write(weights, config, path, head)
     except (OSError, SafetensorError) as error:
         raise BackendError(f"model folder {path} could not be written: {error}") from error
     finally:
@@ -35,7 +40,7 @@ def write_folder(weights: Iterator[tuple[str, Tensor]], config: Config, path: st
             pass
 
 
-def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str) -> None:
+def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, head: Head) -> None:
     target, source = Path(path), Path(config.model.path)
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
@@ -44,8 +49,24 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str) -> 
     described = json.loads((target / "config.json").read_text())
     described.pop("torch_dtype", None)
     described["dtype"] = config.model.dtype
+    if head == "value":
+        described |= _classifier(described)
     (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     _write_shards(weights, target)
+
+
+def _classifier(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of a classifier with one label. Its score is read at the last token that is no padding, so
+    there must be a padding token."""
+    family = described["architectures"][0].partition("For")[0]
+    ends = described.get("eos_token_id")
+    pad = described.get("pad_token_id")
+    return {
+        "architectures": [f"{family}ForSequenceClassification"],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "pad_token_id": pad if pad is not None else ends[0] if isinstance(ends, list) else ends,
+    }
 
 
 def _write_shards(weights: Iterator[tuple[str, Tensor]], target: Path) -> None:

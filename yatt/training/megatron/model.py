@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
@@ -18,6 +19,8 @@ from yatt.errors import ConfigError
 from yatt.training.megatron.attention import PackedAttention
 from yatt.training.megatron.parallel import Groups
 
+Head = Literal["tokens", "value"]
+"""What stands on the decoder: logits over the vocabulary, or one number per token."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (bias on q, k and v; norm on q and k)
 ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
@@ -39,20 +42,35 @@ class RMSNorm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel
 
 
-def read_hf_config(path: str) -> Any:
+class ValueHead(torch.nn.Module):
+    """In place of the output layer: one float32 number per token, from a weight [1, H] that every rank has whole."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, config.hidden_size, dtype=config.params_dtype))
+        self._sharded = config.sequence_parallel
+
+    def forward(self, hidden: Tensor, weight: None = None, runtime_gather_output: None = None) -> tuple[Tensor, None]:
+        if self._sharded:
+            # What follows is the same on all ranks of the group, and so is its gradient.
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
+        return F.linear(hidden, self.weight).float(), None
+
+
+def read_hf_config(path: str, setting: str = "model.path") -> Any:
     """The Hugging Face config in `path`. Raises ConfigError for an architecture that cannot be trained."""
     try:
         hf = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path={path}: no model config can be read there: {error}") from error
+        raise ConfigError(f"{setting}={path}: no model config can be read there: {error}") from error
     if hf.model_type not in ARCHITECTURES:
         raise ConfigError(
-            f"model.path={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(ARCHITECTURES)}"
+            f"{setting}={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(ARCHITECTURES)}"
         )
     for name, allowed in FIXED.items():
         value = getattr(hf, name, allowed)
         if value != allowed:
-            raise ConfigError(f"model.path={path}: {name}={value!r} cannot be trained; only {name}={allowed!r} can")
+            raise ConfigError(f"{setting}={path}: {name}={value!r} cannot be trained; only {name}={allowed!r} can")
     return hf
 
 
@@ -98,7 +116,7 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
     )
 
 
-def build(hf: Any, settings: TransformerConfig, groups: Groups) -> GPTModel:
+def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "tokens") -> GPTModel:
     """This rank's part of the model, weights not yet set. Rotary embedding is left to the core attention."""
     layer = get_gpt_layer_local_spec(qk_layernorm=settings.qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
@@ -114,9 +132,11 @@ def build(hf: Any, settings: TransformerConfig, groups: Groups) -> GPTModel:
         vocab_size=hf.vocab_size,
         max_sequence_length=hf.max_position_embeddings,
         position_embedding_type="none",
-        share_embeddings_and_output_weights=hf.tie_word_embeddings,
+        share_embeddings_and_output_weights=hf.tie_word_embeddings and head == "tokens",
         pre_process=groups.first_stage,
         post_process=groups.last_stage,
         parallel_output=True,
     )
+    if head == "value" and groups.last_stage:
+        model.output_layer = ValueHead(settings)
     return model.to(groups.device)

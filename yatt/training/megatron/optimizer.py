@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor
 
-from yatt.config.schema import Config
-from yatt.training.megatron.model import DTYPES
+from yatt.config.schema import OptimizerConfig as Settings
 
 
 def wrap(model: GPTModel) -> DistributedDataParallel:
@@ -20,10 +21,8 @@ def wrap(model: GPTModel) -> DistributedDataParallel:
     return DistributedDataParallel(model.config, settings, model)
 
 
-def build(config: Config, model: DistributedDataParallel) -> ChainedOptimizer:
+def build(settings: Settings, dtype: torch.dtype, model: DistributedDataParallel) -> ChainedOptimizer:
     """The optimizer of this rank. Biases and norms get no weight decay."""
-    settings = config.train.optimizer
-    dtype = DTYPES[config.model.dtype]
     optimizer = get_megatron_optimizer(
         OptimizerConfig(
             optimizer="adam",
@@ -59,16 +58,13 @@ def _fill(optimizer: ChainedOptimizer) -> None:
                 }
 
 
-def move(optimizer: ChainedOptimizer, device: torch.device) -> None:
-    """Put the moments, and a bfloat16 model's main weights, on `device`; a float32 model's main weights are its own."""
+def tensors(optimizer: ChainedOptimizer) -> Iterator[Tensor]:
+    """The moments, and the main weights: a float32 model's are its own."""
     for part in optimizer.chained_optimizers:
         for group in part.optimizer.param_groups:
-            for parameter in group["params"] if optimizer.config.bf16 else ():
-                parameter.data = parameter.data.to(device)
+            yield from group["params"]
         for values in part.optimizer.state.values():
-            for name, value in values.items():
-                if isinstance(value, torch.Tensor) and name != "step":
-                    values[name] = value.to(device)
+            yield from (value for value in values.values() if isinstance(value, Tensor))
 
 
 @torch.no_grad()

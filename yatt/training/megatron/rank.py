@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,28 +12,28 @@ from torch import Tensor
 from yatt.config.schema import Config
 from yatt.errors import BackendError
 from yatt.training.identity import identity, verify
-from yatt.training.megatron import checkpoint, export, model, optimizer, parallel
-from yatt.training.megatron.attention import Rotary
-from yatt.training.megatron.convert import Converter, folder_reader
-from yatt.training.megatron.update import Learner
+from yatt.training.megatron import checkpoint, export, model, parallel
+from yatt.training.megatron.convert import Converter
+from yatt.training.megatron.network import Learner, Network
+from yatt.training.megatron.parallel import Groups
+from yatt.training.megatron.reinforce import Reinforcement
+from yatt.training.megatron.update import Training, open_objective
 from yatt.types import Share, UpdateReport
 
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    learner: Learner
-    converter: Converter
-    identity: dict[str, Any]
+CRITIC = "critic"
+"""Folder of the critic within a trainer's checkpoint."""
+REFERENCED = ("dpo", "ipo", "kto")
+"""Losses of rows that compare with a reference."""
 
 
 class MegatronRank:
-    """A shard of the policy, of its optimizer and, where the loss has a KL, of the reference."""
+    """A shard of the policy with its optimizer, and of the other models that the algorithm needs."""
 
     def __init__(self, config: Config, *, rank: int, world_size: int, address: str, port: int) -> None:
         """Cheap: nothing is read or joined before `start`. `address` and `port` are where rank 0 listens."""
         self.config = config
         self.rank, self.world_size, self.address, self.port = rank, world_size, address, port
-        self._loaded: _Loaded | None = None
+        self._training: Training | None = None
 
     def start(self) -> None:
         """Collective. Join the other ranks, load the model, make the optimizer.
@@ -42,91 +41,130 @@ class MegatronRank:
         Waits for every rank, at most `cluster.start_timeout`. Raises ConfigError for a model or layout that cannot be
         trained, WaitTimeout where a rank is missing."""
         config = self.config
-        hf = model.read_hf_config(config.model.path)
         torch.manual_seed(config.run.seed)
         groups = parallel.start(
             config, rank=self.rank, world_size=self.world_size, address=self.address, port=self.port
         )
-        settings = model.transformer_config(hf, config)
-        policy = model.build(hf, settings, groups)
-        converter = Converter(hf, policy, groups)
-        converter.load(folder_reader(config.model.path, "model.path"))
-        reference = None
-        if config.algorithm.kl.coefficient > 0:
-            path = config.model.reference or config.model.path
-            reference = model.build(hf, settings, groups).requires_grad_(False)
-            Converter(hf, reference, groups).load(folder_reader(path, "model.reference"))
-        wrapped = optimizer.wrap(policy)
-        rotary = Rotary(hf, groups.device, model.DTYPES[config.model.dtype])
-        learner = Learner(config, groups, rotary, wrapped, optimizer.build(config, wrapped), reference)
-        self._loaded = _Loaded(learner, converter, identity(hf, config.model.dtype))
+        self._training = open_training(config, groups)
 
     @property
     def dp_rank(self) -> int:
         """Which shares this rank trains on."""
-        return self._started.learner.groups.dp.rank()
+        return self._started.groups.dp.rank()
 
     @property
     def dp_size(self) -> int:
-        return self._started.learner.groups.dp.size()
+        return self._started.groups.dp.size()
 
     def update(self, shares: Sequence[Share]) -> UpdateReport:
         """Collective. Every optimizer update of one step from all controllers' shares for this `dp_rank`."""
-        return self._started.learner.run(shares)
+        return self._started.update(shares)
+
+    def evaluate(self, shares: Sequence[Share]) -> UpdateReport:
+        """Collective. The loss of samples under the weights as they are, which stay so."""
+        return self._started.evaluate(shares)
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """Collective: every rank must exhaust it. The policy's weights, in full, one after another, on the model's
         device, under Hugging Face names; what is yielded must not be changed."""
-        return self._started.converter.export()
+        return self._started.policy.export()
 
     def save_folder(self, path: str) -> None:
-        """Collective. Write the policy as a Hugging Face folder that transformers loads; rank 0 writes."""
-        export.write_folder(self.export(), self.config, path, writer=self.rank == 0)
+        """Collective. Write the policy, or the reward model, as a Hugging Face folder that transformers loads; rank 0
+        writes."""
+        head = self._started.objective.head
+        export.write_folder(self.export(), self.config, path, writer=self.rank == 0, head=head)
 
     def save(self, path: str) -> None:
         """Collective. Write a checkpoint into the folder `path`: model, optimizer, schedule, RNG.
 
         Waits for every rank. Raises BackendError where it cannot be written."""
-        learner = self._started.learner
-        checkpoint.save(
-            path, learner.model.module, learner.optimizer, learner.updates, self._started.identity, learner.groups
-        )
+        training = self._started
+        more = {}
+        if isinstance(training.objective, Reinforcement):
+            more = {"kl_coefficient": training.objective.coefficient.state()}
+        training.policy.save(path, more)
+        if training.critic is not None:
+            training.critic.save(os.path.join(path, CRITIC), {})
 
     def load(self, path: str) -> None:
         """Collective. Go on from a checkpoint, written under any layout.
 
         Raises CheckpointError, before anything changes, for one that is missing, half-written or of another model."""
-        learner = self._started.learner
-        learner.updates = checkpoint.load(
-            path, learner.model.module, learner.optimizer, self._started.identity, learner.groups
-        )
+        training, critic = self._started, self._started.critic
+        beside = os.path.join(path, CRITIC)
+        if critic is not None:
+            verify(beside, critic.identity)
+        state = training.policy.load(path)
+        if isinstance(training.objective, Reinforcement) and "kl_coefficient" in state:
+            training.objective.coefficient.restore(state["kl_coefficient"])
+        if critic is not None:
+            critic.load(beside)
 
     def offload(self) -> None:
-        """Move the optimizer's state and drop the gradient buffers from the device. On a CPU there is nowhere to move
-        them to: nothing happens. After it, `update`, `save` and `load` need `onload` first."""
-        learner = self._started.learner
-        if learner.groups.device.type == "cuda":
-            learner.model.offload_grad_buffers()
-            optimizer.move(learner.optimizer, torch.device("cpu"))
+        """Leave the device's memory to the engines. On a CPU there is nowhere to move anything to: nothing happens.
+        After it, all that is collective needs `onload` first."""
+        training = self._started
+        if training.groups.device.type == "cuda":
+            for network in training.networks:
+                network.put_away()
             torch.cuda.empty_cache()
 
     def onload(self) -> None:
-        """Undo `offload`."""
-        learner = self._started.learner
-        if learner.groups.device.type == "cuda":
-            learner.model.restore_grad_buffers()
-            optimizer.move(learner.optimizer, learner.groups.device)
+        """Undo `offload`; with `train.offload` each model comes back when it is at work."""
+        for network in () if self.config.train.offload else self._started.networks:
+            network.take_back()
 
     def close(self) -> None:
         """Leave the other ranks and free everything; waits for nobody."""
-        self._loaded = None
+        self._training = None
         parallel.stop()
 
     @property
-    def _started(self) -> _Loaded:
-        if self._loaded is None:
+    def _started(self) -> Training:
+        if self._training is None:
             raise BackendError(f"trainer rank {self.rank} was used before start()")
-        return self._loaded
+        return self._training
+
+
+def open_training(config: Config, groups: Groups) -> Training:
+    """All models of a run, on this rank. Collective; raises ConfigError for one that cannot be read or trained."""
+    recipe, train, start = config.algorithm.recipe, config.train, config.model.path
+    objective = open_objective(config, groups)
+    updates, warmup = train.updates_per_step * train.epochs_per_step, config.critic.warmup_steps if recipe.critic else 0
+
+    def frozen(path: str | None, setting: str) -> Network | None:
+        return None if path is None else Network(config, groups, path, setting)
+
+    policy = Learner(
+        config,
+        groups,
+        start,
+        "model.path",
+        objective.head,
+        settings=train.optimizer,
+        planned=(train.steps - warmup) * updates,
+    )
+    critic = None
+    if recipe.critic:
+        rate = {"learning_rate": config.critic.learning_rate or train.optimizer.learning_rate}
+        settings = train.optimizer.model_copy(update=rate)
+        path = config.critic.path or start
+        planned = train.steps * updates
+        critic = Learner(config, groups, path, "critic.path", "value", settings=settings, planned=planned)
+    compared = recipe.loss in REFERENCED or (recipe.reinforces and config.algorithm.kl.coefficient > 0)
+    training = Training(
+        config,
+        groups,
+        objective,
+        policy,
+        reference=frozen(config.model.reference or start if compared else None, "model.reference"),
+        teacher=frozen(config.model.teacher if recipe.teacher else None, "model.teacher"),
+        critic=critic,
+    )
+    for network in training.networks[1:] if train.offload and groups.device.type == "cuda" else ():
+        network.put_away()
+    return training
 
 
 def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
@@ -142,8 +180,9 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
         port = listener.getsockname()[1]
     groups = parallel.start(config, rank=0, world_size=1, address="127.0.0.1", port=port)
     try:
-        policy = model.build(hf, model.transformer_config(hf, config), groups)
+        head = open_objective(config, groups).head
+        policy = model.build(hf, model.transformer_config(hf, config), groups, head)
         checkpoint.load_model(checkpoint_path, policy, described, groups)
-        export.write_folder(Converter(hf, policy, groups).export(), config, out, writer=True)
+        export.write_folder(Converter(hf, policy, groups, head).export(), config, out, writer=True, head=head)
     finally:
         parallel.stop()

@@ -1,0 +1,58 @@
+"""What a model takes on its device, put into the host's memory while others work there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Tensors = Callable[[], Iterable[Tensor]]
+
+
+class Shelf:
+    """Moves tensors out of the device's memory and back, in place: whoever holds one, or a view of it, finds it again.
+
+    `kept` are copied to the host and back, `scratch` come back as zeros. Both are asked for when they are to go, so
+    that none is missed that has been made since.
+    """
+
+    def __init__(self, kept: Tensors, scratch: Tensors = lambda: ()) -> None:
+        self._kept, self._scratch = kept, scratch
+        self._away: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None, int]] = []
+
+    @property
+    def away(self) -> bool:
+        return bool(self._away)
+
+    def put_away(self) -> int:
+        """Free the device's memory; returns the bytes freed, 0 where they are away already."""
+        if self._away:
+            return 0
+        kept, scratch = _storages(self._kept()), _storages(self._scratch())
+        self._away = [(storage, _copy(storage), storage.nbytes()) for storage in kept.values()]
+        self._away += [(storage, None, storage.nbytes()) for key, storage in scratch.items() if key not in kept]
+        for storage, _, _ in self._away:
+            storage.resize_(0)
+        return sum(nbytes for _, _, nbytes in self._away)
+
+    def take_back(self) -> int:
+        """Undo `put_away`; returns the bytes taken."""
+        away, self._away = self._away, []
+        for storage, copy, nbytes in away:
+            storage.resize_(nbytes)
+            if copy is not None:
+                storage.copy_(copy)
+            else:
+                torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).zero_()
+        return sum(nbytes for _, _, nbytes in away)
+
+
+def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
+    return storage.clone() if storage.device.type == "cpu" else storage.cpu()
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:
+    """Each storage once, by its address."""
+    every = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr(): storage for storage in every if storage.nbytes()}

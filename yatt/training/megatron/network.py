@@ -1,0 +1,178 @@
+"""A model on one rank: what passes through it, where its memory is, and how it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from yatt.config.schema import Config, OptimizerConfig
+from yatt.training.identity import identity
+from yatt.training.megatron import checkpoint, model, optimizer
+from yatt.training.megatron.attention import Rotary
+from yatt.training.megatron.batch import MicroBatch
+from yatt.training.megatron.convert import Converter, Reader
+from yatt.training.megatron.memory import Shelf
+from yatt.training.megatron.parallel import Groups
+from yatt.training.megatron.schedule import learning_rate
+
+OnOutput = Callable[[MicroBatch, Tensor], Tensor]
+"""(micro-batch, the model's output) -> a loss, on the last pipeline stage."""
+
+
+class Network:
+    """A frozen model, read from a Hugging Face folder. `setting` is the field to blame in errors."""
+
+    def __init__(
+        self,
+        config: Config,
+        groups: Groups,
+        path: str,
+        setting: str,
+        head: model.Head = "tokens",
+        *,
+        learns: bool = False,
+    ) -> None:
+        """Collective over the pipeline. Raises ConfigError for a folder that cannot be read or trained."""
+        self.hf = model.read_hf_config(path, setting)
+        self.identity = identity(self.hf, config.model.dtype)
+        self.groups = groups
+        self._rotary = Rotary(self.hf, groups.device, model.DTYPES[config.model.dtype])
+        self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), groups, head)
+        self.converter = Converter(self.hf, self.module, groups, head)
+        self.converter.load(Reader(path, setting))
+        self.module.requires_grad_(learns)
+        # What a CPU rank put away would go into the same memory.
+        self._moves = config.train.offload and groups.device.type == "cuda"
+        self.shelf = Shelf(self.module.parameters)
+
+    def infer(self, micro_batches: list[MicroBatch], on_output: Callable[[MicroBatch, Tensor], None]) -> None:
+        """Put micro-batches through, without gradients; `on_output` sees what comes out on the last stage."""
+
+        def seen(micro: MicroBatch, output: Tensor) -> Tensor:
+            on_output(micro, output)
+            return output.new_zeros(())
+
+        with torch.no_grad():
+            self._run(micro_batches, seen, forward_only=True)
+
+    def _run(self, micro_batches: list[MicroBatch], loss: OnOutput, *, forward_only: bool) -> None:
+        if not micro_batches:
+            return
+
+        def forward(batches: Iterator[MicroBatch], part: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            micro = next(batches)
+            packing = self._rotary.turned(micro.packing, micro.position_ids[0])
+            output = part(micro.tokens, micro.position_ids, None, packed_seq_params=packing)
+            # A loss, a number of tokens (which would divide it again: none), and nothing to log.
+            none = torch.zeros((), dtype=torch.int, device=output.device)
+            return output, lambda output: (loss(micro, output), none, {})
+
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iter(micro_batches),
+            model=[self.module],
+            num_microbatches=len(micro_batches),
+            seq_length=micro_batches[0].tokens.shape[1],
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under its Hugging Face name, as `Converter.export`."""
+        with self.aboard():
+            yield from self.converter.export()
+
+    @contextmanager
+    def aboard(self) -> Iterator[None]:
+        """On the device meanwhile; with `train.offload`, only meanwhile."""
+        self.take_back()
+        try:
+            yield
+        finally:
+            if self._moves:
+                self.put_away()
+
+    def put_away(self) -> None:
+        """Leave the device's memory to others."""
+        self.shelf.put_away()
+
+    def take_back(self) -> None:
+        """Undo `put_away`."""
+        self.shelf.take_back()
+
+
+class Learner(Network):
+    """A model that learns. `updates` counts those done in the run, of `planned`."""
+
+    def __init__(
+        self,
+        config: Config,
+        groups: Groups,
+        path: str,
+        setting: str,
+        head: model.Head = "tokens",
+        *,
+        settings: OptimizerConfig,
+        planned: int,
+    ) -> None:
+        """As `Network`; makes the optimizer too."""
+        super().__init__(config, groups, path, setting, head, learns=True)
+        self.bare, self.module = self.module, optimizer.wrap(self.module)
+        self.bare.config.finalize_model_grads_func = _reduce
+        self.optimizer = optimizer.build(settings, model.DTYPES[config.model.dtype], self.module)
+        self._settings, self._planned = settings, planned
+        self.updates = 0
+        self.shelf = Shelf(self._held, lambda: (buffer.grad_data for buffer in self.module.buffers))
+
+    def learn(self, micro_batches: list[MicroBatch], loss: OnOutput) -> None:
+        """Leave the reduced gradients of the sum of the losses in the model's buffers. Collective over all ranks."""
+        self.module.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        if micro_batches:
+            self._run(micro_batches, loss, forward_only=False)
+        else:
+            _reduce([self.module])
+
+    def step(self) -> tuple[float, bool]:
+        """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
+        norm, applied = optimizer.step(self.optimizer, self.rate)
+        self.updates += 1
+        return norm, applied
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        return learning_rate(self._settings, self.updates, self._planned)
+
+    def save(self, path: str, more: dict[str, Any]) -> None:
+        """Write a checkpoint, with `more` beside it. Collective."""
+        state = {"updates": self.updates, **more}
+        with self.aboard():
+            checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.groups)
+
+    def load(self, path: str) -> dict[str, Any]:
+        """Go on from a checkpoint; returns all that was saved beside the weights. Collective."""
+        with self.aboard():
+            state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.groups)
+        self.updates = state["updates"]
+        return state
+
+    def _held(self) -> Iterable[Tensor]:
+        yield from self.bare.parameters()
+        yield from optimizer.tensors(self.optimizer)
+
+
+def _reduce(
+    models: list[torch.nn.Module],
+    num_tokens: Tensor | None = None,
+    pg_collection: Any = None,
+    force_all_reduce: bool = False,
+) -> None:
+    """Sum gradients over the replicas and leave them so: the loss was divided by its denominator already."""
+    finalize_model_grads(models, None, pg_collection=pg_collection, force_all_reduce=force_all_reduce)

@@ -1,0 +1,200 @@
+"""What a model learns from rows: responses to imitate, pairs, labelled responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yatt.algorithm.loss import divisor, sft_loss
+from yatt.algorithm.preference import bradley_terry, dpo, ipo, kto, sequence_sums
+from yatt.config.schema import AlgorithmConfig, Config
+from yatt.training.megatron.batch import MicroBatch, final_scores, token_logprobs
+from yatt.training.megatron.measure import Measurements
+from yatt.training.megatron.model import Head
+from yatt.training.megatron.parallel import Groups
+
+
+class Objective(Protocol):
+    """The loss of an algorithm on micro-batches, and its numbers. What passes through the model, and what is known
+    before the first update, is on the last pipeline stage only: so are `prepare` and `loss`."""
+
+    head: Head
+    sums: tuple[str, ...]  # what it adds to a step's measurements
+
+    def asks_policy(self, updates: int) -> bool:
+        """Whether it needs the policy's log-probabilities before the first of so many updates."""
+        ...
+
+    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """Once per step, before the first update. Collective over the replicas of the last stage."""
+        ...
+
+    def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        """This micro-batch's part of the update's loss, differentiable, from the model's output."""
+        ...
+
+    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+        """Fields of UpdateReport, from the step's sums."""
+        ...
+
+
+class Likelihood:
+    """Supervised fine-tuning: the negative log-likelihood of the trained tokens."""
+
+    head: Head = "tokens"
+    sums = ("entropy",)
+
+    def __init__(self, config: Config, groups: Groups) -> None:
+        self._settings, self._longest, self._groups = config.algorithm, config.rollout.max_tokens, groups
+
+    def asks_policy(self, updates: int) -> bool:
+        return False
+
+    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """Nothing to prepare."""
+
+    def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        batch, kind = micro.batch, self._settings.aggregate
+        logprobs, entropy = token_logprobs(output, batch, 1.0, self._groups.tp)
+        seen.add(entropy=entropy[batch.loss_mask].sum())
+        shape = dict(aggregate=kind, max_tokens=self._longest, denominator=divisor(kind, batch.denominator))
+        return sft_loss(logprobs, batch.loss_mask, batch.cu_seqlens, **shape)
+
+    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+        return {"entropy": total["entropy"] / max(1.0, total["tokens"])}
+
+
+class Pairs:
+    """What objectives on pairs share: how often, and by how much, the chosen response is ahead."""
+
+    sums = ("pairs", "ahead", "chosen", "rejected")
+
+    def asks_policy(self, updates: int) -> bool:
+        return False
+
+    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """Nothing to prepare."""
+
+    def count(self, chosen: Tensor, rejected: Tensor, seen: Measurements) -> None:
+        """Take note of the rewards [P] of both sides of some pairs."""
+        seen.add(pairs=len(chosen), ahead=(chosen > rejected).sum(), chosen=chosen.sum(), rejected=rejected.sum())
+
+    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+        pairs = max(1.0, total["pairs"])
+        shown = {"pair_accuracy": "ahead", "chosen_reward": "chosen", "rejected_reward": "rejected"}
+        return {"numbers": {name: total[key] / pairs for name, key in shown.items()}}
+
+
+class Scoring(Pairs):
+    """A reward model after Bradley and Terry: the score of a sequence is the value at its last token."""
+
+    head: Head = "value"
+
+    def __init__(self, config: Config, groups: Groups) -> None:
+        pass
+
+    def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        scores = final_scores(output, micro.batch)
+        chosen, rejected = scores[0::2], scores[1::2]
+        self.count(chosen.detach(), rejected.detach(), seen)
+        losses = bradley_terry(chosen, rejected, micro.batch.rewards[0::2])
+        return losses.sum() / max(1, micro.batch.denominator.sequences)
+
+
+class Preference(Pairs):
+    """DPO and its kin: pairs, by log-probabilities against the reference's."""
+
+    head: Head = "tokens"
+
+    def __init__(self, config: Config, groups: Groups) -> None:
+        self._settings, self._groups = config.algorithm, groups
+        self._losses = LOSSES[config.algorithm.recipe.loss]
+
+    def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        ratios = _log_ratios(micro, output, self._groups)
+        chosen, rejected = ratios[0::2], ratios[1::2]
+        beta = self._settings.beta
+        self.count(beta * chosen.detach(), beta * rejected.detach(), seen)
+        return self._losses(chosen, rejected, self._settings).sum() / max(1, micro.batch.denominator.sequences)
+
+
+class Labels:
+    """KTO. Every second sequence is a response to another prompt: it tells how far the policy has come as a whole."""
+
+    head: Head = "tokens"
+    sums = ("desirable", "undesirable", "desirable_reward", "undesirable_reward", "reference_point")
+
+    def __init__(self, config: Config, groups: Groups) -> None:
+        self._settings, self._groups = config.algorithm, groups
+        self._point = torch.zeros((), device=groups.device)
+
+    def asks_policy(self, updates: int) -> bool:
+        return True
+
+    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """The mean log ratio of the responses to other prompts, at least 0, over the whole step."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self._groups.device)
+        for micro in micro_batches:
+            assert micro.old_logprobs is not None
+            ratios = _sums(micro, micro.old_logprobs)[1::2]
+            sums += torch.stack([ratios.double().sum(), sums.new_tensor(len(ratios))])
+        dist.all_reduce(sums, group=self._groups.dp)
+        self._point = (sums[0] / sums[1].clamp(min=1)).clamp(min=0).float()
+
+    def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        settings, batch = self._settings, micro.batch
+        ratios = _log_ratios(micro, output, self._groups)[0::2]
+        good = batch.rewards[0::2] > 0
+        losses = kto(
+            ratios,
+            self._point,
+            good,
+            beta=settings.beta,
+            desirable_weight=settings.desirable_weight,
+            undesirable_weight=settings.undesirable_weight,
+        )
+        rewards = settings.beta * ratios.detach()
+        seen.add(
+            desirable=good.sum(),
+            undesirable=(~good).sum(),
+            desirable_reward=rewards[good].sum(),
+            undesirable_reward=rewards[~good].sum(),
+            reference_point=self._point * len(good),
+        )
+        return losses.sum() / max(1, batch.denominator.sequences)
+
+    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+        good, bad = total["desirable"], total["undesirable"]
+        return {
+            "numbers": {
+                "desirable_reward": total["desirable_reward"] / max(1.0, good),
+                "undesirable_reward": total["undesirable_reward"] / max(1.0, bad),
+                "kto_reference_point": total["reference_point"] / max(1.0, good + bad),
+            }
+        }
+
+
+def _dpo(chosen: Tensor, rejected: Tensor, settings: AlgorithmConfig) -> Tensor:
+    return dpo(chosen, rejected, beta=settings.beta, label_smoothing=settings.label_smoothing)
+
+
+def _ipo(chosen: Tensor, rejected: Tensor, settings: AlgorithmConfig) -> Tensor:
+    return ipo(chosen, rejected, beta=settings.beta)
+
+
+LOSSES = {"dpo": _dpo, "ipo": _ipo}
+
+
+def _log_ratios(micro: MicroBatch, output: Tensor, groups: Groups) -> Tensor:
+    """Log-probability of each sequence's trained tokens under the policy less the reference's [S]."""
+    logprobs, _ = token_logprobs(output, micro.batch, 1.0, groups.tp)
+    return _sums(micro, logprobs)
+
+
+def _sums(micro: MicroBatch, logprobs: Tensor) -> Tensor:
+    batch = micro.batch
+    return sequence_sums(logprobs - micro.ref_logprobs, batch.loss_mask, batch.cu_seqlens)

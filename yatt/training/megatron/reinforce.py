@@ -1,0 +1,245 @@
+"""What a policy learns from responses of its own, and its critic with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yatt.algorithm.advantage import TokenOutcomes, token_rewards, whiten
+from yatt.algorithm.correction import correction
+from yatt.algorithm.kl import AdaptiveCoefficient, kl
+from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
+from yatt.algorithm.own import load_loss, load_token_estimator
+from yatt.config.algorithms import TOKEN_ADVANTAGES
+from yatt.config.schema import Config
+from yatt.training.megatron.batch import MicroBatch, token_logprobs, token_values
+from yatt.training.megatron.measure import Measurements
+from yatt.training.megatron.model import Head
+from yatt.training.megatron.parallel import Groups
+
+
+class Reinforcement:
+    """A policy gradient. Advantages that are worked out per token are made here, over the whole step at once."""
+
+    head: Head = "tokens"
+    sums = (
+        *("entropy", "clipped", "kl_ref", "measured", "kl", "gap", "weight", "corrected", "penalty", "prepared"),
+        *(
+            "critic_loss",
+            "critic_tokens",
+            "critic_clipped",
+            "valued",
+            "returns",
+            "squared_returns",
+            "errors",
+            "squared_errors",
+        ),
+    )
+
+    def __init__(self, config: Config, groups: Groups) -> None:
+        """Raises ConfigError where a function of the user's cannot be loaded."""
+        self._config, self._settings, self._groups = config, config.algorithm, groups
+        per_token = config.algorithm.recipe.advantage in TOKEN_ADVANTAGES
+        self._estimate = load_token_estimator(config.algorithm) if per_token else None
+        self._kind = load_loss(config.algorithm)
+        penalty = config.algorithm.kl
+        self.coefficient = AdaptiveCoefficient(penalty.coefficient, penalty.target, penalty.horizon)
+        self.temperature = config.rollout.temperature or 1.0
+
+    def asks_policy(self, updates: int) -> bool:
+        return updates > 1 or self._penalised or self._settings.recipe.teacher
+
+    @property
+    def _penalised(self) -> bool:
+        return self._settings.kl.place == "reward" and self._settings.kl.coefficient > 0
+
+    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """Compare with the sampler, and make the step's advantages."""
+        for micro in micro_batches:
+            if micro.old_logprobs is not None:
+                _compare(micro, micro.old_logprobs, seen)
+        advantages, returns = self._advantages(micro_batches, seen)
+        sizes = [len(micro.batch.tokens) for micro in micro_batches]
+        for micro, column in zip(micro_batches, advantages.split(sizes), strict=True):
+            micro.advantages = column
+        if returns is not None:
+            for micro, column in zip(micro_batches, returns.split(sizes), strict=True):
+                micro.returns = column
+                self._valued(micro, seen)
+
+    def _advantages(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> tuple[Tensor, Tensor | None]:
+        """Of all the micro-batches end to end [T]: advantages, and returns for a critic to learn."""
+        settings, device = self._settings, self._groups.device
+
+        def joined(column: Callable[[MicroBatch], Tensor]) -> Tensor:
+            parts = [column(micro) for micro in micro_batches]
+            return torch.cat(parts) if parts else torch.zeros(0, device=device)
+
+        mask = joined(lambda m: m.batch.loss_mask).bool()
+        lengths = joined(lambda m: m.batch.cu_seqlens.diff()).long()
+        bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        advantages, returns = joined(lambda m: m.batch.advantages), None
+        if self._estimate is not None and micro_batches:
+            first, penalty = micro_batches[0], None
+            old = None if first.old_logprobs is None else joined(lambda m: m.old_logprobs)
+            if self._penalised:
+                distance = kl(old, joined(lambda m: m.ref_logprobs), settings.kl.kind)
+                seen.add(penalty=distance[mask].sum(), prepared=mask.sum())
+                penalty = self.coefficient.value * distance
+            outcomes = TokenOutcomes(
+                token_rewards=token_rewards(joined(lambda m: m.batch.rewards), mask, bounds, penalty),
+                loss_mask=mask,
+                cu_seqlens=bounds,
+                values=None if first.values is None else joined(lambda m: m.values),
+                old_logprobs=old,
+                teacher_logprobs=None if first.teacher_logprobs is None else joined(lambda m: m.teacher_logprobs),
+            )
+            advantages, returns = self._estimate(outcomes, settings)
+        return self._whitened(advantages, mask, lengths), returns
+
+    def _whitened(self, advantages: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+        """Brought to mean 0 and deviation 1 over the tokens, or the sequences, of the step. Collective."""
+        if self._settings.whiten == "tokens":
+            return whiten(advantages, mask, total=self._total)
+        if self._settings.whiten == "none":
+            return advantages
+        ids = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        trained = torch.zeros(len(lengths), device=lengths.device).index_add(0, ids, mask.float())
+        sums = trained.new_zeros(len(lengths)).index_add(0, ids, advantages * mask)
+        return whiten(sums / trained.clamp(min=1), trained > 0, total=self._total)[ids]
+
+    def _total(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values, group=self._groups.dp)
+        return values
+
+    def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        settings, batch = self._settings, micro.batch
+        mask, trained = batch.loss_mask, micro.trained
+        logprobs, entropy = token_logprobs(output, batch, self.temperature, self._groups.tp)
+        old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
+        if micro.old_logprobs is None:
+            _compare(micro, old, seen)
+        result = policy_loss(
+            logprobs,
+            old,
+            micro.advantages,
+            mask,
+            batch.cu_seqlens,
+            kind=self._kind,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+            tau_positive=settings.tau_positive,
+            tau_negative=settings.tau_negative,
+            weights=self._weights(micro, old, seen),
+            **self._shape(micro),
+        )
+        seen.add(entropy=entropy[mask].sum(), clipped=result.clip_fraction * trained)
+        value = result.loss
+        if settings.entropy:
+            value = value - settings.entropy * self._aggregate(entropy, micro)
+        if micro.ref_logprobs is not None:
+            seen.add(kl_ref=kl(logprobs.detach(), micro.ref_logprobs, "k3")[mask].sum())
+            if settings.kl.place == "loss":
+                distance = kl(logprobs, micro.ref_logprobs, settings.kl.kind)
+                value = value + settings.kl.coefficient * self._aggregate(distance, micro)
+        return value
+
+    def critic_loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
+        """As `loss`, of the critic's values."""
+        batch, clip = micro.batch, self._config.critic.value_clip
+        values = token_values(output, batch)
+        mask, bounds = batch.loss_mask, batch.cu_seqlens
+        result = value_loss(values, micro.values, micro.returns, mask, bounds, clip=clip, **self._shape(micro))
+        clipped = result.clip_fraction * micro.trained
+        seen.add(critic_loss=result.loss, critic_clipped=clipped, critic_tokens=micro.trained)
+        return result.loss
+
+    def _shape(self, micro: MicroBatch) -> dict[str, Any]:
+        """How token losses become one number."""
+        kind = self._settings.aggregate
+        denominator = divisor(kind, micro.batch.denominator)
+        return dict(aggregate=kind, max_tokens=self._config.rollout.max_tokens, denominator=denominator)
+
+    def _aggregate(self, values: Tensor, micro: MicroBatch) -> Tensor:
+        shape = self._shape(micro)
+        return aggregate(values, micro.batch.loss_mask, micro.batch.cu_seqlens, shape.pop("aggregate"), **shape)
+
+    def _weights(self, micro: MicroBatch, old: Tensor, seen: Measurements) -> Tensor | None:
+        """What each token's loss is multiplied by, since the sampler's probabilities were not quite the trainer's."""
+        rule, batch = self._settings.correction, micro.batch
+        if rule.level == "none" or batch.rollout_logprobs is None:
+            return None
+        bounds = {"level": rule.level, "kind": rule.kind, "low": rule.low, "high": rule.high}
+        weights = correction(old, batch.rollout_logprobs, batch.loss_mask, batch.cu_seqlens, **bounds)
+        inside = weights[batch.loss_mask]
+        seen.add(weight=inside.sum(), corrected=(inside != 1).sum())
+        return weights
+
+    def _valued(self, micro: MicroBatch, seen: Measurements) -> None:
+        """How well the critic's values foretell the returns."""
+        assert micro.values is not None and micro.returns is not None
+        returns = micro.returns[micro.batch.loss_mask].double()
+        errors = returns - micro.values[micro.batch.loss_mask].double()
+        seen.add(
+            valued=len(returns),
+            returns=returns.sum(),
+            squared_returns=returns.square().sum(),
+            errors=errors.sum(),
+            squared_errors=errors.square().sum(),
+        )
+
+    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+        tokens, measured = max(1.0, total["tokens"]), max(1.0, total["measured"])
+        return {
+            "entropy": total["entropy"] / tokens,
+            "kl": total["kl"] / measured,
+            "kl_ref": total["kl_ref"] / tokens,
+            "clip_fraction": total["clipped"] / tokens,
+            "rollout_gap_max": total["gap_max"],
+            "rollout_gap_mean": total["gap"] / measured,
+            "numbers": self._numbers(total, tokens),
+        }
+
+    def critic_numbers(self, total: Mapping[str, float], updates: int) -> dict[str, float]:
+        """Of a step with so many updates of the critic."""
+        tokens = max(1.0, total["critic_tokens"])
+        return {
+            "critic_loss": total["critic_loss"] / max(1, updates),
+            "value_clip_fraction": total["critic_clipped"] / tokens,
+        }
+
+    def adapt(self, total: Mapping[str, float], responses: int) -> None:
+        """Once per step: move the coefficient of the KL towards its target."""
+        if self._penalised and total["prepared"]:
+            self.coefficient.update(total["penalty"] / total["prepared"], responses)
+
+    def _numbers(self, total: Mapping[str, float], tokens: float) -> dict[str, float]:
+        numbers = {}
+        if self._penalised:
+            numbers |= {"kl_reward": total["penalty"] / max(1.0, total["prepared"])}
+            numbers |= {"kl_coefficient": self.coefficient.value}
+        if self._settings.correction.level != "none":
+            numbers |= {"correction_weight": total["weight"] / tokens, "corrected": total["corrected"] / tokens}
+        if (valued := total["valued"]) > 0:
+            of_returns = total["squared_returns"] / valued - (total["returns"] / valued) ** 2
+            of_errors = total["squared_errors"] / valued - (total["errors"] / valued) ** 2
+            numbers |= {"explained_variance": 1 - of_errors / of_returns if of_returns > 0 else 0.0}
+            numbers |= {"return_mean": total["returns"] / valued}
+        return numbers
+
+
+def _compare(micro: MicroBatch, logprobs: Tensor, seen: Measurements) -> None:
+    """How far these logprobs are from the sampler's, on trained tokens."""
+    batch = micro.batch
+    if batch.rollout_logprobs is None or not micro.trained:
+        return
+    sampled, computed = batch.rollout_logprobs[batch.loss_mask], logprobs[batch.loss_mask]
+    gap = (computed - sampled).abs()
+    seen.add(measured=len(gap), gap=gap.sum(), kl=kl(sampled, computed, "k3").sum())
+    seen.gap(gap.max())
