@@ -1,18 +1,32 @@
-"""Group advantages: one number per trajectory, from the rewards of its siblings."""
+"""Group advantages: one number per trajectory, from the rewards of its siblings.
+
+`rewards` [N] and `groups` [N] (integer ids in any order) give [N]. In every one of them that compares siblings, a group
+of one, and a group whose rewards are all equal, have advantage exactly 0. Those per token are in `token_advantage.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS as TOKEN_ESTIMATORS
+from yatt.algorithm.token_advantage import TokenEstimator as TokenEstimator
+from yatt.algorithm.token_advantage import TokenOutcomes as TokenOutcomes
+from yatt.algorithm.token_advantage import distillation as distillation
+from yatt.algorithm.token_advantage import gae as gae
+from yatt.algorithm.token_advantage import reinforce_plus_plus as reinforce_plus_plus
+from yatt.algorithm.token_advantage import token_rewards as token_rewards
+from yatt.algorithm.token_advantage import whiten as whiten
+from yatt.config.schema import AlgorithmConfig
 
 
 def grpo(rewards: Tensor, groups: Tensor, *, normalize_std: bool = True, eps: float = 1e-6) -> Tensor:
     """A_i = (r_i - mean of its group) / (sample std of its group + eps); without the division if not `normalize_std`.
 
-    `rewards` [N] and `groups` [N] (integer ids in any order) give [N]. A group of one, and a group whose rewards are
-    all equal, have advantage exactly 0. Shao et al. 2024 (arXiv 2402.03300); without std: Liu et al. 2025 (2503.20783).
+    Shao et al. 2024 (arXiv 2402.03300); without std: Liu et al. 2025 (2503.20783).
     """
     deviation, ids, size = _deviations(rewards, groups)
     if normalize_std:
@@ -24,17 +38,46 @@ def grpo(rewards: Tensor, groups: Tensor, *, normalize_std: bool = True, eps: fl
 def rloo(rewards: Tensor, groups: Tensor) -> Tensor:
     """A_i = r_i - mean of its siblings' rewards, itself left out: n / (n - 1) times its deviation from the group mean.
 
-    Shapes as in `grpo`. A group of one has no siblings and gets 0. Ahmadian et al. 2024 (arXiv 2402.14740).
+    Ahmadian et al. 2024 (arXiv 2402.14740).
     """
     deviation, ids, size = _deviations(rewards, groups)
     return (deviation * (size / (size - 1).clamp(min=1))[ids]).to(_float_type(rewards))
 
 
-def _deviations(rewards: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each reward minus its group's mean [N], its group's index [N] below G, and the group sizes [G]; in float64."""
+def opo(rewards: Tensor, lengths: Tensor, groups: Tensor) -> Tensor:
+    """A_i = r_i - sum_j l_j r_j / sum_j l_j over its group; `lengths` [N] are the responses' tokens.
+
+    The baseline of least variance where a response's squared gradient grows with its length. Hao et al. 2025
+    (arXiv 2505.23585).
+    """
+    return _deviations(rewards, groups, lengths)[0].to(_float_type(rewards))
+
+
+def remax(rewards: Tensor, baselines: Tensor) -> Tensor:
+    """A_i = r_i - b_i, where b_i is the reward of the greedy response to the same prompt: [N], [N] -> [N].
+
+    Li et al. 2023 (arXiv 2310.10505).
+    """
+    return rewards.to(_float_type(rewards)) - baselines.to(_float_type(rewards))
+
+
+def gdpo(parts: Tensor, groups: Tensor, weights: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """A_i = sum_k w_k * (r_ik - mean of its group) / (sample std of its group + eps): each reward normalised alone.
+
+    `parts` [N, K] and `weights` [K] give [N]; a part that is all equal in a group adds 0 there. The paper then brings
+    the batch to mean 0 and deviation 1: that is `whiten`, over sequences. Liu et al. 2026 (arXiv 2601.05242).
+    """
+    columns = [grpo(parts[:, k], groups, eps=eps) for k in range(parts.shape[1])]
+    return torch.stack(columns, 1) @ weights.to(columns[0].dtype)
+
+
+def _deviations(rewards: Tensor, groups: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Each reward minus its group's mean, weighted where weights [N] are given, [N]; its group's index [N] below G, and
+    the group sizes [G]; in float64."""
     _, ids, counts = torch.unique(groups, return_inverse=True, return_counts=True)
     values, size = rewards.double(), counts.double()
-    mean = _group_sum(values, ids, size) / size
+    weigh = torch.ones_like(values) if weights is None else weights.double()
+    mean = _group_sum(weigh * values, ids, size) / _group_sum(weigh, ids, size)
     bounds = torch.zeros(len(size), dtype=torch.float64, device=rewards.device)
     highest = bounds.scatter_reduce(0, ids, values, "amax", include_self=False)
     lowest = bounds.scatter_reduce(0, ids, values, "amin", include_self=False)
@@ -50,4 +93,33 @@ def _float_type(rewards: Tensor) -> torch.dtype:
     return rewards.dtype if rewards.is_floating_point() else torch.float32
 
 
-ESTIMATORS: dict[str, Callable[..., Tensor]] = {"grpo": grpo, "rloo": rloo}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What group estimators see: of each of N trajectories its reward, group and response tokens; the reward of its
+    prompt's greedy response, where one is drawn; and the rewards it is made of, [N, K] with weights [K], for `gdpo`."""
+
+    rewards: Tensor
+    groups: Tensor
+    lengths: Tensor
+    baselines: Tensor | None = None
+    parts: Tensor | None = None
+    weights: Tensor | None = None
+
+
+Estimator = Callable[[Outcomes, AlgorithmConfig], Tensor]
+"""What happened to N trajectories, and the settings -> their advantages [N]."""
+
+
+def _given(column: Tensor | None) -> Tensor:
+    assert column is not None, "the estimator asks for a column that its recipe does not bring"
+    return column
+
+
+# The names are those of `Recipe.advantage`.
+ESTIMATORS: dict[str, Estimator] = {
+    "grpo": lambda o, config: grpo(o.rewards, o.groups, normalize_std=config.normalize_std),
+    "rloo": lambda o, config: rloo(o.rewards, o.groups),
+    "opo": lambda o, config: opo(o.rewards, o.lengths, o.groups),
+    "remax": lambda o, config: remax(o.rewards, _given(o.baselines)),
+    "gdpo": lambda o, config: gdpo(_given(o.parts), o.groups, _given(o.weights)),
+}

@@ -1,4 +1,8 @@
-"""Per-token estimators of KL(policy || reference) from tokens the policy sampled (J. Schulman, joschu.net, 2020)."""
+"""Per-token estimators of KL(policy || reference) from tokens the policy sampled (J. Schulman, joschu.net, 2020).
+
+Their values and their gradients are different matters. k1 and k3 are unbiased as values: take them off the reward. As a
+loss, only k2 has the gradient of that KL on average; k1's is 0, and k3's is that of KL(reference || policy).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,8 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """exp(d) - d - 1 with d = ref - logp: unbiased and never negative; d is capped at 20."""
+    """exp(d) - d - 1 with d = ref - logp: unbiased and never negative; d is capped at 20. As a loss its gradient is
+    that of KL(reference || policy), on average."""
     difference = (ref_logprobs - logprobs).clamp(max=MAX_LOG_RATIO)
     return torch.expm1(difference) - difference
 
@@ -33,3 +38,30 @@ KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3"
 def kl(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
     """The KL estimate of each token: [T], [T] -> [T]. `kind` is one of KINDS."""
     return KINDS[kind](logprobs, ref_logprobs)
+
+
+class AdaptiveCoefficient:
+    """A weight of the KL that steers it towards `target`: after each step of n responses
+    `value` *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon. Without a target it stays.
+
+    Ziegler et al. 2019 (arXiv 1909.08593, section 2.2).
+    """
+
+    LIMIT = 0.2
+
+    def __init__(self, coefficient: float, target: float | None, horizon: float) -> None:
+        self.value = coefficient
+        self._target = target
+        self._horizon = horizon
+
+    def update(self, kl: float, responses: int) -> None:
+        """Take in a step's mean KL per response (summed over its tokens, and global), and how many responses it had."""
+        if self._target is not None:
+            error = min(max(kl / self._target - 1, -self.LIMIT), self.LIMIT)
+            self.value *= 1 + error * responses / self._horizon
+
+    def state(self) -> float:
+        return self.value
+
+    def restore(self, state: float) -> None:
+        self.value = float(state)

@@ -1,28 +1,49 @@
-"""From scored groups to what ranks train on: group advantages, and what a truncated response does."""
+"""From scored groups to what ranks train on: rewards, group advantages, and what a truncated response does."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
-from yatt.algorithm.advantage import ESTIMATORS
+from yatt.algorithm.advantage import Outcomes, grpo
+from yatt.algorithm.own import load_estimator
+from yatt.algorithm.rewards import RewardShaper
+from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import AlgorithmConfig
 from yatt.types import Group, Sample, SampleKey, Trajectory
 
+Placed = list[tuple[int, Trajectory]]
+"""Trajectories, each with the number of its group."""
 
-def samples(groups: Sequence[Group], config: AlgorithmConfig, max_tokens: int) -> list[Sample]:
-    """One sample per trajectory, in order, with its group advantage; `max_tokens` is the response limit.
 
-    What `algorithm.overlong` does to a response that hit the limit: `keep` nothing; `mask` leaves it out of the
-    samples, its reward staying in its siblings' baseline (it was judged like them); `penalty` adds `overlong_penalty`
-    to the reward of every response before advantages are computed.
+def samples(
+    groups: Sequence[Group],
+    config: AlgorithmConfig,
+    max_tokens: int,
+    shaper: RewardShaper | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> list[Sample]:
+    """One sample per trajectory, in order, with its shaped reward and its group advantage, where the algorithm has one.
+
+    `max_tokens` is the response limit. `shaper` knows the rewards of earlier steps; a new one does not. `weights` are
+    those of a score's parts (`part_weights`), which only `gdpo` looks at. With `reinforce_plus_plus_baseline` a reward
+    comes less its group's mean. Where `algorithm.overlong` is `mask`, a response that hit the limit is left out of the
+    samples, its reward staying in its siblings' baseline (it was judged like them).
     """
+    shaper = shaper or RewardShaper(config, max_tokens)
     placed = [(number, trajectory) for number, group in enumerate(groups) for trajectory in group.trajectories]
-    rewards = torch.tensor([_reward(t, config, max_tokens) for _, t in placed], dtype=torch.float64)
-    ids = torch.tensor([number for number, _ in placed], dtype=torch.int64)
-    options = {"normalize_std": config.normalize_std} if config.name == "grpo" else {}
-    advantages = ESTIMATORS[config.name](rewards, ids, **options).tolist()
+    rewards = _column([shaper.shaped(t) for _, t in placed])
+    numbers = torch.tensor([number for number, _ in placed], dtype=torch.int64)
+    if config.recipe.advantage in TOKEN_ADVANTAGES:
+        advantages = torch.ones_like(rewards)
+        if config.recipe.advantage == "reinforce_plus_plus_baseline":
+            rewards = grpo(rewards, numbers, normalize_std=False)
+    else:
+        parted = weights if config.recipe.advantage == "gdpo" else None
+        outcomes = _outcomes(groups, placed, rewards, numbers, shaper, parted)
+        advantages = load_estimator(config)(outcomes, config)
     return [
         Sample(
             key=SampleKey(trajectory.prompt.uid, trajectory.sibling),
@@ -30,25 +51,44 @@ def samples(groups: Sequence[Group], config: AlgorithmConfig, max_tokens: int) -
             loss_mask=trajectory.loss_mask,
             rollout_logprobs=trajectory.rollout_logprobs,
             advantage=advantage,
+            reward=reward,
             media=trajectory.prompt.media,
         )
-        for (_, trajectory), advantage in zip(placed, advantages, strict=True)
+        for (_, trajectory), advantage, reward in zip(placed, advantages.tolist(), rewards.tolist(), strict=True)
         if not (config.overlong == "mask" and trajectory.finish == "length")
     ]
 
 
-def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:
-    """0 up to max_tokens - buffer response tokens, then down to -1 at max_tokens (arXiv 2503.14476, eq. 13)."""
-    excess = length - (max_tokens - buffer)
-    if excess <= 0:
-        return 0.0
-    return -1.0 if excess >= buffer else -excess / buffer
+def _outcomes(
+    groups: Sequence[Group],
+    placed: Placed,
+    rewards: Tensor,
+    numbers: Tensor,
+    shaper: RewardShaper,
+    weights: Mapping[str, float] | None,
+) -> Outcomes:
+    """With the baselines, where every group has one, and the parts of scores, where they are weighted."""
+    parts = [[*_parts(t, weights), *shaper.penalties(t)] for _, t in placed] if weights else []
+    baselines = [shaper.scaled(group.baseline) for group in groups if group.baseline is not None]
+    return Outcomes(
+        rewards=rewards,
+        groups=numbers,
+        lengths=torch.tensor([t.response_tokens for _, t in placed], dtype=torch.int64),
+        baselines=_column(baselines)[numbers] if len(baselines) == len(groups) else None,
+        parts=_column(parts).view(len(placed), len(weights) + 2) if weights else None,
+        weights=_column([*weights.values(), *shaper.penalty_weights]) if weights else None,
+    )
 
 
-def _reward(trajectory: Trajectory, config: AlgorithmConfig, max_tokens: int) -> float:
+def _parts(trajectory: Trajectory, weights: Mapping[str, float]) -> list[float]:
     score = trajectory.score
-    if score is None or score.value is None:
-        raise ValueError(f"prompt {trajectory.prompt.uid}, sibling {trajectory.sibling} has no reward: {score}")
-    if config.overlong == "penalty":
-        return score.value + overlong_penalty(trajectory.response_tokens, max_tokens, config.overlong_buffer)
-    return score.value
+    given = score.parts if score is not None else {}
+    missing = sorted(weights.keys() - given.keys())
+    if missing:
+        where = f"prompt {trajectory.prompt.uid}, sibling {trajectory.sibling}"
+        raise ValueError(f"{where}: its score has no part {', '.join(missing)}, only {', '.join(given) or 'none'}")
+    return [given[name] for name in weights]
+
+
+def _column(values: Sequence[object]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

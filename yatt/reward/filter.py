@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from yatt.algorithm.filter import FILTERS, Filter, band
 from yatt.config.schema import RolloutConfig
-from yatt.errors import BackendError
-from yatt.reward.function import FunctionSpec, describe, find
+from yatt.functions import find, guarded
 
 
 def load_filter(config: RolloutConfig) -> Filter:
@@ -15,13 +14,5 @@ def load_filter(config: RolloutConfig) -> Filter:
         return band(*config.reward_band)
     if config.filter in FILTERS:
         return FILTERS[config.filter]
-    spec = FunctionSpec(key="filter", setting="rollout.filter", reference=config.filter)
-    function = find(spec, dict.fromkeys((*FILTERS, "band"), ""))
-
-    def drop(rewards: object) -> bool:
-        try:
-            return bool(function(rewards))
-        except Exception as error:
-            raise BackendError(f"rollout.filter={config.filter} failed: {describe(error)}") from error
-
-    return drop
+    function = find("rollout.filter", config.filter, dict.fromkeys((*FILTERS, "band"), ""))
+    return guarded("rollout.filter", config.filter, lambda rewards: bool(function(rewards)))

@@ -1,23 +1,17 @@
-"""A user's reward function: found by name, checked, and called with what it accepts. Workers import it: light."""
+"""A user's reward function: checked, and called with what it accepts. Workers import it: light."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
 import numbers
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from yatt.errors import ConfigError
+from yatt.functions import find, nearest
 
 BUILTINS = {
     "exact_match": "yatt.reward.exact_match:exact_match",
@@ -60,7 +54,7 @@ class RewardFunction:
     def __init__(self, spec: FunctionSpec, loop: asyncio.AbstractEventLoop) -> None:
         self.spec = spec
         self._loop = loop
-        self._function = find(spec)
+        self._function = find(spec.setting, spec.reference, BUILTINS)
         self._keywords = _keywords(spec, self._function)
 
     def __call__(self, item: Item) -> dict[str, float]:
@@ -69,51 +63,6 @@ class RewardFunction:
         if inspect.isawaitable(result):
             result = self._loop.run_until_complete(_finish(result))
         return _numbers(result)
-
-
-def describe(error: BaseException) -> str:
-    """An error in one line: its type, its message, and the line it was raised at."""
-    text = traceback.format_exception_only(error)[-1].strip()
-    if isinstance(error, SyntaxError):
-        return f"{text} ({error.filename}, line {error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
-
-
-def find(spec: FunctionSpec, builtins: Mapping[str, str] = BUILTINS) -> Callable[..., Any]:
-    """The function that `spec` names. Raises ConfigError where there is none, or its module does not import."""
-    location, _, name = builtins.get(spec.reference, spec.reference).rpartition(":")
-    if not location:
-        known = ", ".join(builtins)
-        raise ConfigError(f"{spec} is not built in{_nearest(name, builtins)}; use FILE.py:NAME or one of {known}")
-    if location.endswith(".py") and not Path(location).is_file():
-        raise ConfigError(f"{spec}: there is no file {location}")
-    try:
-        module = (
-            _import_file(Path(location).resolve()) if location.endswith(".py") else importlib.import_module(location)
-        )
-    except BaseException as error:
-        raise ConfigError(f"{spec} does not import: {describe(error)}") from error
-    function: Callable[..., Any] | None = getattr(module, name, None)
-    if function is None:
-        raise ConfigError(f"{spec}: {location} has no {name!r}{_nearest(name, vars(module))}")
-    if not callable(function):
-        raise ConfigError(f"{spec} is a {type(function).__name__}, not a function; name a function")
-    return function
-
-
-def _import_file(path: Path) -> ModuleType:
-    name = f"reward_file_{path.stem}_{abs(hash(path))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    loader = importlib.util.spec_from_file_location(name, path)
-    if loader is None or loader.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(loader)
-    sys.modules[name] = module
-    sys.path.append(str(path.parent))  # its neighbours can be imported
-    loader.loader.exec_module(module)
-    return module
 
 
 def _keywords(spec: FunctionSpec, function: Callable[..., Any]) -> list[str]:
@@ -130,11 +79,11 @@ def _keywords(spec: FunctionSpec, function: Callable[..., Any]) -> list[str]:
         raise ConfigError(f"{spec} takes none of {', '.join(Item._fields)}; name a parameter after what it needs")
     for name in spec.arguments:
         if not anything and name not in named:
-            raise ConfigError(f"{spec} takes no argument {name!r}{_nearest(name, named)}; {offered}")
+            raise ConfigError(f"{spec} takes no argument {name!r}{nearest(name, named)}; {offered}")
     for p in parameters:
         required = p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         if required and (p.kind == p.POSITIONAL_ONLY or p.name not in {*given, *spec.arguments}):
-            raise ConfigError(f"{spec} requires {p.name!r}{_nearest(p.name, Item._fields)}; {offered}")
+            raise ConfigError(f"{spec} requires {p.name!r}{nearest(p.name, Item._fields)}; {offered}")
     return given
 
 
@@ -158,8 +107,3 @@ def _number(value: Any, where: str) -> float:
 
 async def _finish(awaitable: Any) -> Any:
     return await awaitable
-
-
-def _nearest(name: str, names: Any) -> str:
-    close = get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

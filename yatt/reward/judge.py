@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig
-from yatt.reward.function import describe
+from yatt.functions import describe
 from yatt.reward.parsers import load_parser
 from yatt.types import Prompt, Score, Trajectory
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from yatt.errors import ConfigError
-from yatt.reward.function import FunctionSpec, find
+from yatt.functions import find
 
 Parse = Callable[[str], Any]
 """A judge's text -> the verdict; None where it holds none. A user's function may return anything, or raise."""
@@ -34,7 +34,7 @@ def load_parser(reference: str, setting: str) -> Parse:
         except ValueError as error:
             raise ConfigError(f"{setting}={reference}: {error}") from None
     if ".py:" in reference:
-        return find(FunctionSpec(key="parser", setting=setting, reference=reference), {})
+        return find(setting, reference)
     close = get_close_matches(kind, PARSERS, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""
     raise ConfigError(f"{setting}={reference} is not known{meant}; use {_HOW}")

@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from typing import Literal
 
 from yatt.errors import ConfigError
-from yatt.reward.function import BadResult, Item, RewardFunction, describe
+from yatt.functions import describe
+from yatt.reward.function import BadResult, Item, RewardFunction
 
 PR_SET_PDEATHSIG = 1
 

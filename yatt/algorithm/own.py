@@ -1,0 +1,67 @@
+"""An algorithm's advantage and loss by the run's settings: those of its recipe, or the user's own function in place of
+them, which takes and returns the same. Its failures name the setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from yatt.algorithm.advantage import (
+    ESTIMATORS,
+    TOKEN_ESTIMATORS,
+    Estimator,
+    Outcomes,
+    TokenEstimator,
+    TokenOutcomes,
+)
+from yatt.algorithm.loss import LOSSES, LossSettings, LossTokens, TokenLoss
+from yatt.config.schema import AlgorithmConfig
+from yatt.functions import find, guarded
+
+
+def load_estimator(config: AlgorithmConfig) -> Estimator:
+    """What gives a trajectory its advantage, for algorithms that compare siblings. Raises ConfigError where
+    `algorithm.advantage` names no function, and BackendError when that fails or returns something else."""
+    if config.advantage is None:
+        return ESTIMATORS[config.recipe.advantage]
+    function = find("algorithm.advantage", config.advantage)
+
+    def estimate(outcomes: Outcomes, settings: AlgorithmConfig) -> Tensor:
+        return _like(outcomes.rewards, function(outcomes, settings), "advantages")
+
+    return guarded("algorithm.advantage", config.advantage, estimate)
+
+
+def load_token_estimator(config: AlgorithmConfig) -> TokenEstimator:
+    """What gives a token its advantage, for algorithms that work them out per token. Raises as `load_estimator`."""
+    if config.advantage is None:
+        return TOKEN_ESTIMATORS[config.recipe.advantage]
+    function = find("algorithm.advantage", config.advantage)
+
+    def estimate(outcomes: TokenOutcomes, settings: AlgorithmConfig) -> tuple[Tensor, Tensor | None]:
+        advantages, targets = function(outcomes, settings)
+        rewards, critic = outcomes.token_rewards, settings.recipe.critic
+        return _like(rewards, advantages, "advantages"), _like(rewards, targets, "targets") if critic else None
+
+    return guarded("algorithm.advantage", config.advantage, estimate)
+
+
+def load_loss(config: AlgorithmConfig) -> TokenLoss:
+    """What gives a token its loss, for algorithms that reinforce. Raises as `load_estimator`, of `algorithm.loss`."""
+    if config.loss is None:
+        return LOSSES[config.recipe.loss]
+    function = find("algorithm.loss", config.loss)
+
+    def loss(tokens: LossTokens, settings: LossSettings) -> tuple[Tensor, Tensor]:
+        values, clipped = function(tokens, settings)
+        return _like(tokens.logprobs, values, "losses"), _like(tokens.mask, clipped, "clipped").bool()
+
+    return guarded("algorithm.loss", config.loss, loss)
+
+
+def _like(column: Tensor, found: Any, name: str) -> Tensor:
+    if not isinstance(found, Tensor) or found.shape != column.shape:
+        what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"its {name} are {what}; return a tensor of shape {list(column.shape)}")
+    return found
