@@ -315,12 +315,10 @@ def test_eval_and_export_without_a_checkpoint(refused):
     assert not Path("out").exists()
 
 
-def test_eval_of_an_sft_run(refused):
-    sft = yaml.safe_load(Path("config.yaml").read_text()) | {"algorithm": {"name": "sft"}, "reward": {}}
-    Path("config.yaml").write_text(yaml.safe_dump(sft))
-    folder = checkpoint("runs/sft", 1, "model")
-    assert refused("eval", "runs/sft", "data.path=rows.jsonl") == [
-        f"algorithm.name=sft: the run of {folder} has no reward to evaluate with; name a grpo or rloo run"
+def test_eval_of_a_run_without_held_out_rows(refused):
+    folder = checkpoint("runs/run", 1, "model")
+    assert refused("eval", "runs/run") == [
+        f"{folder}: its run has no held-out rows; give data.path=FILE, or evaluate.size=N to make some"
     ]
 
 

@@ -66,8 +66,8 @@ def test_the_evaluation_before_the_first_step_shows_accuracies_only():
     assert out.getvalue() == "step  0/40  greedy 2.0%  sampled 34.0%\n"
 
 
-def test_fast_sft_steps_are_shown_each_tenth_and_every_five_seconds():
-    progress, out, clock = make(1000, "sft")
+def test_fast_offline_steps_are_shown_each_tenth_and_every_five_seconds():
+    progress, out, clock = make(1000, "offline")
     with progress:
         for step in range(1, 1001):
             clock.now += 1 / 8 if step <= 200 else 1 / 128

@@ -21,12 +21,12 @@ COLOURS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points (step, value) of one line; `spread` is the half-width of a band around each; `keep` is how a bucket of
-    steps becomes one point where there are more than fit."""
+    """Points (step, value) of one line; `band` has the ends of a band around each; `keep` is how a bucket of steps
+    becomes one point where there are more than fit."""
 
     name: str
     points: Sequence[Point]
-    spread: Sequence[float] | None = None
+    band: Sequence[tuple[float, float]] | None = None
     keep: Literal["mean", "max"] = "mean"
 
 
@@ -53,29 +53,29 @@ def line_chart(
     lines = {s.name: _thin(s, MOST_POINTS) for s in series if s.points}
     if not lines:
         return ""
-    steps = [x for line in lines.values() for x, _, _ in line]
-    bounds = [end for line in lines.values() for _, y, half in line for end in (y - half, y + half)]
+    steps = [x for line in lines.values() for x, *_ in line]
+    bounds = [end for line in lines.values() for _, *ends in line for end in ends]
     x_range = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 0.5, steps[0] + 0.5)
     axes = Axes(x_range, (0.0, 1.0) if share else _range(bounds, zero=zero))
     marks = []
     for i, line in enumerate(lines.values()):
         colour = f"var(--c{i % COLOURS})"
-        if any(half for _, _, half in line):
-            there = [f"{axes.px(x)},{axes.py(y + half)}" for x, y, half in line]
-            back = [f"{axes.px(x)},{axes.py(y - half)}" for x, y, half in reversed(line)]
+        if any(low < high for _, _, low, high in line):
+            there = [f"{axes.px(x)},{axes.py(high)}" for x, _, _, high in line]
+            back = [f"{axes.px(x)},{axes.py(low)}" for x, _, low, _ in reversed(line)]
             marks.append(f'<path class="band" fill="{colour}" d="M{"L".join(there + back)}Z"/>')
-        at = [(axes.px(x), axes.py(y)) for x, y, _ in line]
+        at = [(axes.px(x), axes.py(y)) for x, y, *_ in line]
         marks.append(f'<path class="line" stroke="{colour}" d="M{"L".join(f"{x},{y}" for x, y in at)}"/>')
         if len(at) <= 12:
             marks += [f'<circle r="3" fill="{colour}" cx="{x}" cy="{y}"/>' for x, y in at]
-    values = {name: {x: y for x, y, _ in line} for name, line in lines.items()}
+    values = {name: {x: y for x, y, *_ in line} for name, line in lines.items()}
     return _card(title, unit, axes, "".join(marks), values, percent if share else number, along)
 
 
 def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) -> str:
     """A card with bars of stacked layers, all over the same steps; where they are many, neighbours share a bar."""
     thinned = {
-        name: {x: y for x, y, _ in _thin(Series(name=name, points=points), MOST_BARS)}
+        name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), MOST_BARS)}
         for name, points in layers.items()
     }
     if not thinned or not (xs := sorted(next(iter(thinned.values())))):
@@ -146,15 +146,16 @@ def _frame(axes: Axes, unit: str, show: Callable[[float], str], along: str) -> s
     return "".join(parts)
 
 
-def _thin(series: Series, most: int) -> list[tuple[float, float, float]]:
-    """(step, value, half-width of the band) for at most `most` buckets of equal numbers of points."""
-    points, spread = series.points, series.spread or [0.0] * len(series.points)
+def _thin(series: Series, most: int) -> list[tuple[float, float, float, float]]:
+    """(step, value, ends of the band) for at most `most` buckets of equal numbers of points."""
+    points, band = series.points, series.band or [(y, y) for _, y in series.points]
     size = math.ceil(len(points) / most)
     thin = []
     for start in range(0, len(points), size):
         xs, ys = zip(*points[start : start + size], strict=True)
         value = max(ys) if series.keep == "max" else fmean(ys)
-        thin.append((fmean(xs), value, fmean(spread[start : start + size])))
+        lows, highs = zip(*band[start : start + size], strict=True)
+        thin.append((fmean(xs), value, fmean(lows), fmean(highs)))
     return thin
 
 

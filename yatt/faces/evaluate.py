@@ -1,11 +1,16 @@
-"""`yatt eval`: pass@k of a run's policy on a dataset, with the run's reward."""
+"""`yatt eval`: what a checkpoint is worth on held-out rows.
+
+That is the accuracy of its responses, by the run's reward; or, where it learnt from rows, its loss and how it orders
+pairs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,27 +24,30 @@ from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
-from yatt.faces.checkpoints import read_checkpoint
+from yatt.faces.checkpoints import Resume, read_checkpoint
 from yatt.faces.export import export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
-from yatt.types import EvaluationReport
+from yatt.types import EvaluationReport, Interval
 
 
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:
-    """Print pass@k for the latest checkpoint of `run`, or for `checkpoint`; returns the exit status."""
+    """Print what the latest checkpoint of `run` is worth, or `checkpoint`; returns the exit status."""
     folder = find_checkpoint(checkpoint or run)
-    step = read_checkpoint(folder).step
+    resume = read_checkpoint(folder)
     config = settings(folder, overrides, samples)
     check(config)
     check_data(config)
     check_scoring(config)
-    out = RunDirectory(run / "evaluations" / f"step-{step}").create()
-    with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
-        export_to(folder, Path(model))
-        report = asyncio.run(_evaluate(config, out, model, step))
+    out = RunDirectory(run / "evaluations" / f"step-{resume.step}").create()
+    if config.algorithm.recipe.reinforces:
+        with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
+            export_to(folder, Path(model))
+            report = asyncio.run(_by_responses(config, out, model, resume.step))
+    else:
+        report = asyncio.run(_by_rows(config, out, resume))
     if as_json:
-        print(json.dumps({"step": step, **asdict(report)}))
+        print(json.dumps({"step": resume.step, **asdict(report)}))
     else:
         show(report, folder, config)
     return 0
@@ -48,40 +56,92 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
 def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config:
     """The run's settings; data.path among the overrides names what to evaluate on, else the run's own held-out rows."""
     config = load_config(str(checkpoint / "config.yaml"), overrides)
-    if config.algorithm.name == "sft":
-        raise ConfigError(
-            f"algorithm.name=sft: the run of {checkpoint} has no reward to evaluate with; name a grpo or rloo run"
-        )
     held_out = {"samples": samples}
     if any(word.startswith(("data.path=", "data.tasks=")) for word in overrides):
         held_out["path"] = config.data.path
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update=held_out), "resume": "never"})
+    evaluated = config.evaluate.model_copy(update=held_out)
+    if evaluated.path is None and evaluated.size is None:
+        raise ConfigError(
+            f"{checkpoint}: its run has no held-out rows; give data.path=FILE, or evaluate.size=N to make some"
+        )
+    return config.model_copy(update={"evaluate": evaluated, "resume": "never"})
 
 
-async def _evaluate(config: Config, out: RunDirectory, model: str, step: int) -> EvaluationReport:
+async def _by_responses(config: Config, out: RunDirectory, model: str, step: int) -> EvaluationReport:
+    """Engines alone: the policy's, and the judges'."""
+    async with _crew(config, out) as (crew, progress):
+        await crew.start(model=model, train=False, generate=True)
+        return await _evaluated(crew, progress, step)
+
+
+async def _by_rows(config: Config, out: RunDirectory, resume: Resume) -> EvaluationReport:
+    """Ranks alone, with the checkpoint's weights."""
+    async with _crew(config, out) as (crew, progress):
+        await crew.start(model=config.model.path, train=True, generate=False)
+        await crew.trainer.on_all("load", resume.trainer)
+        return await _evaluated(crew, progress, resume.step)
+
+
+@asynccontextmanager
+async def _crew(config: Config, out: RunDirectory) -> AsyncIterator[tuple[ClusterCrew, Progress]]:
     with ray_session(config.cluster), Progress(1) as progress:
         crew = ClusterCrew(config, out.path, lambda name, state: progress.phase(name, state))
         try:
-            await crew.start(model=model, train=False, generate=True)
-            progress.phase("evaluation", "running")
-            report = await crew.evaluate(step)
-            progress.phase("evaluation", "done")
-            return report
+            yield crew, progress
         finally:
             await crew.close()
 
 
-def show(report: EvaluationReport, checkpoint: Path, config: Config) -> None:
-    """The report as a table."""
-    table = Table(title=f"{checkpoint} on {config.evaluate.path or 'procedural tasks'}, {report.prompts} prompts")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    rows = {"accuracy, greedy": report.accuracy_greedy, "accuracy, sampled": report.accuracy_sampled}
-    rows |= {f"pass@{k}": share for k, share in report.pass_at_k.items()}
-    rows |= {f"{name}, greedy": value for name, value in report.parts_greedy.items()}
-    for name, value in rows.items():
-        table.add_row(name, "-" if value is None else f"{value:.3f}")
-    table.add_row("response tokens, mean", f"{report.response_tokens_mean:.1f}")
+async def _evaluated(crew: ClusterCrew, progress: Progress, step: int) -> EvaluationReport:
+    progress.phase("evaluation", "running")
+    report = await crew.evaluate(step)
+    progress.phase("evaluation", "done")
+    return report
+
+
+def show(report: EvaluationReport, checkpoint: Path, config: Config, console: Console | None = None) -> None:
+    """The report as a table, and one of its sources."""
+    console, rows = console or Console(), "prompts" if config.algorithm.recipe.reinforces else "rows"
+    title = f"{checkpoint} on {config.evaluate.path or 'procedural tasks'}, {report.prompts:,} {rows}"
+    table = Table(title=title)
+    for name in ("measure", "value", "95 %"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    for name, (value, key) in _measures(report).items():
+        if value is not None:
+            table.add_row(name, f"{value:.3f}", _between(report.intervals.get(key)))
     if report.failures:
         table.add_row("failed rewards (excluded)", str(report.failures))
-    Console().print(table)
+    console.print(table)
+    if report.sources:
+        console.print(_by_source(report, str(config.evaluate.by)))
+
+
+def _measures(report: EvaluationReport) -> dict[str, tuple[float | None, str]]:
+    """What there is to show: its name, its value, and under which name it has an interval."""
+    k = max(report.pass_at_k, default=0)
+    shown = {
+        "accuracy, greedy": (report.accuracy_greedy, "accuracy_greedy"),
+        f"accuracy, mean@{k}": (report.accuracy_sampled, "accuracy_sampled"),
+        "loss": (report.loss, ""),
+        "pairs in the right order": (report.pair_accuracy, "pair_accuracy"),
+    }
+    passed = {f"pass@{k}": (share, f"pass@{k}") for k, share in report.pass_at_k.items() if k > 1}
+    parts = {f"{name}, greedy": (value, "") for name, value in report.parts_greedy.items()}
+    tokens = report.response_tokens_mean or None
+    return shown | passed | parts | {"response tokens, mean": (tokens, "")}
+
+
+def _by_source(report: EvaluationReport, column: str) -> Table:
+    table = Table(title=f"by {column}")
+    for name in (column, "prompts", "greedy", "95 %", "sampled, mean", "95 %"):
+        table.add_column(name, justify="left" if name == column else "right")
+    for source, told in report.sources.items():
+        cells = [source, f"{told.prompts:,}"]
+        for value, key in ((told.accuracy_greedy, "accuracy_greedy"), (told.accuracy_sampled, "accuracy_sampled")):
+            cells += ["" if value is None else f"{value:.3f}", _between(told.intervals.get(key))]
+        table.add_row(*cells)
+    return table
+
+
+def _between(ends: Interval | None) -> str:
+    return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""

@@ -21,10 +21,11 @@ def metrics_row(
     evaluation: EvaluationReport | None = None,
     driver_payload_bytes: int = 0,
 ) -> dict[str, Any]:
-    """A step as one row. Rollout numbers are 0 where nothing was rolled out (sft); accuracies are there when evaluated.
+    """A step as one row. Rollout numbers are 0 where nothing was rolled out (offline algorithms); accuracies, and what
+    only some algorithms have, are there where they were measured.
 
-    `tokens_per_s` counts response tokens (sft: trained tokens) over the whole step. `overhead` is the share of the step
-    in which nobody was in one of `WORK_PHASES`; evaluating and saving are in neither. Times are in seconds.
+    `tokens_per_s` counts response tokens (offline: trained tokens) over the whole step. `overhead` is the share of the
+    step in which nobody was in one of `WORK_PHASES`; evaluating and saving are in neither. Times are in seconds.
     `response_lengths` are bins of a histogram (`yatt/histogram.py`): [smallest length, responses].
     """
     update = report.update
@@ -33,7 +34,8 @@ def metrics_row(
     row = {
         **{name: getattr(report, name) for name in OF_THE_STEP},
         **_rollout_numbers(counts),
-        **{name: value for name, value in asdict(update).items() if name != "seconds"},
+        **update.numbers,
+        **{name: value for name, value in asdict(update).items() if name not in ("seconds", "numbers")},
         "tokens_per_s": tokens / report.seconds if report.seconds > 0 else 0.0,
         "phases": dict(report.phases),
         "decisions": [{"at": d.at, "text": d.text, "slots": dict(d.slots)} for d in report.decisions],
@@ -106,13 +108,12 @@ def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
 def _evaluation_numbers(evaluation: EvaluationReport | None) -> dict[str, Any]:
     if evaluation is None:
         return {}
-    accuracies = {"accuracy_greedy": evaluation.accuracy_greedy, "accuracy_sampled": evaluation.accuracy_sampled}
-    details = {
-        "prompts": evaluation.prompts,
-        "failures": evaluation.failures,
-        "response_tokens_mean": evaluation.response_tokens_mean,
-        "pass_at_k": {str(k): share for k, share in evaluation.pass_at_k.items()},
-        "parts_greedy": dict(evaluation.parts_greedy),
-        "parts_sampled": dict(evaluation.parts_sampled),
+    shown = {
+        "accuracy_greedy": evaluation.accuracy_greedy,
+        "accuracy_sampled": evaluation.accuracy_sampled,
+        "held_out_loss": evaluation.loss,
+        "held_out_pair_accuracy": evaluation.pair_accuracy,
     }
-    return {name: value for name, value in accuracies.items() if value is not None} | {"evaluation": details}
+    details = {name: value for name, value in asdict(evaluation).items() if value is not None}
+    details["pass_at_k"] = {str(k): share for k, share in evaluation.pass_at_k.items()}
+    return {name: value for name, value in shown.items() if value is not None} | {"evaluation": details}

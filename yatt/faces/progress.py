@@ -22,15 +22,24 @@ from rich.text import Text
 
 DONE = ("done", "ready")
 LINE_SECONDS = 5.0
+HELD_OUT = {
+    "accuracy_greedy": ("greedy", ".1%"),
+    "accuracy_sampled": ("sampled", ".1%"),
+    "held_out_loss": ("held-out loss", ".4f"),
+    "held_out_pair_accuracy": ("held-out pairs", ".1%"),
+}
+"""What an evaluation measures: its name and its form."""
+SIDES = (("chosen_reward", "rejected_reward"), ("desirable_reward", "undesirable_reward"))
+"""What is preferred, and to what."""
 
 
 class Progress:
-    """A context manager around a run of `total_steps`; `kind` "sft" shows loss where "rl" shows rewards."""
+    """A context manager around a run of `total_steps`; `kind` "offline" shows loss where "rl" shows rewards."""
 
     def __init__(
         self,
         total_steps: int,
-        kind: Literal["rl", "sft"] = "rl",
+        kind: Literal["rl", "offline"] = "rl",
         *,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -67,7 +76,7 @@ class Progress:
             self._print(Text(f"  {name}: {state}"))
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """A step has ended. Every rl step has its line; sft lines come each tenth of the run, and every 5 s."""
+        """A step has ended. Every rl step has its line; offline ones come each tenth of the run, and every 5 s."""
         self._row = row
         self._ends.append((self.clock(), row["step"]))
         tenth = max(1, self.total // 10)
@@ -106,17 +115,18 @@ class Progress:
     def _fields(self, row: Mapping[str, Any]) -> list[Text]:
         """The row's numbers, the most telling first."""
         fields = []
-        if self.kind == "sft" and row["step"] > 0:
-            fields = [_field("loss", f"{_number(row['loss']):.4f}")]
+        if self.kind == "offline" and row["step"] > 0:
+            fields = [_field("loss", f"{_number(row['loss']):.4f}"), *_preferences(row)]
         elif row["step"] > 0:
             fields = [_field("reward", f"{_number(row['reward_mean']):.3f}")]
-        for name, key in (("greedy", "accuracy_greedy"), ("sampled", "accuracy_sampled")):
+        for key, (name, form) in HELD_OUT.items():
             if row.get(key) is not None:
-                fields.append(_field(name, f"{row[key]:.1%}", "bold green"))
+                fields.append(_field(name, format(row[key], form), "bold green"))
         if row["step"] == 0:
             return fields
         if self.kind == "rl":
             fields.append(_field("kl", f"{_number(row['kl']):.1e}"))
+            fields += [_field("critic", f"{_number(row['critic_loss']):.3f}")] if "critic_loss" in row else []
             fields.append(_field("len", f"{row['response_length_mean']:.0f}/{row['longest_response']}"))
         fields.append(_field("tok/s", _short(row["tokens_per_s"])))
         fields.append(Text(f"{row['seconds']:.2f} s"))
@@ -146,6 +156,13 @@ class Progress:
         (first, a), (last, b) = self._ends[0], self._ends[-1]
         pace = (last - first) / (b - a) if b > a else _number(self._row["seconds"]) if self._row and b else None
         return None if pace is None else max(0.0, (self.total - b) * pace - (self.clock() - last))
+
+
+def _preferences(row: Mapping[str, Any]) -> list[Text]:
+    """How often, and by how much, what is preferred is ahead."""
+    fields = [_field("pairs", f"{row['pair_accuracy']:.1%}")] if row.get("pair_accuracy") is not None else []
+    margins = [row[good] - row[bad] for good, bad in SIDES if None not in (row.get(good), row.get(bad))]
+    return fields + [_field("margin", f"{margin:+.3f}") for margin in margins]
 
 
 def _phases(phases: Mapping[str, float]) -> Text:

@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
+from yatt.config.algorithms import RECIPES
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
 from yatt.faces.gantt import devices
+from yatt.faces.heldout import SHARES, by_source, interval_text, measured, points_of
+from yatt.faces.metrics import first_row
 from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.rundir import RunDirectory, replace_text
 from yatt.faces.split import split
@@ -21,17 +24,24 @@ from yatt.faces.trajectories import first_and_last
 Row = Mapping[str, Any]
 FROM_ZERO = {"zero": True}
 LARGEST = ("longest_response", "rollout_gap_max")
+SIDES = {side: f"{side}_reward" for side in ("chosen", "rejected", "desirable", "undesirable")}
+KL = {"to rollout policy": "kl", "to reference": "kl_ref", "in the reward": "kl_reward"}
 LENGTHS = {"median": "response_length_p50", "90 %": "response_length_p90", "longest": "longest_response"}
 CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Response length", "tokens", LENGTHS, FROM_ZERO),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
-    ("Loss", "loss", {"loss": "loss"}, {}),
+    ("Loss", "loss", {"loss": "loss", "held-out": "held_out_loss"}, {}),
+    ("Rewards of responses", "mean over rows", SIDES, {}),
+    ("Critic's loss", "squared error", {"loss": "critic_loss"}, FROM_ZERO),
+    ("Variance the critic explains", "share", {"share": "explained_variance"}, {}),
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
     ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
-    ("KL divergence", "nats / token", {"to rollout policy": "kl", "to reference": "kl_ref"}, {}),
+    ("KL divergence", "nats / token", KL, {}),
+    ("Weight of the KL in the reward", "coefficient", {"coefficient": "kl_coefficient"}, FROM_ZERO),
     ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, FROM_ZERO),
     ("Learning rate", "per update", {"rate": "learning_rate"}, FROM_ZERO),
-    ("Clipped tokens", "share", {"share": "clip_fraction"}, FROM_ZERO),
+    ("Clipped tokens", "share", {"policy": "clip_fraction", "values": "value_clip_fraction"}, FROM_ZERO),
+    ("Corrected tokens", "share", {"share": "corrected"}, FROM_ZERO),
     ("Responses cut off", "share", {"share": "truncated"}, FROM_ZERO),
     (
         "Groups not trained on",
@@ -60,6 +70,7 @@ def write_report(run_dir: Path) -> Path:
         _tiles(config, rows),
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
+        _section("Held-out accuracy by source", by_source(rows)),
         _section("Placement", split(rows)),
         _section("Devices", devices(run.read_spans())),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
@@ -75,18 +86,18 @@ def write_report(run_dir: Path) -> Path:
 
 def _header(name: str, config: Row, rows: Sequence[Row]) -> str:
     last = rows[-1] if rows else {}
-    sft = _is_sft(config)
+    offline = _is_offline(config)
     updates = [row for row in rows if row["step"] > 0]
-    tokens = sum(row.get("trained_tokens" if sft else "response_tokens") or 0 for row in updates)
+    tokens = sum(row.get("trained_tokens" if offline else "response_tokens") or 0 for row in updates)
     facts = {
         "Model": _get(config, "model", "path"),
         "Algorithm": _get(config, "algorithm", "name"),
-        "Engine": None if sft else _get(config, "rollout", "engine"),
+        "Engine": None if offline else _get(config, "rollout", "engine"),
         "Slots": _get(config, "cluster", "slots") or "auto",
         "Controllers": last.get("controllers"),
         "Steps": f"{last.get('step', 0):,} of {_get(config, 'train', 'steps') or 0:,}",
         "Time in steps": _duration(sum(row.get("seconds") or 0 for row in rows)),
-        "Tokens trained" if sft else "Tokens generated": f"{tokens:,}",
+        "Tokens trained" if offline else "Tokens generated": f"{tokens:,}",
         "Seed": _get(config, "run", "seed"),
     }
     items = [f"<div><dt>{k}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items() if v is not None]
@@ -97,28 +108,27 @@ def _header(name: str, config: Row, rows: Sequence[Row]) -> str:
 def _tiles(config: Row, rows: Sequence[Row]) -> str:
     """The numbers a run is judged by, first and last."""
     evaluations = [row["evaluation"] for row in rows if "evaluation" in row]
-    parts = list(evaluations[-1]["parts_sampled"] or evaluations[-1]["parts_greedy"])[:3] if evaluations else []
+    last = evaluations[-1] if evaluations else {}
+    parts = list(last.get("parts_sampled") or last.get("parts_greedy") or ())[:3]
     updates = [row for row in rows if row["step"] > 0]
-    shown = {
-        "accuracy, greedy": (_points(rows, "accuracy_greedy"), percent),
-        "accuracy, sampled": (_points(rows, "accuracy_sampled"), percent),
-    }
+    shown = {f"{name}{interval_text(last, key)}": (points_of(rows, key), percent) for name, key in SHARES.items()}
+    shown["loss, held-out"] = (points_of(rows, "held_out_loss"), number)
     for part in parts:
-        mode = "parts_sampled" if evaluations[-1]["parts_sampled"] else "parts_greedy"
+        mode = "parts_sampled" if last["parts_sampled"] else "parts_greedy"
         shown[f"{part}, held-out"] = (
             [(0, e[mode][part]) for e in evaluations if e[mode].get(part) is not None],
             number,
         )
-    if _is_sft(config):
-        shown["loss"] = (_points(updates, "loss"), number)
+    if _is_offline(config):
+        shown["loss"] = (points_of(updates, "loss"), number)
     else:
-        shown["reward"] = (_points(updates, "reward_mean"), number)
-        shown["response tokens"] = (_points(updates, "response_length_mean"), number)
+        shown["reward"] = (points_of(updates, "reward_mean"), number)
+        shown["response tokens"] = (points_of(updates, "response_length_mean"), number)
     tiles = []
     for label, (points, show) in shown.items():
         if points:
-            first, last = show(points[0][1]), show(points[-1][1])
-            values = f"<s>{first} →</s> {last}" if len(points) > 1 else last
+            first, now = show(points[0][1]), show(points[-1][1])
+            values = f"<s>{first} →</s> {now}" if len(points) > 1 else now
             tiles.append(f'<div class="card tile"><b>{values}</b><span>{escape(label)}</span></div>')
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
@@ -129,7 +139,7 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
 
     updates = [row for row in rows if row["step"] > 0]
     last, planned = rows[-1]["step"] if rows else 0, _get(config, "train", "steps")
-    idle = 0 if _is_sft(config) else sum(row["groups"] == 0 for row in updates)
+    idle = 0 if _is_offline(config) else sum(row["groups"] == 0 for row in updates)
     lost = sum(row.get("loss") is None for row in updates)
     cut = updates[-1]["truncated"] if updates else 0.0
     found = {
@@ -151,28 +161,42 @@ def _charts(config: Row, rows: Sequence[Row]) -> str:
     updates = [row for row in rows if row["step"] > 0]
     phases = list(dict.fromkeys(name for row in updates for name in row["phases"]))[:6]
     layers = {name: [(row["step"], row["phases"].get(name) or 0.0) for row in updates] for name in phases}
-    accuracies = [Series(name=n, points=_points(rows, f"accuracy_{n}")) for n in ("greedy", "sampled")]
+    accuracies = [measured(rows, name, f"accuracy_{name}") for name in ("greedy", "sampled")]
+    trained = Series(name="trained", points=points_of(updates, "pair_accuracy"))
+    pairs = [trained, measured(rows, "held-out", "held_out_pair_accuracy")]
     charts = [
-        line_chart("Accuracy on held-out prompts", "share of responses", accuracies, share=True),
-        "" if _is_sft(config) else _reward_chart(updates),
+        line_chart("Accuracy on held-out prompts", "share of responses; bands hold 95 %", accuracies, share=True),
+        line_chart("Pairs in the right order", "share of pairs; bands hold 95 %", pairs, share=True),
+        "" if _is_offline(config) else _reward_chart(updates),
         *_parts_charts(updates),
         stacked_chart("Time per step", "seconds", layers),
         _lengths_chart(updates),
     ]
-    for title, unit, lines, options in CURVES:
+    for title, unit, lines, options in (*CURVES, *_others(updates)):
         series = [
-            Series(name=name, points=_points(updates, key), keep="max" if key in LARGEST else "mean")
+            Series(name=name, points=points_of(told, key), keep="max" if key in LARGEST else "mean")
             for name, key in lines.items()
-            if any(row.get(key) for row in updates)
+            for told in [rows if key == "held_out_loss" else updates]
+            if any(row.get(key) for row in told)
         ]
         charts.append(line_chart(title, unit, series, **options))
     return "".join(charts)
 
 
+def _others(rows: Sequence[Row]) -> Iterator[tuple[str, str, dict[str, str], dict[str, bool]]]:
+    """Numbers that only some algorithms have, and no chart shows yet."""
+    shown = {"pair_accuracy", *SHARES.values(), *(key for _, _, lines, _ in CURVES for key in lines.values())}
+    shown |= first_row(None, controllers=0).keys()
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    for name in names:
+        if name not in shown:
+            yield name.replace("_", " ").capitalize(), "mean", {"value": name}, {}
+
+
 def _reward_chart(rows: Sequence[Row]) -> str:
     rows = [row for row in rows if row.get("reward_mean") is not None and row.get("reward_std") is not None]
-    spread = [row["reward_std"] for row in rows]
-    series = Series(name="mean", points=_points(rows, "reward_mean"), spread=spread)
+    band = [(row["reward_mean"] - row["reward_std"], row["reward_mean"] + row["reward_std"]) for row in rows]
+    series = Series(name="mean", points=points_of(rows, "reward_mean"), band=band)
     return line_chart("Reward, and one standard deviation", "reward", [series])
 
 
@@ -203,10 +227,6 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-
-
 def _get(config: Row, *names: str) -> Any:
     value: Any = config
     for name in names:
@@ -214,8 +234,9 @@ def _get(config: Row, *names: str) -> Any:
     return value
 
 
-def _is_sft(config: Row) -> bool:
-    return _get(config, "algorithm", "name") == "sft"
+def _is_offline(config: Row) -> bool:
+    recipe = RECIPES.get(_get(config, "algorithm", "name"))
+    return recipe is not None and not recipe.reinforces
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoConfig
 
@@ -52,7 +52,7 @@ def train(config: Config) -> int:
         run.create()
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
-        kind = "sft" if config.algorithm.name == "sft" else "rl"
+        kind: Literal["rl", "offline"] = "rl" if config.algorithm.recipe.reinforces else "offline"
         with Progress(config.train.steps, kind) as progress:
             for warning in warnings:
                 progress.warn(warning)
@@ -82,7 +82,7 @@ async def _train(
         journal.crew = crew
         try:
             with interruptible(supervisor.stop, progress.note):
-                await crew.start(model=config.model.path, train=True, generate=config.algorithm.name != "sft")
+                await crew.start(model=config.model.path, train=True, generate=config.algorithm.recipe.reinforces)
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
@@ -218,7 +218,7 @@ class RunJournal:
         self._run.append_spans(step, spans)
 
     def saved(self, step: int) -> None:
-        if self._config.algorithm.name != "sft" or step == self._config.train.steps:
+        if self._config.algorithm.recipe.reinforces or step == self._config.train.steps:
             self._progress.note(f"saved step {step}")
 
     def save_failed(self, step: int, error: Exception) -> None:

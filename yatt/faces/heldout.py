@@ -1,0 +1,60 @@
+"""What the report shows of evaluations: lines with their intervals, and a table of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from yatt.faces.chart import Series, percent
+
+Row = Mapping[str, Any]
+SHARES = {
+    "accuracy, greedy": "accuracy_greedy",
+    "accuracy, sampled": "accuracy_sampled",
+    "pairs in order, held-out": "held_out_pair_accuracy",
+}
+MODES = ("accuracy_greedy", "accuracy_sampled")
+
+
+def points_of(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    """(step, value) where there is one."""
+    return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+
+
+def measured(rows: Sequence[Row], name: str, key: str) -> Series:
+    """A line of what evaluations measured, in the band of their intervals."""
+    rows = [row for row in rows if row.get(key) is not None]
+    band = [_interval(row.get("evaluation"), key) or (row[key], row[key]) for row in rows]
+    return Series(name=name, points=points_of(rows, key), band=band)
+
+
+def interval_text(evaluation: Row, key: str) -> str:
+    """The 95 % interval of a share in brackets; nothing where there is none."""
+    ends = _interval(evaluation, key)
+    return f" (95 %: {percent(ends[0])} to {percent(ends[1])})" if ends else ""
+
+
+def by_source(rows: Sequence[Row]) -> str:
+    """Accuracy for each source: in the first evaluation, and in the last; nothing where nobody asked."""
+    told = [row["evaluation"]["sources"] for row in rows if (row.get("evaluation") or {}).get("sources")]
+    if not told:
+        return ""
+    lines = [f"<tr>{''.join(_cells(source, told[0].get(source), now))}</tr>" for source, now in told[-1].items()]
+    head = "".join(f"<th>{name}</th>" for name in ("source", "prompts", "greedy", "sampled, mean"))
+    return f'<figure class="card"><table><tr>{head}</tr>{"".join(lines)}</table></figure>'
+
+
+def _cells(source: str, first: Row | None, now: Row) -> Iterator[str]:
+    yield f"<td>{escape(source)}</td><td>{now['prompts']:,}</td>"
+    for mode in MODES:
+        if now.get(mode) is None:
+            yield "<td></td>"
+            continue
+        before = f"{percent(first[mode])} → " if first and first.get(mode) is not None else ""
+        yield f"<td>{before}{percent(now[mode])}{interval_text(now, mode)}</td>"
+
+
+def _interval(evaluation: Row | None, key: str) -> Sequence[float] | None:
+    ends: Sequence[float] | None = ((evaluation or {}).get("intervals") or {}).get(key.removeprefix("held_out_"))
+    return ends
