@@ -63,15 +63,25 @@ def test_trainer_of_a_bfloat16_model():
     # 4 slots as 2 ranks of tp 2: 656 weights each, 2 bytes; 4 of gradients; 12 of AdamW's, shared by 2 ranks.
     # Logits: 100 tokens x 10 entries / tp 2, 2 bytes and 4 of probabilities.
     kept, states, logits = 656 * 2, 656 * (4 + 12 / 2), 100 * 10 / 2 * 6
-    assert table("train.tp=2")["trainer"] == Need(kept + states + logits, kept)
+    assert table("train.tp=2")["trainer"] == Need(kept + states + logits, 0)
     assert table("train.tp=2", kind="cpu")["trainer"] == Need(kept + states + logits, kept + states)
-    reference = table("train.tp=2", "algorithm.kl.coefficient=0.1")["trainer"]
-    assert reference == Need(2 * kept + states + logits, 2 * kept)
+    reference = table("train.tp=2", "algorithm.kl.coefficient=0.1", kind="cpu")["trainer"]
+    assert reference == Need(2 * kept + states + logits, 2 * kept + states)
+
+
+def test_models_beside_the_policy():
+    # A critic learns as the policy does; a reference and a teacher are weights alone.
+    kept, states, logits = 656 * 2, 656 * (4 + 12 / 2), 100 * 10 / 2 * 6
+    ppo = ["train.tp=2", "algorithm.name=ppo", "algorithm.kl.coefficient=0.1"]
+    assert table(*ppo)["trainer"] == Need(3 * kept + 2 * states + logits, 0)
+    assert table(*ppo, "train.offload=true")["trainer"] == Need(kept + states + logits, 0)
+    assert table(*ppo, "train.offload=true", kind="cpu")["trainer"].asleep == 3 * kept + 2 * states
+    assert table("train.tp=2", "algorithm.name=distillation", kind="cpu")["trainer"].asleep == 2 * kept + states
 
 
 def test_trainer_of_a_float32_model_is_its_own_main_weights():
     kept, states, logits = 1312 * 4, 1312 * (4 + 8 / 4), 100 * 10 * 8
-    assert table("model.dtype=float32")["trainer"] == Need(kept + states + logits, kept)
+    assert table("model.dtype=float32")["trainer"] == Need(kept + states + logits, 0)
 
 
 def said(*words, capacity, kind="cpu", slots=4):
@@ -109,16 +119,16 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_numbers():
 
 
 def test_weights_over_the_share_of_a_gpu():
-    # A share of 0.9 leaves a tenth of 10,000 bytes to the weights that the sleeping trainer keeps: 1312 * 2.
     words = [
         "rollout.engine_args={gpu_memory_utilization: 0.9}",
         "reward.models.j.engine_args={gpu_memory_utilization: 0.2}",
     ]
-    share, full, *_ = said(*words, capacity=10_000, kind="cuda")
+    share, full = said(*words, capacity=10_000, kind="cuda")
     assert share.startswith(
         "reward.models.j.engine_args: 2.62e-06 GB of weights do not fit the 2e-06 GB that an engine"
     )
-    assert "while policy is awake, a slot needs 1.16e-05 GB (policy 9e-06 GB, j 0 GB asleep, trainer 2.62e-06" in full
+    # 1312 * (2 + 4 + 12 / 4) of the trainer and 6000 of logits.
+    assert "in training, a slot needs 1.78e-05 GB (trainer 1.78e-05 GB, policy 0 GB asleep, j 0 GB asleep)" in full
 
 
 @pytest.mark.parametrize("billions", [7, 72])

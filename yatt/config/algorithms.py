@@ -53,6 +53,11 @@ class Recipe:
         """Whether responses are drawn and rewarded."""
         return self.rows == "prompts"
 
+    @property
+    def compares(self) -> bool:
+        """Whether the loss compares the policy with a reference, whatever the settings."""
+        return self.loss in ("dpo", "ipo", "kto")
+
 
 def _reinforced(advantage: str, loss: str, *, rollout: Mapping[str, Any] | None = None, **defaults: Any) -> Recipe:
     return Recipe(

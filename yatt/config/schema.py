@@ -148,6 +148,14 @@ class AlgorithmConfig(Section):
         """What the algorithm is made of."""
         return RECIPES[self.name]
 
+    @property
+    def loads(self) -> tuple[str, ...]:
+        """Which models are on the ranks beside the policy."""
+        recipe = self.recipe
+        reference = recipe.compares or (recipe.reinforces and self.kl.coefficient > 0)
+        asked = {"reference": reference, "teacher": recipe.teacher, "critic": recipe.critic}
+        return tuple(name for name, wanted in asked.items() if wanted)
+
 
 class RolloutConfig(Section):
     engine: Literal["vllm"] = Field("vllm", description="What generates.")

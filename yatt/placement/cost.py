@@ -27,7 +27,7 @@ class Need(NamedTuple):
 def served(config: Config) -> dict[Role, Mapping[str, Any]]:
     """The roles that have engines, with the options of these: the policy, and the judges that this run serves."""
     judges = {name: judge.engine_args for name, judge in config.reward.models.items() if judge.path is not None}
-    return {} if config.algorithm.name == "sft" else {POLICY: config.rollout.engine_args, **judges}
+    return {} if not config.algorithm.recipe.reinforces else {POLICY: config.rollout.engine_args, **judges}
 
 
 def needs(
@@ -59,16 +59,20 @@ def _size(config: Config) -> int:
 
 
 def _trainer(config: Config, model: ModelFacts, slots: int, kind: Kind) -> Need:
-    """Weights and a reference; float32 gradients; AdamW's float32 moments, and main weights beside bfloat16 ones,
-    sharded over data parallelism; logits of a micro-batch, as they are and as float32 probabilities. Asleep, a GPU
-    keeps the weights and the reference only."""
-    size, train = _size(config), config.train
+    """Weights of each model; of those that learn also float32 gradients, and AdamW's float32 moments, with main weights
+    beside bfloat16 ones, sharded over data parallelism; logits of a micro-batch, as they are and as float32
+    probabilities. Models beside the policy are taken to be of its size. With `train.offload` a GPU has one at a time.
+    Asleep, all of them leave it."""
+    size, train, loads = _size(config), config.train, config.algorithm.loads
     held = model.parameters / (train.tp * train.pp)
     ranks = max(1, slots // (train.tp * train.pp))
-    kept = held * size * (2 if config.algorithm.kl.coefficient else 1)
-    states = held * (4 + (8 if size == 4 else 12) / ranks)
+    learning = held * (size + 4 + (8 if size == 4 else 12) / ranks)
+    learners, frozen = 1 + ("critic" in loads), len([name for name in loads if name != "critic"])
+    if train.offload and kind == "cuda":
+        learners, frozen = 1, 0
+    kept = learners * learning + frozen * held * size
     logits = train.tokens_per_micro_batch * model.vocab_size / train.tp * (size + 4)
-    return Need(kept + states + logits, kept if kind == "cuda" else kept + states)
+    return Need(kept + logits, 0.0 if kind == "cuda" else kept)
 
 
 def mistakes(

@@ -278,21 +278,25 @@ def _engine(
 
 def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
     """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
-    adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, and
-    one for a reference. Messages between tensor-parallel devices are not counted."""
+    adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, one
+    for a reference, a teacher and a critic each; the critic learns as much as the policy. Models beside the policy are
+    taken to be of its size. Messages between tensor-parallel devices are not counted."""
     chip, devices = device(config.plan.device), config.train.tp * config.train.pp
     flops = chip.flops * 2 / _bytes(config) * ASSUMED["train_efficiency"] * devices
-    passes = 5 if config.algorithm.kl.coefficient else 4  # in units of one forward pass; an update is 3
+    loads, learners = config.algorithm.loads, 1 + ("critic" in config.algorithm.loads)
+    passes = 1 + len(loads) + 3 * learners * config.train.epochs_per_step  # in units of one forward pass
     host = chip.host_link * ASSUMED["host_efficiency"]
     held = facts.parameters / devices
-    state = 12 * held  # AdamW in float32: weights and two moments
+    weights = (1 + len(loads)) * held * _bytes(config)
+    state = 12 * held * learners  # AdamW in float32: weights and two moments
     return TrainerCosts(
         per_token=passes * 2 * facts.parameters / flops,
         per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
         per_micro_batch=ASSUMED["micro_batch"],
-        per_update=2 * 4 * held / ASSUMED["network"] + state / chip.bandwidth,
-        offload=state / host,
-        onload=state / host,
+        per_update=config.train.epochs_per_step
+        * (2 * 4 * held * learners / ASSUMED["network"] + state / chip.bandwidth),
+        offload=(state + weights) / host,
+        onload=(state + weights) / host,
         export=held * _bytes(config) / host,
     )
 

@@ -22,8 +22,6 @@ from yatt.types import Share, UpdateReport
 
 CRITIC = "critic"
 """Folder of the critic within a trainer's checkpoint."""
-REFERENCED = ("dpo", "ipo", "kto")
-"""Losses of rows that compare with a reference."""
 
 
 class MegatronRank:
@@ -129,12 +127,13 @@ class MegatronRank:
 
 def open_training(config: Config, groups: Groups) -> Training:
     """All models of a run, on this rank. Collective; raises ConfigError for one that cannot be read or trained."""
-    recipe, train, start = config.algorithm.recipe, config.train, config.model.path
+    train, start, loads = config.train, config.model.path, config.algorithm.loads
     objective = open_objective(config, groups)
-    updates, warmup = train.updates_per_step * train.epochs_per_step, config.critic.warmup_steps if recipe.critic else 0
+    updates = train.updates_per_step * train.epochs_per_step
+    warmup = config.critic.warmup_steps if "critic" in loads else 0
 
-    def frozen(path: str | None, setting: str) -> Network | None:
-        return None if path is None else Network(config, groups, path, setting)
+    def frozen(name: str, path: str) -> Network | None:
+        return Network(config, groups, path, f"model.{name}") if name in loads else None
 
     policy = Learner(
         config,
@@ -146,20 +145,19 @@ def open_training(config: Config, groups: Groups) -> Training:
         planned=(train.steps - warmup) * updates,
     )
     critic = None
-    if recipe.critic:
+    if "critic" in loads:
         rate = {"learning_rate": config.critic.learning_rate or train.optimizer.learning_rate}
         settings = train.optimizer.model_copy(update=rate)
         path = config.critic.path or start
         planned = train.steps * updates
         critic = Learner(config, groups, path, "critic.path", "value", settings=settings, planned=planned)
-    compared = recipe.loss in REFERENCED or (recipe.reinforces and config.algorithm.kl.coefficient > 0)
     training = Training(
         config,
         groups,
         objective,
         policy,
-        reference=frozen(config.model.reference or start if compared else None, "model.reference"),
-        teacher=frozen(config.model.teacher if recipe.teacher else None, "model.teacher"),
+        reference=frozen("reference", config.model.reference or start),
+        teacher=frozen("teacher", config.model.teacher or start),
         critic=critic,
     )
     for network in training.networks[1:] if train.offload and groups.device.type == "cuda" else ():
