@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import numpy as np
 
-from yatt.config.schema import Config, ModelConfig, RolloutConfig, RunConfig, TrainConfig
+from yatt.config.schema import AlgorithmConfig, Config, ModelConfig, RolloutConfig, RunConfig, TrainConfig
 from yatt.controller.assembly import Assembly, Engines, Parts, Reading, layout_of, mode_of
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
@@ -234,6 +234,7 @@ class World:
         rows: int = 50,
         order: Callable[[int], Sequence[int]] = range,
         rollout: RolloutConfig | None = None,
+        algorithm: AlgorithmConfig | None = None,
         generators: Sequence[ScriptedGenerator] = (),
     ) -> None:
         self.generators = generators or [ScriptedGenerator(slot, order) for slot in range(2)]
@@ -243,6 +244,7 @@ class World:
             run=RunConfig(seed=11),
             model=ModelConfig(path="none"),
             rollout=rollout or RolloutConfig(n=4),
+            algorithm=algorithm or AlgorithmConfig(),
             train=TrainConfig(steps=9, batch_size=batch),
         )
         hub = Hub(controllers, timeout=5)

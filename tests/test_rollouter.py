@@ -3,7 +3,7 @@
 import asyncio
 import json
 from dataclasses import asdict
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 import pytest
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from yatt.algorithm.filter import FILTERS, AcceptanceRate, all_equal, band
 from yatt.config.rules import _FILTERS
-from yatt.config.schema import RolloutConfig
+from yatt.config.schema import AlgorithmConfig, RolloutConfig
 from yatt.controller.carry import CarriedGroup, carried_group, restored_group
-from yatt.controller.rollouter import Rollouter
+from yatt.controller.rollouter import Rollouter, request_seed
 from yatt.data.loader import Loader
 from yatt.errors import BackendError, ConfigError, ProcessDied
 from yatt.reward.filter import load_filter
-from yatt.types import Media, Score, Span, Trajectory
+from yatt.types import Media, SampleKey, Score, Span, Trajectory
 
 
 class Desk:
@@ -410,3 +410,51 @@ async def test_generators_that_die_leave_the_step_whole():
         keys = [row[3] for row in world.trained(step)]
         assert len(keys) == len(set(keys)) == 16
     assert world.generators[1].served == 2
+
+
+@pytest.mark.parametrize("controllers", [1, 3])
+async def test_remax_trains_the_siblings_against_the_greedy_response(controllers):
+    def judge(t):  # the greedy response to one prompt cannot be scored
+        return None if t.sibling == 2 and t.prompt.uid == 1 else float(t.tokens[-2] % 3)
+
+    remax = AlgorithmConfig(name="remax")
+    world = World(controllers, judge, batch=4, rollout=RolloutConfig(n=2, refill="one"), algorithm=remax)
+    [report, *_] = await world.step(1)
+    counts = report.counts
+    assert (counts.groups, counts.groups_dropped) == (4, 1)  # position 1 has no baseline, 4 takes its place
+    assert sorted(world.groups[1]) == [0, 2, 3, 4]
+    assert (counts.responses, counts.scored, counts.reward_failures) == (15, 10, 1)
+
+    def reward(uid, sibling):  # as ScriptedGenerator answers: the seed's rest
+        return request_seed(11, SampleKey(uid, sibling), "rollout") % 7 % 3
+
+    trained = {key: advantage for *_, key, _, advantage in world.trained(1)}
+    assert trained == {
+        SampleKey(uid, sibling): reward(uid, sibling) - reward(uid, 2) for uid in (0, 2, 3, 4) for sibling in (0, 1)
+    }
+
+
+@pytest.mark.parametrize("controllers", [1, 3])
+async def test_rewards_are_shaped_by_those_of_earlier_steps_on_all_controllers(controllers):
+    shaped = AlgorithmConfig(name="reinforce_plus_plus", reward_normalize=True)
+    world = World(controllers, lambda t: float(t.prompt.uid % 2), batch=4, rollout=RolloutConfig(n=2), algorithm=shaped)
+
+    async def rewards(world, step):
+        await world.step(step)
+        samples = [s for ranks in world.trainer.steps[step] for micros in ranks for m in micros for s in m]
+        return {s.key.uid: s.reward for s in samples}
+
+    assert await rewards(world, 1) == {0: 0.0, 1: 1.0, 2: 0.0, 3: 1.0}
+    states = await asyncio.gather(*(c.state() for c in world.controllers))
+    assert all(state["rewards"] == [8.0, 4.0, 4.0] for state, _ in states)
+    # 8 rewards, 4 of them 1: mean 1/2, deviation sqrt((4 - 8 / 4) / 7) = sqrt(2 / 7)
+    expected = {4: -0.5 / sqrt(2 / 7), 5: 0.5 / sqrt(2 / 7), 6: -0.5 / sqrt(2 / 7), 7: 0.5 / sqrt(2 / 7)}
+    resumed, older = (
+        World(1, lambda t: float(t.prompt.uid % 2), batch=4, rollout=RolloutConfig(n=2), algorithm=shaped)
+        for _ in range(2)
+    )
+    await resumed.controllers[0].restore(states[0][0])
+    await older.controllers[0].restore({k: v for k, v in states[0][0].items() if k != "rewards"})
+    assert await rewards(world, 2) == pytest.approx(expected)
+    assert await rewards(resumed, 2) == pytest.approx(expected)
+    assert await rewards(older, 2) == {4: 0.0, 5: 1.0, 6: 0.0, 7: 1.0}  # a checkpoint from before: anew

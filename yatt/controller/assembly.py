@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from yatt.algorithm.filter import Filter
+from yatt.algorithm.rewards import RewardShaper, part_weights
 from yatt.algorithm.samples import samples
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
@@ -108,6 +109,7 @@ class Assembly:
     def controller(self, source: Source[Prompt], reading: Reading, drop: Filter, on_groups: OnGroups) -> Controller:
         """The controller that trains. `drop` is the filter of groups."""
         config, parts = self._parts.config, self._parts
+        shaper = RewardShaper(config.algorithm, config.rollout.max_tokens)
         return Controller(
             desk=desk(parts, source, self._recorder),
             rollouter=Rollouter(
@@ -117,7 +119,14 @@ class Assembly:
                 config=config.rollout,
                 advantage=config.algorithm.recipe.advantage,
             ),
-            to_samples=partial(samples, config=config.algorithm, max_tokens=config.rollout.max_tokens),
+            to_samples=partial(
+                samples,
+                config=config.algorithm,
+                max_tokens=config.rollout.max_tokens,
+                shaper=shaper,
+                weights=part_weights(config.reward),
+            ),
+            shaper=shaper,
             stage=self._stage,
             publisher=Publisher(self._fleets[POLICY], parts.trainer, parts.peers),
             fleet=self._fleets[POLICY],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
+from yatt.algorithm.rewards import RewardShaper
 from yatt.controller.carry import CarriedGroup, carried_group, restored_group
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
@@ -116,6 +117,7 @@ class Controller:
         desk: Desk[Prompt],
         rollouter: Rollouter,
         to_samples: ToSamples,
+        shaper: RewardShaper,
         stage: Stage,
         publisher: Publisher,
         fleet: Fleet,
@@ -126,6 +128,7 @@ class Controller:
         self.desk = desk
         self.rollouter = rollouter
         self.to_samples = to_samples
+        self.shaper = shaper
         self.stage = stage
         self.publisher = publisher
         self.fleet = fleet
@@ -151,6 +154,7 @@ class Controller:
             self.on_groups(step, groups)
             counts, update = await self.desk.close_step(step, counts, update, draws=not self.ahead)
             self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
+            self.shaper.close(counts.scored, counts.reward_sum, counts.reward_square_sum)
         return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions(counts.longest_response))
 
     async def _collected(self, step: int) -> Collected:
@@ -191,13 +195,15 @@ class Controller:
         await self.stage.enter("train")
         ahead = self._next.result()[0] if self._next else []
         carried = [carried_group(group) for group in (*ahead, *self.rollouter.carried)]
-        return self.desk.state() | {"acceptance": self.rollouter.rate.state()}, carried
+        known = {"acceptance": self.rollouter.rate.state(), "rewards": self.shaper.state()}
+        return self.desk.state() | known, carried
 
     async def restore(self, state: dict[str, Any], carried: Sequence[CarriedGroup] = ()) -> None:
         """Go on from a checkpoint whose weights the ranks have loaded: bring them to the engines. `carried` are the
         groups of all controllers there were; each takes its share of them. Collective."""
         self.desk.restore(state)
         self.rollouter.rate.restore(state.get("acceptance", (0.0, 0.0)))
+        self.shaper.restore(state.get("rewards", (0.0, 0.0, 0.0)))
         mine = sorted(carried, key=lambda group: group.uid)[self.desk.peers.index :: self.desk.peers.count]
         self.rollouter.carried = [restored_group(group, self.desk.source.again(group.uid)) for group in mine]
         await self.stage.enter("train")
