@@ -97,7 +97,7 @@ def test_estimate_by_hand():
     assert costs.trainer.per_token == pytest.approx(4 * 736 / (0.8 * 989e12))
     assert costs.trainer.per_token_squared == pytest.approx(4 * 16 / (0.8 * 989e12))
     # 12 bytes a parameter, over two ranks, through half of 64 GB/s.
-    assert costs.trainer.offload == costs.trainer.onload == pytest.approx(368 * 12 / 2 / 32e9)
+    assert costs.trainer.offload == costs.trainer.onload == pytest.approx(368 * 14 / 2 / 32e9)
 
 
 JUDGE = ["reward.models.j.path=x", "reward.models.j.template={response}", "reward.models.j.parser=number"]
@@ -304,10 +304,10 @@ def test_the_same_output_twice(yatt):
     assert told["modes"]["weighted"]["split"] == {"policy": 6, "judge": 10}
     steps = {name: mode["step_s"] for name, mode in told["modes"].items()}
     assert steps[told["choice"]] <= 1.01 * min(steps.values())
-    # An engine takes 60 % of 96 GB, the rank a quarter of the weights while it sleeps: 7.6e9 x 2 / 4 bytes.
+    # An engine takes 60 % of 96 GB; while it is awake the rank has put everything away.
     memory = told["memory"]
     assert memory["slot"] == 96e9 and memory["judge"] == {"awake": pytest.approx(57.6e9), "asleep": 0.0}
-    assert memory["trainer"]["asleep"] == pytest.approx(3.8e9, rel=0.01)
+    assert memory["trainer"]["asleep"] == 0.0
 
 
 def test_without_judges_nothing_is_divided(yatt, tmp_path):
