@@ -109,8 +109,9 @@ def untrained_or_twice(ledger: Ledger) -> list[str]:
     return wrong + [f"group {uid} was trained in {count} steps" for uid, count in sorted(seen.items()) if count > 1]
 
 
-def lost(ledger: Ledger, siblings: int, drop: Filter) -> list[str]:
-    """Every position behind the cursor was trained whole, is carried over, or had scores that the filter drops."""
+def lost(ledger: Ledger, siblings: int, drop: Filter, *, greedy: bool = False) -> list[str]:
+    """Every position behind the cursor was trained whole, is carried over, or had scores that the filter drops. With
+    `greedy`, one response more, the last, gives what siblings are compared with: it must have a score."""
     trained = Counter(key.uid for book in ledger.steps.values() for key, _, _ in book.trained)
     carried = {group.uid for group in ledger.carried}
     holes = set(ledger.cursor["holes"])
@@ -120,7 +121,9 @@ def lost(ledger: Ledger, siblings: int, drop: Filter) -> list[str]:
             continue
         scores = [ledger.scores.get(SampleKey(uid, s)) for s in range(siblings)]
         values = [score.value for score in scores if score is not None and score.value is not None]
-        good = len(values) >= 2 and not drop(values)
+        baseline = ledger.scores.get(SampleKey(uid, siblings))
+        enough = bool(values) and baseline is not None and baseline.value is not None if greedy else len(values) >= 2
+        good = enough and not drop(values)
         if good != (uid in trained or uid in carried):
             what = "trained or carried" if uid in trained or uid in carried else "lost"
             wrong.append(f"group {uid} was {what} with rewards {values}")
@@ -186,7 +189,7 @@ def audited(config: Config, costs: Costs, *, steps: int, **options: Any) -> Audi
     wrong = (
         *unfinished(ledger, report.last, steps),
         *untrained_or_twice(ledger),
-        *lost(ledger, config.rollout.n, load_filter(config.rollout)),
+        *lost(ledger, config.rollout.n, load_filter(config.rollout), greedy=config.algorithm.name == "remax"),
         *off_quota(ledger, config.train.batch_size),
         *wrong_versions(ledger, config.rollout.max_staleness),
     )

@@ -73,6 +73,15 @@ def test_a_run_with_faults_ends_and_is_right(batch: int) -> None:
     assert {"died", "recovers", "slow", "delayed", "aborted", "preempt"} <= happened.keys(), happened
 
 
+def test_a_run_with_greedy_responses_ends_and_is_right() -> None:
+    for seed in range(12):
+        run = world(seed, draw_faults(seed, until=seconds(seed % 12)), algorithm="remax")
+        assert run.wrong == (), f"seed {seed}: {run.wrong}"
+        drawn = 3 if seed % 2 else 4  # n is 2 or 3
+        for step in run.report.steps:
+            assert step.counts.responses == drawn * (step.counts.groups_accepted + step.counts.groups_dropped)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_fault_at_every_twentieth_of_a_run(kind: Any) -> None:
     for twentieth in range(20):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from yatt.config.schema import (
+    AlgorithmConfig,
     CheckpointConfig,
     ClusterConfig,
     Config,
@@ -81,6 +82,7 @@ def settings(
     mode: str = "colocated",
     split: dict[str, int] | None = None,
     judge: dict[str, Any] | None = None,
+    algorithm: str = "grpo",
     **rollout: Any,
 ) -> Config:
     """`rollout` are settings of that section, `timeout` the reward's, `every` the checkpoint's, `mode` and `split` the
@@ -88,6 +90,7 @@ def settings(
     judges = {} if judge is None else {"judge": JudgeConfig(**({"path": "none", "max_tokens": 50} | judge))}
     return Config(
         model=ModelConfig(path="none"),
+        algorithm=AlgorithmConfig.model_validate({"name": algorithm}),
         rollout=RolloutConfig(**({"n": 3, "max_tokens": 64, "filter": "all_equal"} | rollout)),
         reward=RewardConfig(timeout=timeout, models=judges),
         train=TrainConfig(steps=1, batch_size=batch, tokens_per_micro_batch=256, **(train or {})),
