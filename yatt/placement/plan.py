@@ -35,8 +35,8 @@ class Layout:
 
     @cached_property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """The slots of each block."""
-        size = max(self.sizes.values())
+        """The slots of each block; one slot each where nothing has engines."""
+        size = max(self.sizes.values(), default=1)
         return tuple(self.slots[i : i + size] for i in range(0, len(self.slots), size))
 
     def engines(self, role: Role, blocks: Iterable[int]) -> list[EngineSite]:
