@@ -33,6 +33,10 @@ def _evaluate(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
     return trainer.evaluate(shares_by_replica[trainer.dp_rank])
 
 
+def _reference(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
+    return trainer.reference(shares_by_replica[trainer.dp_rank])
+
+
 def _export(trainer: MegatronRank) -> dict[str, Any]:
     return {name: tensor.float().cpu().clone().numpy() for name, tensor in trainer.export()}
 
@@ -62,6 +66,7 @@ def _coordinates(trainer: MegatronRank) -> tuple[int, int]:
 ACTIONS = {
     "update": _update,
     "evaluate": _evaluate,
+    "reference": _reference,
     "export": _export,
     "call": _call,
     "coordinates": _coordinates,

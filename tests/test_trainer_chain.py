@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,25 @@ def test_preferences_match_hugging_face(folder: str, other: str, name: str, layo
         assert report.numbers["pair_accuracy"] == pytest.approx(ahead)
         assert report.grad_norm == pytest.approx(norm, rel=1e-3)
     assert worst(end, weights(model)) <= 2e-5
+
+
+@pytest.mark.parametrize("layout", ["one", "tp2", "pp2"])
+def test_references_worked_out_beforehand_change_nothing(folder: str, other: str, layout: str) -> None:
+    """What the reference says of a sample travels with it; the model is gone by then."""
+    world, train = (1, {}) if layout == "one" else (2, {layout[:2]: 2})
+    batch = pairs(4)
+    live, known = (with_algorithm(folder, "dpo", train, precompute_reference=known) for known in (False, True))
+    for base in (live, known):
+        base["model"] = {**base["model"], "reference": other}
+    expected = play(world, live, [("update", shares(batch, 1)), ("export",)])[0]
+    sums = {}
+    for rank in play(world, known, [("reference", shares(batch, 1)), ("call", "forget_reference")]):
+        sums |= rank[0]
+    told = [replace(pair, reference=sums[pair.key.uid]) for pair in batch]
+    script = [("call", "forget_reference"), ("update", shares(told, 1)), ("export",)]
+    _, report, end = play(world, known, script)[0]
+    assert report.loss == pytest.approx(expected[0].loss, rel=1e-5)
+    assert worst(end, expected[1]) <= 1e-5
 
 
 @pytest.mark.parametrize("layout", ["one", "dp2"])

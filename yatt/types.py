@@ -198,7 +198,8 @@ class Sample:
     `reward` is the trajectory's, for ranks that work advantages out per token; of a pair it is the margin, of a
     labelled response +1 (desirable) or -1. Two sequences that are of use only together are one sample, end to end: the
     chosen and the rejected one of a pair, or a labelled response and one that belongs to another prompt. `second` is
-    where the second one begins; 0 where there is one only. Each begins with its prompt.
+    where the second one begins; 0 where there is one only. Each begins with its prompt. `reference` is how likely the
+    reference finds the trained tokens of both, where that was worked out beforehand: sums of log-probabilities.
     """
 
     key: SampleKey
@@ -208,6 +209,7 @@ class Sample:
     advantage: float = 1.0
     reward: float = 0.0
     second: int = 0
+    reference: tuple[float, float] | None = None
     media: tuple[Media, ...] = ()
 
     @property
@@ -246,7 +248,8 @@ class Share:
 class PackedBatch:
     """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
     `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
-    [S] has each sequence's sample's reward. Where a sample is of two sequences, so are all."""
+    [S] has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S] are the
+    reference's log-probabilities of each sequence, where they were worked out beforehand."""
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
@@ -256,6 +259,7 @@ class PackedBatch:
     rewards: torch.Tensor
     rollout_logprobs: torch.Tensor | None
     denominator: Denominator
+    ref_sums: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.devi
         rewards=put(np.float32([s.reward for s in sequences])),
         rollout_logprobs=rollout,
         denominator=denominator,
+        ref_sums=None if samples[0].reference is None else put(np.float32([s.reference for s in samples]).reshape(-1)),
     )
     return MicroBatch(
         batch=batch,

@@ -197,4 +197,6 @@ def _log_ratios(micro: MicroBatch, output: Tensor, groups: Groups) -> Tensor:
 
 def _sums(micro: MicroBatch, logprobs: Tensor) -> Tensor:
     batch = micro.batch
+    if batch.ref_sums is not None:
+        return sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens) - batch.ref_sums
     return sequence_sums(logprobs - micro.ref_logprobs, batch.loss_mask, batch.cu_seqlens)

@@ -62,6 +62,15 @@ class MegatronRank:
         """Collective. The loss of samples under the weights as they are, which stay so."""
         return self._started.evaluate(shares)
 
+    def reference(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:
+        """Collective. By uid, the reference's log-probabilities of both sequences of this rank's samples; from the last
+        pipeline stage. Without a folder of its own the reference is the policy as it is now."""
+        return self._started.reference_sums(shares)
+
+    def forget_reference(self) -> None:
+        """Free the reference: all it had to say is known."""
+        self._started.forget_reference()
+
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """Collective: every rank must exhaust it. The policy's weights, in full, one after another, on the model's
         device, under Hugging Face names; what is yielded must not be changed."""
@@ -132,9 +141,11 @@ def open_training(config: Config, groups: Groups) -> Training:
     updates = train.updates_per_step * train.epochs_per_step
     warmup = config.critic.warmup_steps if "critic" in loads else 0
 
-    def frozen(name: str, path: str) -> Network | None:
-        return Network(config, groups, path, f"model.{name}") if name in loads else None
+    def frozen(name: str, path: str | None) -> Network | None:
+        return Network(config, groups, path, f"model.{name}") if path and name in loads else None
 
+    # Before the first update, the policy itself is what a reference of its start would be.
+    untrained = None if config.algorithm.precompute_reference else start
     policy = Learner(
         config,
         groups,
@@ -156,8 +167,8 @@ def open_training(config: Config, groups: Groups) -> Training:
         groups,
         objective,
         policy,
-        reference=frozen("reference", config.model.reference or start),
-        teacher=frozen("teacher", config.model.teacher or start),
+        reference=frozen("reference", config.model.reference or untrained),
+        teacher=frozen("teacher", config.model.teacher),
         critic=critic,
     )
     for network in training.networks[1:] if train.offload and groups.device.type == "cuda" else ():

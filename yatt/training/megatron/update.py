@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from yatt.algorithm.preference import sequence_sums
 from yatt.config.schema import Config
 from yatt.training.megatron.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
 from yatt.training.megatron.measure import Measurements
@@ -86,6 +87,29 @@ class Training:
             for update in updates:
                 self.policy.infer(update.micro_batches, lambda micro, output: self._loss(micro, output, seen))
         return UpdateReport(**self._report(seen.total(), seen, len(updates), {}), grad_norm=0.0, learning_rate=0.0)
+
+    def reference_sums(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:
+        """By uid, how likely the reference finds the trained tokens of both sequences of a sample: sums of
+        log-probabilities, on the last pipeline stage. Without a model of its own it is the policy, as it is now.
+        Collective over all ranks."""
+        judge, found = self.reference or self.policy, dict[int, tuple[float, float]]()
+        every = [micro for update in self._pack(shares) for micro in update.micro_batches]
+        parts = [samples for _, micro_batches in merge(shares) for samples in micro_batches]
+        uids = {id(micro): [sample.key.uid for sample in samples] for micro, samples in zip(every, parts, strict=True)}
+
+        def keep(micro: MicroBatch, logits: Tensor) -> None:
+            batch = micro.batch
+            logprobs, _ = token_logprobs(logits, batch, 1.0, self.groups.tp)
+            sums = sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens).view(-1, 2).tolist()
+            found.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
+
+        with judge.aboard():
+            judge.infer(every, keep)
+        return found
+
+    def forget_reference(self) -> None:
+        """All it had to say is known: free its memory."""
+        self.reference = None
 
     def _begin(self, shares: Sequence[Share], epochs: int) -> tuple[list[Update], Measurements]:
         """The step's micro-batches, with all that is to be known of them before the first update."""
