@@ -9,6 +9,7 @@ import pytest
 
 from tests.simulation.ledger import audited
 from tests.simulation.worlds import COSTS, costs, settings
+from yatt.config.algorithms import RECIPES
 from yatt.errors import BackendError, ConfigError
 from yatt.simulation.costs import ControllerCosts, EngineCosts, Lengths, ScorerCosts, TrainerCosts
 from yatt.simulation.simulate import simulate
@@ -32,6 +33,15 @@ def test_three_steps_of_two_controllers_are_right() -> None:
     assert sum(s.counts.groups_dropped for s in report.steps) > 0
     assert sum(s.seconds for s in report.steps) == pytest.approx(report.seconds)
     assert all(0 < s.idle < 1 for s in report.steps)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.reinforces])
+def test_every_algorithm_that_draws_responses_is_simulated(name: str) -> None:
+    config = settings(algorithm=name)
+    reward = config.reward.model_copy(update={"function": "reward.py:reward"})  # its value is a part, too
+    run = audited(config.model_copy(update={"reward": reward}), COSTS, devices=2, controllers=1, steps=1, seed=0)
+    assert run.wrong == ()
+    assert run.report.steps[0].counts.part_sums["reward"] == pytest.approx(run.report.steps[0].counts.reward_sum)
 
 
 @pytest.mark.parametrize(

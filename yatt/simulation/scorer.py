@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class SimulatedJudge:
 
 class SimulatedScorer:
     """Implements `yatt.protocols.Scorer`. All siblings get the same reward in a share `equal_groups` of the
-    groups; in the others they differ. A score that hangs is cut off after `timeout`, as the reward workers do."""
+    groups; in the others they differ. A score that hangs is cut off after `timeout`, as the reward workers do. `parts`
+    are the names of a reward's parts, each with its value."""
 
     def __init__(
         self,
@@ -51,9 +52,11 @@ class SimulatedScorer:
         seed: int,
         on_scored: OnScored,
         judges: Sequence[SimulatedJudge] = (),
+        parts: Iterable[str] = (),
     ) -> None:
         self._seconds, self._equal = costs.scorer.seconds, costs.workload.equal_groups
         self._timeout, self._seed, self._on_scored, self._judges = timeout, seed, on_scored, judges
+        self._parts = tuple(parts)
         self._asking: set[asyncio.Future[Any]] = set()
         self._hangs = self._left = False
 
@@ -89,9 +92,9 @@ class SimulatedScorer:
 
     def _judge(self, trajectory: Trajectory) -> Score:
         uid = trajectory.prompt.uid
-        if self._equal and uniform(self._seed, "equal", uid) < self._equal:
-            return Score(status="ok", value=1.0)
-        return Score(status="ok", value=uniform(self._seed, "reward", uid, trajectory.sibling))
+        equal = self._equal and uniform(self._seed, "equal", uid) < self._equal
+        value = 1.0 if equal else uniform(self._seed, "reward", uid, trajectory.sibling)
+        return Score(status="ok", value=value, parts=dict.fromkeys(self._parts, value))
 
 
 TIMED_OUT = Score(status="timed_out", detail="hung")

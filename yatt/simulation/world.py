@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from yatt.algorithm.rewards import part_weights
 from yatt.balance import Assignment, assign
 from yatt.config.schema import Config
 from yatt.controller.assembly import (
@@ -262,6 +263,7 @@ class World:
             seed=self.config.run.seed,
             on_scored=self.witness.scored,
             judges=judges,
+            parts=part_weights(self.config.reward),
         )
 
     def _assemble(self) -> list[Controller]:
