@@ -1,17 +1,13 @@
-"""Group advantages, filters and samples, against numbers worked by hand."""
+"""Group advantages and filters, against numbers worked by hand."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from yatt.algorithm.advantage import ESTIMATORS, Outcomes, gdpo, grpo, opo, remax, rloo
 from yatt.algorithm.filter import FILTERS, all_equal
-from yatt.algorithm.rewards import overlong_penalty
-from yatt.algorithm.samples import samples
 from yatt.config.schema import AlgorithmConfig
-from yatt.types import Group, Prompt, SampleKey, Score, Trajectory
 
 
 def close(found, wanted):
@@ -91,61 +87,3 @@ def test_filters():
     assert all_equal([1.0, 1.0 + 1e-12]) and all_equal([0.0]) and all_equal([])
     assert not all_equal([0.0, 1.0]) and all_equal([0.0, 0.4], tolerance=0.5)
     assert not FILTERS["none"]([1.0, 1.0]) and FILTERS["all_equal"]([1.0, 1.0])
-
-
-def test_overlong_penalty_by_hand():
-    # Limit 100, buffer 20: free up to 80; 85 -> (80 - 85) / 20; 100 -> -1.
-    assert [overlong_penalty(n, 100, 20) for n in (1, 80, 85, 90, 100, 130)] == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
-    assert overlong_penalty(100, 100, 0) == 0.0 and overlong_penalty(101, 100, 0) == -1.0
-
-
-def group(uid, rewards, lengths, finish=None):
-    prompt = Prompt(uid=uid, row=uid, text="p", tokens=np.arange(2, dtype=np.int32))
-    trajectories = tuple(
-        Trajectory(
-            prompt=prompt,
-            sibling=i,
-            tokens=np.arange(2 + n, dtype=np.int32),
-            loss_mask=np.arange(2 + n) >= 2,
-            rollout_logprobs=np.full(2 + n, -0.5, dtype=np.float32),
-            spans=(),
-            finish=(finish or ["stop"] * len(rewards))[i],
-            text="",
-            score=Score(status="ok", value=value),
-        )
-        for i, (value, n) in enumerate(zip(rewards, lengths, strict=True))
-    )
-    return Group(prompt=prompt, trajectories=trajectories)
-
-
-def test_samples_carry_their_groups_advantage():
-    groups = [group(10, [1.0, 0.0], [3, 4]), group(4, [5.0, 5.0], [1, 1])]
-    made = samples(groups, AlgorithmConfig(normalize_std=False), 8)
-    assert [s.key for s in made] == [SampleKey(10, 0), SampleKey(10, 1), SampleKey(4, 0), SampleKey(4, 1)]
-    assert [s.advantage for s in made] == [0.5, -0.5, 0.0, 0.0]
-    assert made[1].tokens.tolist() == [0, 1, 2, 3, 4, 5] and made[1].trained_tokens == 4
-    assert made[0].rollout_logprobs is not None
-    assert [s.trained_tokens for s in made] == [3, 4, 1, 1]
-    # rloo of (1, 0): 1 - 0 and 0 - 1.
-    assert [s.advantage for s in samples(groups[:1], AlgorithmConfig(name="rloo"), 8)] == [1.0, -1.0]
-    assert samples([], AlgorithmConfig(), 8) == []
-
-
-def test_overlong_settings():
-    truncated = [group(0, [1.0, 0.0, 0.5], [2, 8, 2], ["stop", "length", "stop"])]
-    plain = AlgorithmConfig(normalize_std=False)
-    assert [s.advantage for s in samples(truncated, plain, 8)] == [0.5, -0.5, 0.0]
-    # mask: the truncated one is gone, the others keep the baseline it was part of.
-    masked = samples(truncated, plain.model_copy(update={"overlong": "mask"}), 8)
-    assert [(s.key.sibling, s.advantage) for s in masked] == [(0, 0.5), (2, 0.0)]
-    # penalty, buffer 4: 8 tokens -> -1; rewards 1, -1, .5: mean 1/6.
-    settings = plain.model_copy(update={"overlong": "penalty", "overlong_buffer": 4})
-    found = [s.advantage for s in samples(truncated, settings, 8)]
-    assert found == pytest.approx([1 - 1 / 6, -1 - 1 / 6, 0.5 - 1 / 6])
-
-
-def test_a_missing_reward_is_an_error():
-    bad = group(0, [1.0], [2])
-    with pytest.raises(ValueError, match="prompt 0, sibling 0"):
-        samples([group(0, [None], [2])], AlgorithmConfig(), 8)
-    assert samples([bad], AlgorithmConfig(), 8)[0].advantage == 0.0

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from yatt.algorithm.kl import kl
+from yatt.algorithm.kl import AdaptiveCoefficient, kl
 from yatt.algorithm.loss import AGGREGATES, aggregate, divisor, policy_loss, sft_loss
 from yatt.errors import ConfigError
 from yatt.types import Denominator
@@ -169,3 +169,43 @@ def test_kl_estimators_against_torch():
     for kind in ("k1", "k3"):
         torch.testing.assert_close((policy.exp() * kl(policy, reference, kind)).sum(), exact)
     assert (kl(policy, reference, "k3") >= 0).all()
+
+
+def test_kl_gradients_are_those_the_note_says():
+    # On average over the policy, as losses: k1 has no gradient, k2 that of KL(policy || reference), k3 the other KL's.
+    torch.manual_seed(1)
+    logits, reference = torch.randn(2, 6, dtype=torch.float64)
+    logits, reference = logits.requires_grad_(), reference.log_softmax(-1)
+
+    def gradient(value):
+        return torch.autograd.grad(value, logits)[0]
+
+    def estimated(kind):
+        logprobs = logits.log_softmax(-1)
+        return gradient((logprobs.exp().detach() * kl(logprobs, reference, kind)).sum())
+
+    policy = logits.log_softmax(-1)
+    wanted = {
+        "k1": torch.zeros(6, dtype=torch.float64),
+        "k2": gradient((policy.exp() * (policy - reference)).sum()),
+        "k3": gradient((reference.exp() * (reference - logits.log_softmax(-1))).sum()),
+    }
+    for kind, value in wanted.items():
+        torch.testing.assert_close(estimated(kind), value, rtol=0, atol=1e-14)
+
+
+def test_adaptive_coefficient_by_hand():
+    # Target 6, horizon 1000, 100 responses. KL 6.6: error .1, times 1 + .1 * .1. KL 60 and 0 are held at +-.2.
+    coefficient = AdaptiveCoefficient(0.5, 6.0, 1000.0)
+    coefficient.update(6.6, 100)
+    assert coefficient.value == pytest.approx(0.5 * 1.01)
+    coefficient.update(60.0, 100)
+    assert coefficient.value == pytest.approx(0.5 * 1.01 * 1.02)
+    coefficient.update(0.0, 100)
+    assert coefficient.value == pytest.approx(0.5 * 1.01 * 1.02 * 0.98)
+    again = AdaptiveCoefficient(0.1, 6.0, 1000.0)
+    again.restore(coefficient.state())
+    assert again.value == coefficient.value
+    fixed = AdaptiveCoefficient(0.5, None, 1000.0)
+    fixed.update(60.0, 100)
+    assert fixed.value == 0.5

@@ -55,7 +55,7 @@ class AdaptiveCoefficient:
         self._horizon = horizon
 
     def update(self, kl: float, responses: int) -> None:
-        """Take in a step's mean KL per response (summed over its tokens, and global), and how many responses it had."""
+        """Take in a step's mean KL, of all ranks and in the target's unit, and how many responses it had."""
         if self._target is not None:
             error = min(max(kl / self._target - 1, -self.LIMIT), self.LIMIT)
             self.value *= 1 + error * responses / self._horizon

@@ -1,0 +1,178 @@
+"""Shaped rewards, and samples with their advantages, against numbers worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from yatt.algorithm.rewards import RewardShaper, overlong_penalty, part_weights
+from yatt.algorithm.samples import samples
+from yatt.config.algorithms import RECIPES
+from yatt.config.schema import AlgorithmConfig, JudgeConfig, RewardConfig, RewardFunctionConfig
+from yatt.types import Group, Prompt, SampleKey, Score, Trajectory
+
+
+def group(uid, rewards, lengths, finish=None, parts=None, baseline=None):
+    prompt = Prompt(uid=uid, row=uid, text="p", tokens=np.arange(2, dtype=np.int32))
+    trajectories = tuple(
+        Trajectory(
+            prompt=prompt,
+            sibling=i,
+            tokens=np.arange(2 + n, dtype=np.int32),
+            loss_mask=np.arange(2 + n) >= 2,
+            rollout_logprobs=np.full(2 + n, -0.5, dtype=np.float32),
+            spans=(),
+            finish=(finish or ["stop"] * len(rewards))[i],
+            text="",
+            score=Score(status="ok", value=value, parts=parts[i] if parts else {}),
+        )
+        for i, (value, n) in enumerate(zip(rewards, lengths, strict=True))
+    )
+    return Group(prompt=prompt, trajectories=trajectories, baseline=baseline)
+
+
+def advantages(groups, *rest, **settings):
+    return [s.advantage for s in samples(groups, AlgorithmConfig(**settings), 8, *rest)]
+
+
+def rewards(groups, *rest, **settings):
+    return [s.reward for s in samples(groups, AlgorithmConfig(**settings), 8, *rest)]
+
+
+def test_samples_carry_their_groups_advantage():
+    groups = [group(10, [1.0, 0.0], [3, 4]), group(4, [5.0, 5.0], [1, 1])]
+    made = samples(groups, AlgorithmConfig(normalize_std=False), 8)
+    assert [s.key for s in made] == [SampleKey(10, 0), SampleKey(10, 1), SampleKey(4, 0), SampleKey(4, 1)]
+    assert [s.advantage for s in made] == [0.5, -0.5, 0.0, 0.0]
+    assert [s.reward for s in made] == [1.0, 0.0, 5.0, 5.0]
+    assert made[1].tokens.tolist() == [0, 1, 2, 3, 4, 5] and made[1].trained_tokens == 4
+    assert made[0].rollout_logprobs is not None
+    assert [s.trained_tokens for s in made] == [3, 4, 1, 1]
+
+
+def test_each_recipes_advantage_by_hand():
+    # Rewards 1, 0 of 2 and 6 tokens; the greedy response got .5.
+    pair = [group(0, [1.0, 0.0], [2, 6], baseline=0.5)]
+    half = 0.5 / (math.sqrt(0.5) + 1e-6)
+    wanted = {
+        "grpo": [half, -half],
+        "dr_grpo": [0.5, -0.5],
+        "gpg": [0.5, -0.5],
+        "rloo": [1.0, -1.0],
+        "opo": [0.75, -0.25],  # baseline (2 * 1 + 6 * 0) / 8
+        "remax": [0.5, -0.5],
+    }
+    for name, values in wanted.items():
+        assert advantages(pair, name=name) == pytest.approx(values, abs=1e-12), name
+
+
+def test_token_algorithms_get_rewards_and_no_advantage():
+    groups = [group(0, [1.0, 0.0, 0.5], [2, 2, 2]), group(1, [3.0], [1])]
+    for name in ("ppo", "reinforce_plus_plus", "distillation"):
+        assert advantages(groups, name=name) == [1.0] * 4
+        assert rewards(groups, name=name) == [1.0, 0.0, 0.5, 3.0]
+    # Less the mean of its group: .5, and of the lone one itself.
+    assert rewards(groups, name="reinforce_plus_plus_baseline") == [0.5, -0.5, 0.0, 0.0]
+    assert samples([], AlgorithmConfig(name="ppo"), 8) == []
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.reinforces])
+def test_no_groups_are_no_samples(name):
+    assert samples([], AlgorithmConfig(name=name), 8, None, {"reward": 1.0}) == []
+
+
+def test_gdpo_normalises_each_part():
+    # right: 1, 0: deviations +-.5 over sqrt(.5); short: 20, 40: the other way. Weights 1 and .25: (1 - .25) of it. The
+    # extra number right.length is no reward.
+    parts = [{"right": 1.0, "short": 20.0, "right.length": 9}, {"right": 0.0, "short": 40.0, "right.length": 1}]
+    given = [group(0, [6.0, 10.0], [4, 4], parts=parts)]
+    unit = math.sqrt(0.5)
+    weights = {"right": 1.0, "short": 0.25}
+    assert advantages(given, None, weights, name="gdpo") == pytest.approx([0.75 * unit, -0.75 * unit], abs=1e-5)
+    # Lengths 2 and 6 of 8: the penalty is one reward more, of weight length_penalty.
+    shorter = [group(0, [6.0, 10.0], [2, 6], parts=parts)]
+    found = advantages(shorter, None, weights, name="gdpo", length_penalty=0.5)
+    assert found == pytest.approx([1.25 * unit, -1.25 * unit], abs=1e-5)
+    with pytest.raises(ValueError, match="prompt 0, sibling 0: its score has no part wrong, only right, short"):
+        advantages(given, None, {"wrong": 1.0}, name="gdpo")
+
+
+def test_part_weights_are_those_of_the_reward():
+    assert part_weights(RewardConfig(function="exact_match")) == {"reward": 1.0}
+    functions = {
+        "right": RewardFunctionConfig(function="a:b"),
+        "short": RewardFunctionConfig(function="a:c", weight=0.1),
+    }
+    judges = {"judge": JudgeConfig(path="x", weight=0.5)}
+    assert part_weights(RewardConfig(functions=functions, models=judges)) == {"right": 1.0, "short": 0.1, "judge": 0.5}
+
+
+def test_overlong_penalty_by_hand():
+    # Limit 100, buffer 20: free up to 80; 85 -> (80 - 85) / 20; 100 -> -1.
+    assert [overlong_penalty(n, 100, 20) for n in (1, 80, 85, 90, 100, 130)] == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+    assert overlong_penalty(100, 100, 0) == 0.0 and overlong_penalty(101, 100, 0) == -1.0
+
+
+def test_overlong_settings():
+    truncated = [group(0, [1.0, 0.0, 0.5], [2, 8, 2], ["stop", "length", "stop"])]
+    plain = AlgorithmConfig(normalize_std=False)
+    assert [s.advantage for s in samples(truncated, plain, 8)] == [0.5, -0.5, 0.0]
+    # mask: the truncated one is gone, the others keep the baseline it was part of.
+    masked = samples(truncated, plain.model_copy(update={"overlong": "mask"}), 8)
+    assert [(s.key.sibling, s.advantage) for s in masked] == [(0, 0.5), (2, 0.0)]
+    # penalty, buffer 4: 8 tokens -> -1; rewards 1, -1, .5: mean 1/6.
+    settings = plain.model_copy(update={"overlong": "penalty", "overlong_buffer": 4})
+    found = [s.advantage for s in samples(truncated, settings, 8)]
+    assert found == pytest.approx([1 - 1 / 6, -1 - 1 / 6, 0.5 - 1 / 6])
+
+
+def test_a_missing_reward_is_an_error():
+    bad = group(0, [1.0], [2])
+    with pytest.raises(ValueError, match="prompt 0, sibling 0"):
+        samples([group(0, [None], [2])], AlgorithmConfig(), 8)
+    assert samples([bad], AlgorithmConfig(), 8)[0].advantage == 0.0
+
+
+def test_a_reward_is_clipped_then_penalised():
+    # 5 is held at 2; 4 of 8 tokens at .5 take .25 off; overlong: buffer 6, 4 tokens are 2 over 2 free ones: -2/6.
+    given = [group(0, [5.0, -5.0, 1.0], [4, 4, 8])]
+    assert rewards(given, reward_clip=2.0) == [2.0, -2.0, 1.0]
+    assert rewards(given, reward_clip=2.0, length_penalty=0.5) == [1.75, -2.25, 0.5]
+    found = rewards(given, reward_clip=2.0, length_penalty=0.5, overlong="penalty", overlong_buffer=6)
+    assert found == pytest.approx([1.75 - 1 / 3, -2.25 - 1 / 3, -0.5])
+
+
+def test_rewards_are_normalised_by_earlier_steps():
+    config = AlgorithmConfig(reward_normalize=True, reward_clip=1.0)
+    shaper = RewardShaper(config, 8)
+    first, second = group(0, [1.0, 3.0, 8.0], [1, 1, 1]).trajectories, group(1, [9.0, 0.5], [1, 1]).trajectories
+    assert [shaper.shaped(t) for t in first] == [1.0, 1.0, 1.0]  # the first step as it is, but for the clip
+    shaper.close(3, 12.0, 74.0)
+    # Mean 4, sample variance (74 - 3 * 16) / 2 = 13: (9 - 4) / sqrt(13) is over 1; (.5 - 4) / sqrt(13).
+    assert [shaper.shaped(t) for t in second] == pytest.approx([1.0, -3.5 / math.sqrt(13)])
+    other = RewardShaper(config, 8)
+    other.restore(shaper.state())
+    assert other.shaped(second[1]) == shaper.shaped(second[1])
+    # Over both steps: 1, 3, 8, 9, .5: mean 4.3, squares 74 + 81.25; (155.25 - 5 * 18.49) / 4 = 15.7.
+    shaper.close(2, 9.5, 81.25)
+    assert shaper.scaled(5.0) == pytest.approx(0.7 / math.sqrt(15.7))
+
+
+def test_equal_rewards_are_only_centred():
+    shaper = RewardShaper(AlgorithmConfig(reward_normalize=True), 8)
+    shaper.close(1, 0.1, 0.1 * 0.1)
+    assert shaper.scaled(0.7) == 0.7  # one reward says nothing of the deviation
+    for _ in range(6):
+        shaper.close(1, 0.1, 0.1 * 0.1)
+    assert shaper.scaled(0.7) == pytest.approx(0.6)
+
+
+def test_a_greedy_baseline_is_scaled_like_the_rewards():
+    config = AlgorithmConfig(name="remax", reward_normalize=True, reward_clip=5.0, length_penalty=0.5)
+    shaper = RewardShaper(config, 8)
+    shaper.close(2, 2.0, 4.0)  # 0 and 2: mean 1, deviation sqrt(2)
+    given = [group(0, [3.0, 1.0], [4, 8], baseline=1.0), group(1, [100.0], [8], baseline=-1.0)]
+    # (3 - 1) / sqrt(2) - .25 - 0, and 0 - .5 - 0. The last is held at 5, less .5, less (-1 - 1) / sqrt(2).
+    root = math.sqrt(2)
+    found = [s.advantage for s in samples(given, config, 8, shaper)]
+    assert found == pytest.approx([root - 0.25, -0.5, 5 - 0.5 + root])
