@@ -8,6 +8,7 @@ import pytest
 from tiny_models import save_tiny, tiny_model
 
 from yatt.config import facts
+from yatt.config.algorithms import RECIPES
 from yatt.config.facts import local_gpus, model_facts, tokenizer_size
 from yatt.config.load import load_config
 from yatt.config.rules import check
@@ -41,6 +42,7 @@ def settings(tmp_path, no_gpu):
         base += ["rollout.max_tokens=32", f"data.path={tmp_path}/d.jsonl", "reward.function=exact_match"]
         return load_config(None, [*base, *words])
 
+    build.data = tmp_path / "d.jsonl"
     return build
 
 
@@ -52,6 +54,8 @@ def refused(config):
 
 
 SFT = ("algorithm.name=sft", "reward.function=null")
+DPO = ("algorithm.name=dpo", "reward.function=null")
+TEACHER = "algorithm.name=distillation | model.teacher=TINY | reward.function=null"
 JUDGE = 'reward.models.j={url: "http://x/v1", model: m, parser: number, template: "{question} {response}"}'
 
 
@@ -60,6 +64,14 @@ def test_what_breaks_no_rule_passes(settings, tiny):
     assert check(settings(tiny, *SFT, "rollout.max_tokens=4096")) == []
     assert check(settings(tiny, JUDGE, 'reward.models.j.template={"score": {response}} {}')) == []
     assert check(settings(tiny, JUDGE, "reward.function=null")) == []
+    assert check(settings(tiny, "algorithm.name=distillation", f"model.teacher={tiny}", "reward.function=null")) == []
+    ppo = ["algorithm.name=ppo", "algorithm.kl={place: reward, coefficient: 0.1, target: 0.05, horizon: 500}"]
+    assert check(settings(tiny, *ppo, "rollout.n=1", "train.epochs_per_step=4", "critic.warmup_steps=3")) == []
+    for name in RECIPES:
+        rows = RECIPES[name].rows != "prompts"
+        words = [f"model.teacher={tiny}"] * RECIPES[name].teacher + ["reward.function=null"] * rows
+        data = ["train.tokens_per_micro_batch=128", f"evaluate.path={settings.data}"]
+        assert check(settings(tiny, f"algorithm.name={name}", *words, *data)) == [], name
 
 
 BROKEN = """
@@ -103,14 +115,78 @@ algorithm.name=rloo | rollout.n=1
     rollout.n=1 gives a group of one, which teaches rloo nothing; use at least 2
 rollout.temperature=0
     rollout.temperature=0 makes all responses
+algorithm.name=reinforce_plus_plus_baseline | rollout.n=1
+    rollout.n=1 gives a group of one, which teaches reinforce_plus_plus_baseline nothing; use at least 2
+algorithm.name=ppo | rollout.n=1 | rollout.filter=all_equal
+    rollout.filter=all_equal drops every group of rollout.n=1: the rewards of each are all equal; use none
+TEACHER | rollout.filter=all_equal
+    rollout.filter=all_equal drops every group of a run without a reward: the rewards of each are all equal; use none
 SFT | algorithm.kl.coefficient=0.1
-    algorithm.kl.coefficient=0.1 has no meaning for algorithm.name=sft; leave it at 0.0
+    algorithm.kl.coefficient=0.1 is not a setting of sft; grpo, dr_grpo, dapo and others have it; leave it at 0.0
 SFT | algorithm.dual_clip=3
-    algorithm.dual_clip=3.0 has no meaning for algorithm.name=sft; leave it at null
+    algorithm.dual_clip=3.0 is not a setting of sft; grpo, dr_grpo, dapo and others have it; leave it at null
+algorithm.gae_lambda=0.9
+    algorithm.gae_lambda=0.9 is not a setting of grpo; ppo has it; leave it at 1.0
+algorithm.beta=0.2
+    algorithm.beta=0.2 is not a setting of grpo; dpo, cdpo, ipo and others have it; leave it at 0.1
+algorithm.name=gspo | algorithm.dual_clip=3
+    algorithm.dual_clip=3.0 is not a setting of gspo; grpo, dr_grpo, dapo and others have it; leave it at null
+algorithm.name=gspo | algorithm.tau_negative=2
+    algorithm.tau_negative=2.0 is not a setting of gspo; sapo has it; leave it at 1.05
+DPO | algorithm.label_smoothing=0.1
+    algorithm.label_smoothing=0.1 is not a setting of dpo; cdpo has it; leave it at 0.0
+DPO | algorithm.desirable_weight=2
+    algorithm.desirable_weight=2.0 is not a setting of dpo; kto has it; leave it at 1.0
+DPO | algorithm.correction.level=token
+    algorithm.correction.level=token is not a setting of dpo; grpo, dr_grpo, dapo and others have it; leave it at none
+critic.value_clip=null
+    critic.value_clip=null is for a critic, which grpo has not; ppo has one; leave it at 0.2
+DPO | critic.path=x
+    critic.path=x is for a critic, which dpo has not; ppo has one; leave it at null
+DPO | data.margin_key=m
+    data.margin_key=m is only for algorithm.name=reward_model, not dpo; unset it
+model.teacher=x
+    model.teacher=x is only for algorithm.name=distillation, not grpo; unset it
+algorithm.name=distillation
+    model.teacher is not set; algorithm.name=distillation needs the folder of a model to learn from
+algorithm.name=ppo | critic.warmup_steps=4
+    critic.warmup_steps=4 is not under train.steps=4: the policy would never learn; lower it
+model.reference=x
+    model.reference=x is never loaded, for algorithm.kl.coefficient=0; unset it
+SFT | model.reference=x
+    model.reference=x is never loaded, for algorithm.name=sft; unset it
+algorithm.name=ppo | algorithm.kl.place=reward
+    algorithm.kl.place=reward needs a reference, and algorithm.kl.coefficient=0 loads none; use a coefficient such as
+algorithm.kl.place=reward | algorithm.kl.coefficient=0.1
+    algorithm.kl.place=reward needs a reward for every token, and grpo has one for a whole response; reinforce
+algorithm.name=ppo | algorithm.kl.target=0.1 | algorithm.kl.coefficient=0.1
+    algorithm.kl.target=0.1 adapts the coefficient of a KL in the reward, and algorithm.kl.place=loss; unset it, or use
+algorithm.name=ppo | algorithm.kl.horizon=5
+    algorithm.kl.horizon=5.0 has no meaning without algorithm.kl.target; leave it at 10000.0
+algorithm.correction.kind=mask
+    algorithm.correction.kind=mask has no meaning with algorithm.correction.level=none; leave it at truncate, or use
+algorithm.correction.level=token | algorithm.correction.low=3
+    algorithm.correction.low=3.0 is over algorithm.correction.high=2.0; give the lower bound first
+algorithm.loss=no/such.py:f
+    algorithm.loss=no/such.py:f: no such file, from
+algorithm.advantage=mine
+    algorithm.advantage=mine names no function; use FILE.py:NAME
 SFT | rollout.filter=all_equal
     rollout.filter=all_equal has no meaning for algorithm.name=sft; leave it at none
+SFT | train.epochs_per_step=2
+    train.epochs_per_step=2 has no meaning for algorithm.name=sft; leave it at 1
+SFT | evaluate.samples=4
+    evaluate.samples=4 has no meaning for algorithm.name=sft; leave it at 1
+DPO | evaluate.correct_at=0.5
+    evaluate.correct_at=0.5 has no meaning for algorithm.name=dpo; leave it at 1.0
 SFT | evaluate.size=3
-    evaluate.path and evaluate.size have no meaning for algorithm.name=sft
+    evaluate.size=3 has nothing to evaluate on; set evaluate.path, or unset it
+DPO | train.tokens_per_micro_batch=127
+    train.tokens_per_micro_batch=127 cannot hold the two sequences of a sample, each of model.context_length=64 tokens;
+DPO | placement.mode=dynamic
+    placement.mode=dynamic has no meaning for algorithm.name=dpo; use colocated
+DPO | cluster.slots=2 | train.batch_size=7
+    train.batch_size=7 is not divisible by 2 data-parallel rank(s) x train.updates_per_step=1; use 6 or 8
 algorithm.name=sft
     reward.function has no meaning for algorithm.name=sft; unset it
 reward.function=null
@@ -157,23 +233,30 @@ train.optimizer.betas=[0.9, 1]
     train.optimizer.betas=[0.9, 1.0]: 1.0 is not from 0 to below 1
 weights.dir=x
     weights.dir=x needs weights.transport=disk, not shm; unset it
-model.reference=no/such
+model.reference=no/such | algorithm.kl.coefficient=0.1
     model.reference=no/such: no such folder; name a Hugging Face model folder
+DPO | model.reference=no/such
+    model.reference=no/such: no such folder; name a Hugging Face model folder
+algorithm.name=ppo | critic.path=no/such
+    critic.path=no/such: no such folder; name a Hugging Face model folder
+algorithm.name=distillation | model.teacher=no/such
+    model.teacher=no/such: no such folder; name a Hugging Face model folder
 model.path=no/such
     model.path=no/such: no such folder; name a Hugging Face model folder
 """
-"""Words, then how the one line of the error begins. SFT and JUDGE stand for the words of those names."""
+"""Words, then how the one line of the error begins. SFT, DPO, TEACHER and JUDGE stand for the words of those names."""
 
 
 def broken():
     lines = BROKEN.strip().splitlines()
     for words, said in zip(lines[::2], lines[1::2], strict=True):
-        yield words.replace("SFT", " | ".join(SFT)).replace("JUDGE", JUDGE).split(" | "), said.strip()
+        words = words.replace("SFT", " | ".join(SFT)).replace("DPO", " | ".join(DPO)).replace("TEACHER", TEACHER)
+        yield words.replace("JUDGE", JUDGE).split(" | "), said.strip()
 
 
 @pytest.mark.parametrize(("words", "said"), list(broken()))
 def test_broken_rules(settings, tiny, words, said):
-    (line,) = refused(settings(tiny, *words))
+    (line,) = refused(settings(tiny, *(word.replace("TINY", tiny) for word in words)))
     assert line.startswith(said)
 
 
@@ -190,14 +273,10 @@ def test_all_broken_rules_come_at_once(settings, tiny):
 
 def test_warnings(settings, tiny, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    words = ["cluster.slots=4", "train.optimizer.warmup_steps=4", f"model.reference={tiny}", "rollout.top_p=0.9"]
+    words = ["cluster.slots=4", "train.optimizer.warmup_steps=8", "train.epochs_per_step=2", "rollout.top_p=0.9"]
     warnings = check(settings(tiny, *words))
-    assert [w.split()[0] for w in warnings] == [
-        "cluster.slots=4",
-        "train.optimizer.warmup_steps=4",
-        f"model.reference={tiny}",
-        "rollout.top_p",
-    ]
+    assert [w.split()[0] for w in warnings] == ["cluster.slots=4", "train.optimizer.warmup_steps=8", "rollout.top_p"]
+    assert check(settings(tiny, "train.optimizer.warmup_steps=7", "train.epochs_per_step=2")) == []
 
 
 def test_more_slots_than_gpus(settings, tiny, monkeypatch):
@@ -262,6 +341,53 @@ def test_vocabularies_that_do_not_fit(settings, folder, tmp_path):
     )
     (folder / "tokenizer.json").unlink()
     assert refused(settings(folder)) == [f"model.path={folder}: it has no readable tokenizer.json"]
+
+
+def test_models_beside_the_policy(settings, tiny, tmp_path):
+    ppo, other = "algorithm.name=ppo", save_tiny(tmp_path / "other", "llama", num_attention_heads=2, labels=1)
+    assert check(settings(tiny, ppo, f"critic.path={other}")) == []  # a value head, other sizes, another family
+    assert refused(settings(tiny, ppo, f"critic.path={other}", "train.tp=4", "cluster.slots=4", "train.pp=1"))[-1] == (
+        f"train.tp=4 does not divide 2 attention heads and 2 key/value heads of critic.path={other}; use 1 or 2"
+    )
+    spoil(tmp_path / "other", "config.json", id2label={"0": "a", "1": "b"}, max_position_embeddings=32)
+    assert refused(settings(tiny, ppo, f"critic.path={other}")) == [
+        f"critic.path={other}: its head has 2 labels; a reward model has one, whose logit is the reward"
+    ]
+    spoil(tmp_path / "other", "config.json", id2label={"0": "a"})
+    tokenizer = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {"a": 6, "b": 5}  # <pad> <eos> <bos>, line break, blank, a, b
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert refused(settings(tiny, ppo, f"critic.path={other}")) == [
+        f"critic.path={other}: its tokenizer is not the policy's: token 5 is 'b', and 'a' in model.path={tiny}; "
+        "use a model with the same tokenizer",
+        f"critic.path={other} has max_position_embeddings=32, under model.context_length=64; use at most 32",
+    ]
+    shutil.copy(f"{tiny}/tokenizer.json", tmp_path / "other")
+    spoil(tmp_path / "other", "tokenizer.json", added_tokens=[{"id": 91, "content": "<new>"}])
+    (line, _) = refused(settings(tiny, ppo, f"critic.path={other}"))
+    assert ": token 91 is '<new>', and missing in model.path=" in line
+    (tmp_path / "other" / "tokenizer.json").unlink()  # then the number of entries has to do
+    assert len(refused(settings(tiny, ppo, f"critic.path={other}"))) == 1
+
+
+def test_classifiers_are_trained_as_reward_models_only(settings, tmp_path):
+    path = save_tiny(tmp_path / "scorer", "qwen2", labels=1)
+    score = ["algorithm.name=reward_model", "reward.function=null"]
+    assert check(settings(path, *score, "data.margin_key=m")) == []
+    assert model_facts(path, scalar=True).tied
+    supported = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
+    refusal = f"model.path={path}: architecture Qwen2ForSequenceClassification is not supported; use one of {supported}"
+    assert refused(settings(path)) == [refusal]
+    assert refused(settings(path, *SFT)) == [refusal]
+    spoil(tmp_path / "scorer", "config.json", id2label={"0": "a", "1": "b", "2": "c"})
+    assert refused(settings(path, *score)) == [
+        f"model.path={path}: its head has 3 labels; a reward model has one, whose logit is the reward"
+    ]
+    spoil(tmp_path / "scorer", "config.json", architectures=["Qwen2ForTokenClassification"])
+    assert refused(settings(path, *score))[0].endswith(
+        f"is not supported; use one of {supported}, LlamaForSequenceClassification, Qwen2ForSequenceClassification, "
+        "Qwen3ForSequenceClassification"
+    )
 
 
 @pytest.mark.parametrize(("architecture", "tie"), [("qwen3", True), ("qwen2", False), ("llama", True)])

@@ -19,8 +19,11 @@ from yatt.errors import ConfigError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """What can be trained."""
+CLASSIFIERS = tuple(name.replace("ForCausalLM", "ForSequenceClassification") for name in ARCHITECTURES)
+"""What can be trained to score: with one label."""
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
+_TOKENIZER = "tokenizer.json"
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -29,7 +32,7 @@ _SIZES = (
     "vocab_size",
     "max_position_embeddings",
 )
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDING, _HEAD, _SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,11 @@ def model_facts(
     *,
     weights: bool = True,
     judge: Literal["generative", "classifier"] | None = None,
+    scalar: bool = False,
 ) -> ModelFacts:
     """Reads config.json and the headers of the weight files; without `weights`, config.json alone. With `judge`, the
-    model is one of that kind, which is served and never trained: any architecture with the right head will do.
+    model is one of that kind, which is served and never trained: any architecture with the right head will do. With
+    `scalar` it is trained to score, so that a classifier of one label will do as well as a language model.
 
     Raises ConfigError naming `setting` where one is missing, torn, or of an architecture that is not supported.
     """
@@ -74,16 +79,15 @@ def model_facts(
     config = _read_json(folder / "config.json", setting)
     if judge is not None:
         _check_judge(config, f"{setting}={path}", judge)
-    elif (architecture := architecture_of(config)) not in ARCHITECTURES:
-        raise ConfigError(
-            f"{setting}={path}: architecture {architecture} is not supported; use one of {', '.join(ARCHITECTURES)}"
-        )
+    else:
+        _check_trained(config, f"{setting}={path}", scalar)
+    classifies = architecture_of(config).endswith(HEADS["classifier"])
     wrong = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if wrong:
         raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
-    tied = bool(config.get("tie_word_embeddings")) or judge == "classifier"
+    tied = bool(config.get("tie_word_embeddings")) or classifies
     shapes = _weights(folder, setting) if weights else {}
-    for name in (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
+    for name in (_EMBEDDING, _SCORE) if classifies else (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
         if weights and judge is None and name not in shapes:
             raise ConfigError(f"{setting}={path}: its weight files have no {name}; save the model with save_pretrained")
     return ModelFacts(
@@ -112,21 +116,52 @@ def _check_judge(config: Mapping[str, Any], at: str, kind: Literal["generative",
         fits = [other for other, head in HEADS.items() if architecture.endswith(head)]
         remedy = f"set its kind to {fits[0]}" if fits else f"a {kind} judge's name ends in {HEADS[kind]}"
         raise ConfigError(f"{at}: architecture {architecture} is no {kind} judge; {remedy}")
+    if kind == "classifier":
+        _check_labels(config, at)
+
+
+def _check_trained(config: Mapping[str, Any], at: str, scalar: bool) -> None:
+    architecture, known = architecture_of(config), ARCHITECTURES + CLASSIFIERS * scalar
+    if architecture not in known:
+        raise ConfigError(f"{at}: architecture {architecture} is not supported; use one of {', '.join(known)}")
+    if architecture in CLASSIFIERS:
+        _check_labels(config, at)
+
+
+def _check_labels(config: Mapping[str, Any], at: str) -> None:
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    if kind == "classifier" and labels != 1:
+    if labels != 1:
         raise ConfigError(f"{at}: its head has {labels} labels; a reward model has one, whose logit is the reward")
 
 
 def tokenizer_size(path: str, setting: str = "model.path") -> int:
     """One more than the largest token id of the folder's tokenizer.json, added tokens included."""
-    file = Path(path) / "tokenizer.json"
+    return 1 + max(_tokens(path, setting))
+
+
+def differing_token(path: str, other: str, setting: str) -> tuple[int, str | None, str | None] | None:
+    """The first token id that does not stand for the same in the tokenizers of `path` and of `other`, which `setting`
+    names: the id, and what it stands for in each. None where there is none, or `other` has no tokenizer."""
+    if not (Path(other) / _TOKENIZER).exists():
+        return None
+    here, there = _tokens(path, "model.path"), _tokens(other, setting)
+    first = min((token for token in here.keys() | there.keys() if here.get(token) != there.get(token)), default=None)
+    return None if first is None else (first, here.get(first), there.get(first))
+
+
+def _tokens(path: str, setting: str) -> dict[int, str]:
+    """What each token id of the folder's tokenizer.json stands for, added tokens included."""
+    file = Path(path) / _TOKENIZER
     tokenizer = _read_json(file, setting)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    last = max(vocabulary.values(), default=-1) if isinstance(vocabulary, dict) else len(vocabulary) - 1
-    size = 1 + max([last, *(token["id"] for token in tokenizer.get("added_tokens") or [])])
-    if not size:
+    if isinstance(vocabulary, dict):
+        found = {token: text for text, token in vocabulary.items()}
+    else:
+        found = dict(enumerate(text for text, _ in vocabulary))
+    found |= {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
+    if not found:
         raise ConfigError(f"{setting}={path}: {file} has no tokens")
-    return int(size)
+    return found
 
 
 def parameters(models: Mapping[str, str]) -> dict[str, float]:

@@ -25,9 +25,9 @@ def placement_mistakes(config: Config, slots: int | None, slots_name: str) -> It
     """One line for each broken rule. `slots` is None where only the cluster knows; `slots_name` is how the user says
     their number."""
     placement, mode = config.placement, config.placement.mode
-    if config.algorithm.name == "sft":
+    if not config.algorithm.recipe.reinforces:
         if mode != "colocated":
-            yield f"placement.mode={mode} has no meaning for algorithm.name=sft; use colocated"
+            yield f"placement.mode={mode} has no meaning for algorithm.name={config.algorithm.name}; use colocated"
         return
     given = {role: options.get("tensor_parallel_size", 1) for role, options in served(config).items()}
     sizes = {role: int(size) for role, size in given.items() if isinstance(size, int | float) and size > 0}

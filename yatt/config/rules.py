@@ -6,12 +6,15 @@ import glob
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from yatt.config.facts import ModelFacts, local_gpus, model_facts, tokenizer_size
+from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
+from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
+from yatt.config.models import facts_beside, models_beside, policy_facts
 from yatt.config.placement import placement_mistakes, slot_memory, train_slots
-from yatt.config.schema import AlgorithmConfig, Config, RolloutConfig
+from yatt.config.schema import Config, TrainConfig
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
 from yatt.placement import cost
@@ -27,8 +30,16 @@ class Case:
     model: ModelFacts | None
     gpus: int
     slots: int | None
-    sft: bool
     slots_name: str = "cluster.slots"
+
+    @property
+    def offline(self) -> bool:
+        """Whether rows are learned from, and no responses drawn."""
+        return not self.config.algorithm.recipe.reinforces
+
+    @property
+    def name(self) -> str:
+        return f"algorithm.name={self.config.algorithm.name}"
 
     @property
     def train_slots(self) -> int | None:
@@ -40,13 +51,12 @@ def check(config: Config) -> list[str]:
     mistakes: list[str] = []
     model = None
     try:
-        model = model_facts(config.model.path)
+        model = policy_facts(config)
     except ConfigError as error:
         mistakes.append(str(error))
     cluster, gpus = config.cluster, local_gpus()
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
-    sft = config.algorithm.name == "sft"
-    case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset, sft=sft)
+    case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset)
     for rule in (*PLANNED, _model, _data, _reward, _devices, _trackers):
         mistakes += rule(case)
     mistakes = mistakes or list(_memory(case))
@@ -58,12 +68,10 @@ def check(config: Config) -> list[str]:
 def check_plan(config: Config, devices: Sequence[int]) -> ModelFacts:
     """Check what can be simulated on each number of devices: the settings and the model's config.json, without weights,
     tokenizer, data, reward or GPUs. Raises ConfigError with one line per broken rule."""
-    if config.algorithm.name == "sft":
-        raise ConfigError("algorithm.name=sft has no rollout to plan; use a config of grpo or rloo")
-    model = model_facts(config.model.path, weights=False)
-    cases = [
-        Case(config=config, model=model, gpus=0, slots=slots, sft=False, slots_name="--devices") for slots in devices
-    ]
+    if not config.algorithm.recipe.reinforces:
+        raise ConfigError(f"algorithm.name={config.algorithm.name} has no rollout to plan; use a config of grpo or ppo")
+    model = policy_facts(config, weights=False)
+    cases = [Case(config=config, model=model, gpus=0, slots=slots, slots_name="--devices") for slots in devices]
     mistakes = [mistake for case in cases for rule in PLANNED for mistake in rule(case)]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -86,16 +94,10 @@ def _model(case: Case) -> Iterator[str]:
         yield str(error)
     if model.embedding_rows != vocabulary:
         yield f"model.path={path}: its weights have {model.embedding_rows} embedding rows but vocab_size={vocabulary}"
-    if config.model.reference is not None:
-        try:
-            other = model_facts(config.model.reference, "model.reference").vocab_size
-            if other != vocabulary:
-                yield (
-                    f"model.reference={config.model.reference} has vocab_size={other} but the policy has {vocabulary}; "
-                    "use a model with the same tokenizer"
-                )
-        except ConfigError as error:
-            yield str(error)
+    yield from beside_mistakes(config, model)
+    for setting, other in models_beside(config).items():
+        with suppress(ConfigError):  # said already
+            yield from _division(config.train, facts_beside(setting, other), f" of {setting}={other}")
     if config.model.context_length > model.max_positions:
         yield (
             f"model.context_length={config.model.context_length} is over the model's "
@@ -108,20 +110,9 @@ _ENGINE_NUMBERS = ("tensor_parallel_size", "max_num_seqs", "gpu_memory_utilizati
 
 
 def _layout(case: Case) -> Iterator[str]:
-    train, model = case.config.train, case.model
-    if model is not None:
-        counts = {
-            "attention heads": model.heads,
-            "key/value heads": model.kv_heads,
-            "vocabulary entries": model.vocab_size,
-            "MLP columns": model.intermediate_size,
-        }
-        fits = _divisors(math.gcd(*counts.values()))
-        broken = [f"{count} {what}" for what, count in counts.items() if count % train.tp]
-        if broken:
-            yield f"train.tp={train.tp} does not divide {' and '.join(broken)}; use {_either(fits)}"
-        if model.layers % train.pp:
-            yield f"train.pp={train.pp} does not divide {model.layers} layers; use {_either(_divisors(model.layers))}"
+    train = case.config.train
+    if case.model is not None:
+        yield from _division(train, case.model)
     size = train.tp * train.pp
     apart = case.config.placement.mode == "disaggregated"
     if case.slots is not None and case.slots % size and not apart:
@@ -145,15 +136,32 @@ def _layout(case: Case) -> Iterator[str]:
         yield "train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false"
 
 
+def _division(train: TrainConfig, model: ModelFacts, of: str = "") -> Iterator[str]:
+    counts = {
+        "attention heads": model.heads,
+        "key/value heads": model.kv_heads,
+        "vocabulary entries": model.vocab_size,
+        "MLP columns": model.intermediate_size,
+    }
+    fits = _divisors(math.gcd(*counts.values()))
+    broken = [f"{count} {what}" for what, count in counts.items() if count % train.tp]
+    if broken:
+        yield f"train.tp={train.tp} does not divide {' and '.join(broken)}{of}; use {_either(fits)}"
+    if model.layers % train.pp:
+        yield f"train.pp={train.pp} does not divide {model.layers} layers{of}; use {_either(_divisors(model.layers))}"
+
+
 def _lengths(case: Case) -> Iterator[str]:
     config = case.config
     context, longest, prompt = config.model.context_length, config.rollout.max_tokens, config.data.max_prompt_tokens
-    if config.train.tokens_per_micro_batch < context:
+    sequences = 2 if config.algorithm.recipe.rows in ("pairs", "labels") else 1
+    if config.train.tokens_per_micro_batch < sequences * context:
+        sample = "one sample" if sequences == 1 else "the two sequences of a sample, each"
         yield (
-            f"train.tokens_per_micro_batch={config.train.tokens_per_micro_batch} cannot hold one sample of "
-            f"model.context_length={context} tokens; use at least {context}"
+            f"train.tokens_per_micro_batch={config.train.tokens_per_micro_batch} cannot hold {sample} of "
+            f"model.context_length={context} tokens; use at least {sequences * context}"
         )
-    if case.sft:
+    if case.offline:
         if prompt is not None and prompt >= context:
             yield f"data.max_prompt_tokens={prompt} leaves no response in model.context_length={context}; lower it"
         return
@@ -180,18 +188,18 @@ def _batch(case: Case) -> Iterator[str]:
     if batch < controllers:
         yield f"train.batch_size={batch} is under cluster.controllers={controllers}; use at least {controllers}"
     ranks = max(1, (case.train_slots or 1) // (train.tp * train.pp))
-    if case.sft and batch % (ranks * updates):
+    if case.offline and batch % (ranks * updates):
         yield (
             f"train.batch_size={batch} is not divisible by {ranks} data-parallel rank(s) x "
             f"train.updates_per_step={updates}; use {_either(_multiples(batch, ranks * updates))}"
         )
-    if not case.sft and batch % updates:
+    if not case.offline and batch % updates:
         yield (
             f"train.batch_size={batch} is not divisible by train.updates_per_step={updates}; "
             f"use {_either(_multiples(batch, updates))}"
         )
     samples = batch * config.rollout.n
-    if not case.sft and samples < ranks * updates:
+    if not case.offline and samples < ranks * updates:
         yield (
             f"train.batch_size={batch} x rollout.n={config.rollout.n} makes {samples} samples, too few for {ranks} "
             f"data-parallel ranks x train.updates_per_step={updates}; use a batch of at least "
@@ -199,27 +207,8 @@ def _batch(case: Case) -> Iterator[str]:
         )
 
 
-_RL_ONLY = ("clip_low", "clip_high", "dual_clip", "overlong", "overlong_buffer")
-
-
 def _algorithm(case: Case) -> Iterator[str]:
-    config, rollout, algorithm = case.config, case.config.rollout, case.config.algorithm
-    if case.sft:
-        unset = AlgorithmConfig()
-        idle = {f"algorithm.{key}": (getattr(algorithm, key), getattr(unset, key)) for key in _RL_ONLY}
-        idle["algorithm.kl.coefficient"] = (algorithm.kl.coefficient, unset.kl.coefficient)
-        idle["rollout.filter"] = (rollout.filter, RolloutConfig().filter)
-        for name, (value, default) in idle.items():
-            if value != default:
-                left = "null" if default is None else default
-                yield f"{name}={value} has no meaning for algorithm.name=sft; leave it at {left}"
-        if config.evaluate.path is not None or config.evaluate.size is not None:
-            yield "evaluate.path and evaluate.size have no meaning for algorithm.name=sft; unset them"
-        return
-    if rollout.n < 2:
-        yield f"rollout.n={rollout.n} gives a group of one, which teaches {algorithm.name} nothing; use at least 2"
-    if rollout.temperature == 0:
-        yield "rollout.temperature=0 makes all responses to a prompt the same: nothing to learn from; use 1"
+    yield from algorithm_mistakes(case.config)
 
 
 _FILTERS = ("none", "all_equal", "band")
@@ -291,11 +280,11 @@ def _data(case: Case) -> Iterator[str]:
             if not os.path.exists(name) and not glob.glob(name, recursive=True):
                 yield f"{setting}={name}: no such file or folder, from {os.getcwd()}"
     if data.media_key is not None:
-        what = "algorithm.name=sft" if case.sft else f"rollout.engine={config.rollout.engine}"
+        what = case.name if case.offline else f"rollout.engine={config.rollout.engine}"
         yield f"data.media_key={data.media_key}: {what} takes no images yet; unset it"
     if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
         yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
-    elif evaluate.size and evaluate.path is None and not (data.tasks or case.sft):
+    elif evaluate.size and evaluate.path is None and not data.tasks:
         yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
@@ -309,9 +298,9 @@ def _reward(case: Case) -> Iterator[str]:
             yield f"reward.function={reward.function} and reward.functions are both set; keep one of them"
         functions["reward.function"] = reward.function
     rewards = [*functions, *(f"reward.models.{name}" for name in reward.models)]
-    if case.sft and rewards:
-        yield f"{rewards[0]} has no meaning for algorithm.name=sft; unset it"
-    if not case.sft and not rewards:
+    if case.offline and rewards:
+        yield f"{rewards[0]} has no meaning for {case.name}; unset it"
+    if not case.offline and not rewards and not case.config.algorithm.recipe.teacher:
         fitting = "reasoning_gym" if tasks else "FILE.py:NAME, package.module:NAME or a built-in"
         yield f"reward.function is not set; set it to {fitting}"
     for setting, name in functions.items():
@@ -363,12 +352,11 @@ def _warnings(case: Case) -> Iterator[str]:
     on_cpu = config.cluster.address is None and (config.cluster.device == "cpu" or not case.gpus)
     if on_cpu and case.slots is not None and case.slots > cores:
         yield f"cluster.slots={case.slots} is over this machine's {cores} cores; slots will wait for each other"
-    updates, warmup = config.train.steps * config.train.updates_per_step, config.train.optimizer.warmup_steps
+    train, warmup = config.train, config.train.optimizer.warmup_steps
+    updates = train.steps * train.updates_per_step * train.epochs_per_step
     if warmup >= updates:
         yield f"train.optimizer.warmup_steps={warmup} does not end within the run's {updates} updates"
-    if config.model.reference is not None and config.algorithm.kl.coefficient == 0:
-        yield f"model.reference={config.model.reference} is never loaded, for algorithm.kl.coefficient=0"
-    if not case.sft and (config.rollout.top_p < 1 or config.rollout.top_k > 0):
+    if not case.offline and (config.rollout.top_p < 1 or config.rollout.top_k > 0):
         yield "rollout.top_p and rollout.top_k cut tokens off that the trainer's logprobs still count; 1 and -1 do not"
 
 

@@ -30,8 +30,9 @@ _log = logging.getLogger(__name__)
 def open_scorer(
     config: RewardConfig, engines: Mapping[str, Ask] | None = None, *, index: int = 0, count: int = 1
 ) -> MixedScorer:
-    """What scores a run: to be started, and closed. `engines` says of each served judge how its engines are asked from
-    here, controller `index` of `count`. Raises ConfigError for what no scorer can be made of."""
+    """What scores a run, with 0 where there is neither function nor judge: to be started, and closed. `engines` says of
+    each served judge how its engines are asked from here, controller `index` of `count`. Raises ConfigError for what no
+    scorer can be made of."""
     weighted: list[tuple[float, Part]] = [(1.0, FunctionScorer(config))] if _has_functions(config) else []
     for name, judge in config.models.items():
         if judge.url is not None:
@@ -74,7 +75,7 @@ class MixedScorer:
     async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         """Waits for the slowest of them."""
         columns = await asyncio.gather(*(scorer.score(trajectories) for scorer in self._scorers))
-        mixed = [mix(self._weights, scores) for scores in zip(*columns, strict=True)]
+        mixed = [mix(self._weights, [scores[i] for scores in columns]) for i in range(len(trajectories))]
         for score in mixed:
             if score.status != "ok" and self._failures < FAILURES_SHOWN:
                 self._failures += 1
@@ -91,15 +92,14 @@ def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
     parts = {name: value for score in scores for name, value in score.parts.items()}
     values = [weight * s.value for weight, s in zip(weights, scores, strict=True) if s.value is not None]
     if len(values) == len(scores):
-        return Score(status="ok", value=sum(values), parts=parts)
+        return Score(status="ok", value=float(sum(values)), parts=parts)
     bad = [score for score in scores if score.status != "ok"]
     status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
     return Score(status=status, parts=parts, detail="; ".join(score.detail for score in bad))
 
 
 def _has_functions(config: RewardConfig) -> bool:
-    """Or nothing at all, which is for the functions to complain of."""
-    return config.function is not None or bool(config.functions) or not config.models
+    return config.function is not None or bool(config.functions)
 
 
 async def _read_once(name: str, judge: JudgeConfig, probe: Item) -> None:

@@ -1,0 +1,32 @@
+"""The models that a run trains or reads: the policy, and those that ranks hold beside it."""
+
+from __future__ import annotations
+
+from yatt.config.facts import ModelFacts, model_facts
+from yatt.config.schema import Config
+
+
+def scores(config: Config) -> bool:
+    """Whether what is trained is a reward model: one score for a whole sequence."""
+    return config.algorithm.recipe.loss == "bradley_terry"
+
+
+def policy_facts(config: Config, *, weights: bool = True) -> ModelFacts:
+    """Sizes of what is trained, as `model_facts` reads them. A reward model may be a classifier already."""
+    return model_facts(config.model.path, weights=weights, scalar=scores(config))
+
+
+def facts_beside(setting: str, path: str) -> ModelFacts:
+    """Sizes of a model beside the policy, as `model_facts` reads them. A critic may be a classifier."""
+    return model_facts(path, setting, scalar=setting == "critic.path")
+
+
+def models_beside(config: Config) -> dict[str, str]:
+    """The folders of the models that ranks hold beside the policy and that are not its own, by their settings."""
+    named = {
+        "reference": ("model.reference", config.model.reference),
+        "teacher": ("model.teacher", config.model.teacher),
+        "critic": ("critic.path", config.critic.path),
+    }
+    used = dict(named[name] for name in config.algorithm.loads)
+    return {setting: path for setting, path in used.items() if path is not None and path != config.model.path}
