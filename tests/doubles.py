@@ -129,6 +129,7 @@ class RecordingTrainer:
         self.delivered: dict[object, list[Share]] = {}
         self.steps: dict[int, list[list[list[list[Sample]]]]] = {}
         self.evaluated: dict[int, list[list[list[list[Sample]]]]] = {}
+        self.surveyed: dict[int, list[list[list[list[Sample]]]]] = {}
         self.done: dict[object, asyncio.Event] = {}
         self.exported: list[int] = []
         self.awake = True
@@ -152,6 +153,14 @@ class RecordingTrainer:
             learning_rate=0.0,
             numbers={"pair_accuracy": sum(right) / len(right)} if right else {},
         )
+
+    async def reference(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:
+        """Of everyone's samples: the number of tokens of both sequences."""
+        if not await self._received("reference", shares, self.surveyed):
+            return {}
+        update = self.surveyed[shares[0].step][0]
+        samples = [s for micro_batches in update for micro in micro_batches for s in micro]
+        return {s.key.uid: (float(s.second), float(len(s.tokens) - s.second)) for s in samples}
 
     async def _received(self, work: str, shares: Sequence[Share], into: dict[int, list]) -> bool:
         """Waits for everyone's shares; False where there are none to send."""

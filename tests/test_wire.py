@@ -66,6 +66,7 @@ def samples(scored: bool) -> st.SearchStrategy[Sample]:
             advantage=advantage,
             reward=-2 * advantage,
             second=n // 2,
+            reference=(advantage, float(n)) if n % 2 else None,
             media=tuple(image(i, 3) for i in range(images)),
         )
 

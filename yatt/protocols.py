@@ -111,6 +111,11 @@ class Trainer(Protocol):
         are, which stay so. For algorithms that learn from rows."""
         ...
 
+    async def reference(self, shares: Sequence[Share]) -> Mapping[int, tuple[float, float]]:
+        """Collective, and sent as in `update`, before the first one: by uid, what the reference says of both sequences
+        of a sample; of these samples, and perhaps of others'."""
+        ...
+
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         """Leader only. Write the policy's weights under Hugging Face names; by node name, or EVERY_NODE."""
         ...

@@ -22,7 +22,7 @@ from yatt.cluster.media import RayMediaStore
 from yatt.cluster.process import SlotProcess, settle
 from yatt.cluster.rank import RankHandle, RemoteTrainer
 from yatt.cluster.samplelog import SampleLog
-from yatt.config.facts import model_facts
+from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.controller.assembly import Assembly, Engines, Parts, Reading, mode_of, offline_controller
 from yatt.controller.carry import CarriedGroup
@@ -30,8 +30,10 @@ from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.step import Controller, OfflineController
+from yatt.controller.survey import Survey
 from yatt.data.encoders import held_out_rows, row_encoder
-from yatt.data.loader import Loader
+from yatt.data.loader import Encode, Loader, good_rows
+from yatt.data.rows import RowSource
 from yatt.data.source import open_source
 from yatt.placement.plan import Layout, Role
 from yatt.protocols import Peers
@@ -111,8 +113,7 @@ class ControllerActor:
         tokenizer = load(self._backends.tokenizer)(config.model.path)
         place = {"index": self._index, "count": self._count}
         if not config.algorithm.recipe.reinforces:
-            held_out = held_out_rows(config, tokenizer, **place)
-            self._controller = self._evaluator = offline_controller(parts, self._loader(tokenizer), held_out)
+            self._controller = self._evaluator = self._offline(parts, tokenizer)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
@@ -125,7 +126,22 @@ class ControllerActor:
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
         if wiring.ranks:
             drop = load_filter(config.rollout)
-            self._controller = assembly.controller(self._loader(tokenizer, store), reading, drop, self._log.groups)
+            source = open_source(config.data, config.run.seed)
+            loader = self._loader(source, row_encoder(config, tokenizer, source, store))
+            self._controller = assembly.controller(loader, reading, drop, self._log.groups)
+
+    def _offline(self, parts: Parts, tokenizer: Any) -> OfflineController:
+        config, place = self._config, {"index": self._index, "count": self._count}
+        source = open_source(config.data, config.run.seed)
+        encode, survey = row_encoder(config, tokenizer, source), None
+        held_out = held_out_rows(config, tokenizer, **place)
+        if config.algorithm.precompute_reference:
+            rows = good_rows(source, encode, **place)
+            survey = Survey(
+                peers=parts.peers, exchange=parts.exchange, trainer=parts.trainer, rows=rows, held_out=held_out
+            )
+            encode = survey.told(encode)
+        return offline_controller(parts, self._loader(source, encode), held_out, survey)
 
     def _engines(self, wiring: Wiring) -> Engines:
         client, timeout = f"controller {self._index}", self._config.cluster.step_timeout
@@ -142,7 +158,7 @@ class ControllerActor:
         )
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
-        train, facts = self._config.train, model_facts(self._config.model.path)
+        train, facts = self._config.train, policy_facts(self._config)
         nodes = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}
         return Exchange(
             peers,
@@ -163,18 +179,21 @@ class ControllerActor:
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],
         )
 
-    def _loader(self, tokenizer: Any, store: RayMediaStore | None = None) -> Loader[Any]:
+    def _loader(self, source: RowSource, encode: Encode[Any]) -> Loader[Any]:
         config = self._config
-        source = open_source(config.data, config.run.seed)
         return Loader(
             source,
-            row_encoder(config, tokenizer, source, store),
+            encode,
             seed=config.run.seed,
             shuffle=config.data.shuffle,
             index=self._index,
             count=self._count,
             bad_rows=config.data.bad_rows,
         )
+
+    async def prepare(self) -> int:
+        """See `OfflineController.prepare`."""
+        return await _first(self._controller.prepare())
 
     async def step(self, step: int) -> StepReport:
         return await _first(self._controller.step(step))

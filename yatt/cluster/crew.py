@@ -99,7 +99,18 @@ class ClusterCrew:
         await self._start(
             "controllers", {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}, timeout
         )
+        if train and self._config.algorithm.precompute_reference:
+            await self._survey()
         self._up = True
+
+    async def _survey(self) -> None:
+        """Have the reference look at every row, while the ranks have the weights that the run starts from."""
+        seen = 0
+        while rows := (await self._on_controllers("prepare"))[0]:
+            seen += rows
+            self._on_phase("reference", f"{seen} rows")
+        await self.trainer.on_all("forget_reference")
+        self._on_phase("reference", "ready")
 
     async def _start(self, what: str, calls: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Wait for actors to come up, telling of each as it does."""

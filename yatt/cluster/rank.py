@@ -24,8 +24,8 @@ from yatt.types import PhaseSpan, Share, UpdateReport, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
 T = TypeVar("T")
-Collective = Literal["save", "load", "save_folder", "offload", "onload"]
-Work = Literal["update", "evaluate"]
+Collective = Literal["save", "load", "save_folder", "offload", "onload", "forget_reference"]
+Work = Literal["update", "evaluate", "reference"]
 """What a rank does with shares."""
 
 
@@ -34,7 +34,7 @@ class _Delivery:
     """Shares of one step and one kind of work, by their senders, and what comes of them."""
 
     shares: dict[int, Share]
-    report: asyncio.Future[UpdateReport]
+    report: asyncio.Future[Any]
     task: asyncio.Task[None] | None = None
 
 
@@ -85,7 +85,11 @@ class RankActor:
         """As `update`, but the weights stay as they are."""
         return await self._deliver("evaluate", read_share(columns, images))
 
-    async def _deliver(self, work: Work, share: Share) -> UpdateReport:
+    async def reference(self, columns: ShareColumns, *images: Any) -> dict[int, tuple[float, float]]:
+        """As `evaluate`: what the reference says of the samples of this rank."""
+        return await self._deliver("reference", read_share(columns, images))
+
+    async def _deliver(self, work: Work, share: Share) -> Any:
         loop, key = asyncio.get_running_loop(), (work, share.step)
         delivery = self._deliveries.setdefault(key, _Delivery({}, loop.create_future()))
         delivery.shares[share.controller] = share
@@ -164,23 +168,26 @@ class RemoteTrainer:
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
         """Each share is stored once and goes by reference to the ranks of its data-parallel group."""
-        return await self._send("update", shares)
+        return next(iter(await self._send("update", shares)), None)
 
     async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
         """Sent as in `update`."""
-        return await self._send("evaluate", shares)
+        return next(iter(await self._send("evaluate", shares)), None)
 
-    async def _send(self, work: Work, shares: Sequence[Share]) -> UpdateReport | None:
-        calls: dict[str, ObjectRef[UpdateReport]] = {}
+    async def reference(self, shares: Sequence[Share]) -> Mapping[int, tuple[float, float]]:
+        """Sent as in `update`; every rank answers for its own samples, and only the last pipeline stage at all."""
+        return {uid: sums for found in await self._send("reference", shares) for uid, sums in found.items()}
+
+    async def _send(self, work: Work, shares: Sequence[Share]) -> list[Any]:
+        """What every rank that was sent something answers."""
+        calls: dict[str, ObjectRef[Any]] = {}
         for share in shares:
             columns, images = pack_share(share)
             stored = ray.put(columns)
             mine = [rank for rank in self._ranks if rank.dp_rank == share.rank]
             calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in mine}
-        if not calls:
-            return None
-        reports = await wait_all(f"{work} of step {shares[0].step}", calls, self._timeout)
-        return next(iter(reports.values()))
+        answers = await wait_all(f"{work} of step {shares[0].step}", calls, self._timeout) if calls else {}
+        return list(answers.values())
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         calls = {rank.name: rank.actor.export.remote(version) for rank in self._ranks}

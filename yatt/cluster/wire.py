@@ -120,7 +120,8 @@ def read_requests(columns: RequestColumns, opened: Sequence[Any]) -> list[tuple[
 class ShareColumns(NamedTuple):
     """A share: `counts[u][m]` samples of micro-batch m of update u, whose columns lie end to end; sample i has the
     images `media[i]`, and `images` says how many each of those are. `logprobs` is None where the samples have none.
-    keys [n, 2], lengths, advantages, rewards and seconds [n], masks, tokens and logprobs end to end."""
+    keys [n, 2], lengths, advantages, rewards and seconds [n], masks, tokens and logprobs end to end. `references` are
+    pairs, or None."""
 
     head: tuple[int, int, int, tuple[int, ...], tuple[Denominator, ...]]
     counts: list[list[int]]
@@ -132,6 +133,7 @@ class ShareColumns(NamedTuple):
     advantages: np.ndarray
     rewards: np.ndarray
     seconds: np.ndarray
+    references: list[tuple[float, float] | None]
     media: np.ndarray
     images: list[int]
 
@@ -152,6 +154,7 @@ def pack_share(share: Share) -> tuple[ShareColumns, list[Any]]:
         advantages=np.array([s.advantage for s in every], dtype=np.float64),
         rewards=np.array([s.reward for s in every], dtype=np.float64),
         seconds=np.array([s.second for s in every], dtype=np.int64),
+        references=[s.reference for s in every],
         media=media,
         images=[len(images) for images in held],
     )
@@ -171,9 +174,10 @@ def read_share(columns: ShareColumns, opened: Sequence[Any]) -> Share:
             advantage=advantage,
             reward=reward,
             second=second,
+            reference=reference,
             media=media[m],
         )
-        for key, tokens, mask, logprobs, advantage, reward, second, m in zip(
+        for key, tokens, mask, logprobs, advantage, reward, second, reference, m in zip(
             _read_keys(columns.keys),
             _cut(columns.tokens, lengths),
             _cut(columns.masks, lengths),
@@ -181,6 +185,7 @@ def read_share(columns: ShareColumns, opened: Sequence[Any]) -> Share:
             columns.advantages.tolist(),
             columns.rewards.tolist(),
             columns.seconds.tolist(),
+            columns.references,
             columns.media.tolist(),
             strict=True,
         )

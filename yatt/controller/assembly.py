@@ -20,6 +20,7 @@ from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
 from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
+from yatt.controller.survey import Survey
 from yatt.placement.cost import served
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, arrange
 from yatt.placement.policy import Mode, apportion, open_mode
@@ -193,9 +194,11 @@ def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
     return {role: layout.engines(role, [b for b in blocks if holders[b] == role]) for role in layout.sizes}
 
 
-def offline_controller(parts: Parts, source: Source[Sample], held_out: Sequence[Sample]) -> OfflineController:
+def offline_controller(
+    parts: Parts, source: Source[Sample], held_out: Sequence[Sample], survey: Survey | None = None
+) -> OfflineController:
     recorder = Recorder(f"controller {parts.peers.index}", parts.clock)
-    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out)
+    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out, survey=survey)
 
 
 def desk(parts: Parts, source: Source[T], recorder: Recorder) -> Desk[T]:

@@ -45,15 +45,15 @@ class Exchange:
         self._assign = assign
 
     async def balance(
-        self, step: int, samples: Sequence[Sample], *, work: Literal["update", "evaluate"] = "update"
+        self, step: int, samples: Sequence[Sample], *, work: Literal["update", "evaluate", "reference"] = "update"
     ) -> list[Share]:
         """One share for each data-parallel rank that gets some of these samples, in the order of the ranks; from
         controller 0 also an empty one for each that nobody has any for, and one in any case, so that it hears when the
-        ranks have done. What is to be evaluated is not divided into updates. Collective; waits for every controller's
+        ranks have done. Only what is to be trained is divided into updates. Collective; waits for every controller's
         lengths."""
         rows = [(*sample.key, len(sample.tokens), sample.second, sample.trained_tokens) for sample in samples]
         mine = np.array(rows, dtype=np.int64).reshape(-1, 5)
-        tag = f"lengths/{step}" if work == "update" else f"lengths/evaluate/{step}"
+        tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
         tables, nodes = zip(*await self._peers.all_gather(tag, (mine, self._node)), strict=True)
         uid, sibling, tokens, seconds, trained = np.concatenate(tables).T
         order = np.lexsort((sibling, uid))

@@ -15,6 +15,7 @@ from yatt.controller.fleet import Fleet
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.stage import Publisher, Stage
+from yatt.controller.survey import Survey
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
 from yatt.types import Decision, EvaluationReport, Group, Prompt, RolloutCounts, Sample, StepReport, UpdateReport
@@ -212,11 +213,20 @@ class Controller:
 
 class OfflineController:
     """The same program with rows to learn from in place of rollouts. `held_out` is this controller's share of the rows
-    that are evaluated and never trained on."""
+    that are evaluated and never trained on. With a `survey`, what the reference says of rows is known beforehand."""
 
-    def __init__(self, *, desk: Desk[Sample], held_out: Sequence[Sample] = ()) -> None:
+    def __init__(self, *, desk: Desk[Sample], held_out: Sequence[Sample] = (), survey: Survey | None = None) -> None:
         self.desk = desk
         self.held_out = held_out
+        self._survey = survey
+
+    async def prepare(self) -> int:
+        """Look at some rows more; returns how many those were, 0 when nothing is left to do. Collective; to be called
+        until then, while the ranks have the weights that the run starts from."""
+        rows = await self._survey.advance() if self._survey else 0
+        if not rows and self._survey:
+            self.held_out = self._survey.held_out
+        return rows
 
     async def step(self, step: int) -> StepReport:
         phase = self.desk.recorder.phase

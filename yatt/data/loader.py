@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
@@ -171,6 +172,14 @@ def share_of_rows(
     if bad.count:
         log.warning("skipped %d bad evaluation row(s): %s", bad.count, "; ".join(bad.reasons))
     return good
+
+
+def good_rows(source: RowSource, encode: Encode[T], index: int, count: int) -> Iterator[T]:
+    """As `share_of_rows`, one after another as they are asked for. Bad ones are passed over: whoever draws them says
+    so."""
+    for row in range(index, len(source), count):
+        with suppress(BadRow):
+            yield encode(source.row(row), row, row)
 
 
 def _encode_all(source: RowSource, encode: Encode[T], rows: Iterable[int]) -> tuple[list[T], BadRows]:
