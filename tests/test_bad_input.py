@@ -144,6 +144,14 @@ SETTINGS = [
         "reward.function=exact_mach",
         "reward.function=exact_mach is not built in (did you mean 'exact_match'?); use ",
     ),
+    (
+        "algorithm.name=ppo algorithm.kl.place=reward",
+        "algorithm.kl.place=reward needs a reference, and algorithm.kl.coefficient=0 loads none; use a coefficient ",
+    ),
+    ("algorithm.gae_lambda=0.9", "algorithm.gae_lambda=0.9 is not a setting of grpo; ppo has it; leave it at 1.0"),
+    ("algorithm.loss=none.py:f", "algorithm.loss=none.py:f: no such file, from "),
+    ("algorithm.loss=rewards.py:godo", "algorithm.loss=rewards.py:godo: rewards.py has no 'godo' (did you mean 'good'"),
+    ("algorithm.advantage=broken.py:f", "algorithm.advantage=broken.py:f does not import: ModuleNotFoundError: No "),
     ("data.prompt_key=question", "4 bad row(s) of 4 looked at: rows.jsonl:1: no column 'question' (it has "),
 ]
 
@@ -232,6 +240,82 @@ def test_a_judge_nobody_serves(refused_training, monkeypatch):
     assert line == "reward.models.j.url='judge-host:8000' is not text or null matching ^https?://"
     (line,) = refused_training(f"reward.models.j={judge}", "reward.models.j.parser=number:high")
     assert line == "reward.models.j.parser=number:high: 'high' is no range; write number:0..10"
+
+
+def write_rows(file, *rows):
+    Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_preference_with_one_response_or_two_that_are_equal(refused_training):
+    good = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+    write_rows("pairs.jsonl", good | {"rejected": "2"}, good, {"prompt": "1+1=", "chosen": "2"})
+    for name in ("dpo", "ipo", "reward_model"):
+        assert refused_training(f"algorithm.name={name}", "reward.function=null", "data.path=pairs.jsonl") == [
+            "2 bad row(s) of 3 looked at: pairs.jsonl:1: chosen and rejected are the same; there is nothing to prefer; "
+            "pairs.jsonl:3: no column 'rejected' (it has 'prompt', 'chosen'); see data.rejected_key. "
+            "Mend them or set data.bad_rows=skip"
+        ]
+
+
+def test_labels_that_say_nothing(refused_training):
+    row = {"prompt": "1+1=", "response": "2", "label": "good"}
+    kto = ("algorithm.name=kto", "reward.function=null", "data.path=labels.jsonl")
+    write_rows("labels.jsonl", row, row | {"prompt": "2", "label": True})
+    assert refused_training(*kto) == [
+        "1 bad row(s) of 2 looked at: labels.jsonl:1: column 'label' holds 'good'; a label is true or false, 1 or 0, "
+        "or 1 or -1. Mend them or set data.bad_rows=skip"
+    ]
+    write_rows("labels.jsonl", row)
+    assert refused_training(*kto) == [
+        "labels.jsonl:1 is the only row; a labelled response needs another row's beside it"
+    ]
+
+
+def test_a_chat_whose_template_has_no_assistant_mask(refused_training, yatt, started):
+    turns = [{"role": role, "content": "1"} for role in ("user", "assistant", "user", "assistant")]
+    write_rows("talks.jsonl", *[{"messages": turns}] * 8)
+    words = ("algorithm.name=sft", "reward.function=null", "data.path=talks.jsonl")
+    template = Path("model/chat_template.jinja")
+    kept = template.read_text()
+    template.write_text(kept.replace("m['content']", "m['content'] | replace('1', 'one')"))
+    assert refused_training(*words, "data.bad_rows=skip") == [
+        "model.path=model: its chat template has no assistant mask (message 2 does not stand as it is after what comes "
+        "before it); put {% generation %} and {% endgeneration %} around the assistant's turns in it, or give talks of "
+        "one answer"
+    ]
+    template.write_text(kept)
+    assert yatt("train", "config.yaml", *words) == (0, [], []) and started
+
+
+def other_model(models, **changes):
+    shutil.copytree(models / "tiny", "judge", dirs_exist_ok=True)
+    described = json.loads(Path("judge/config.json").read_text()) | changes
+    Path("judge/config.json").write_text(json.dumps(described))
+
+
+def test_a_reward_model_that_is_no_classifier_of_one_label(refused_training, models):
+    judge = "reward.models.j={path: judge, kind: classifier}"
+    other_model(models)
+    assert refused_training(judge) == [
+        "reward.models.j.path=judge: architecture Qwen3ForCausalLM is no classifier judge; set its kind to generative"
+    ]
+    other_model(models, architectures=["Qwen3ForSequenceClassification"])
+    refusal = "its head has 2 labels; a reward model has one, whose logit is the reward"
+    assert refused_training(judge) == [f"reward.models.j.path=judge: {refusal}"]
+    trained = ("algorithm.name=reward_model", "reward.function=null", "model.path=judge")
+    assert refused_training(*trained) == [f"model.path=judge: {refusal}"]
+
+
+def test_a_critic_with_another_tokenizer(refused_training, models):
+    other_model(models)
+    tokenizer = json.loads(Path("judge/tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {"0": 91, "1": 57}
+    Path("judge/tokenizer.json").write_text(json.dumps(tokenizer))
+    here = json.loads(Path("model/tokenizer.json").read_text())["model"]["vocab"]
+    first = min(here["0"], here["1"], 57)
+    (line,) = refused_training("algorithm.name=ppo", "critic.path=judge")
+    assert line.startswith(f"critic.path=judge: its tokenizer is not the policy's: token {first} is ")
+    assert line.endswith(" in model.path=model; use a model with the same tokenizer")
 
 
 def test_no_free_port(refused_training, monkeypatch):

@@ -13,8 +13,10 @@ import pytest
 
 from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
+from yatt.reward.function import Item
+from yatt.reward.mixed import check_rewards, open_scorer
 from yatt.reward.pool import FunctionScorer, check_reward
-from yatt.types import Prompt, Trajectory
+from yatt.types import Prompt, Score, Trajectory
 
 REWARDS = """
 import asyncio, os, sys, time, subprocess
@@ -287,3 +289,11 @@ def test_one_way_to_name_rewards():
         check_reward(RewardConfig(function="exact_match", functions={"a": {"function": "exact_match"}}))
     with pytest.raises(ConfigError, match=r"^reward.functions.a.function=nowhere"):
         check_reward(RewardConfig(functions={"a": {"function": "nowhere:f"}}))
+
+
+async def test_a_run_without_a_reward_has_one_of_zero():
+    check_rewards(RewardConfig(), Item("say", "", None, {}))
+    scorer = open_scorer(RewardConfig())
+    await scorer.start()
+    assert await scorer.score([trajectory("a"), trajectory("b")]) == [Score(status="ok", value=0.0)] * 2
+    await scorer.close()

@@ -12,6 +12,7 @@ from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import RowSource
 from yatt.data.source import open_evaluation, open_source
 from yatt.errors import DataError
+from yatt.functions import find
 from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
 from yatt.reward.mixed import check_rewards
@@ -30,10 +31,14 @@ def check_data(config: Config) -> list[str]:
 
 def check_scoring(config: Config) -> None:
     """Call every reward function once, in a process of its own, on the first row and an empty response, ask every
-    judge for a word, and look the filter up. Raises ConfigError before anything else has started."""
+    judge for a word, and look up the filter and other functions of the user's. Raises ConfigError before anything else
+    has started."""
     if not config.algorithm.recipe.reinforces:
         return
     load_filter(config.rollout)
+    for setting, name in (("advantage", config.algorithm.advantage), ("loss", config.algorithm.loss)):
+        if name is not None:
+            find(f"algorithm.{setting}", name)
     source = open_source(config.data, config.run.seed)
     encode = row_encoder(config, load_tokenizer(config.model.path), source)
     for row in range(len(source)):

@@ -14,7 +14,11 @@ from yatt.errors import ConfigError
 
 Messages = list[dict[str, Any]]
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_TALK = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "3"}]
+_TALK = [
+    {"role": "user", "content": "Is 1 + 1 = 2?"},
+    {"role": "assistant", "content": "Yes, 1 + 1 is 2."},
+    {"role": "user", "content": "And 3?"},
+]
 
 
 class AssistantMask:
