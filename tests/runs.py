@@ -4,45 +4,58 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import yaml
 
+from yatt.config.algorithms import RECIPES
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.timeline import mark
 from yatt.histogram import histogram
-from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, SourceReport, StepReport, UpdateReport
 
 HTML = "\u2028<script>document.title='broken'</script> & \"quotes\" </pre>"
 
 
 def fake_run(
-    path: Path, *, steps: int, sft: bool = False, every: int = 0, failures: bool = False, judged: bool = False
+    path: Path,
+    *,
+    steps: int,
+    algorithm: str = "grpo",
+    every: int = 0,
+    failures: bool = False,
+    judged: bool = False,
+    by: str | None = None,
 ) -> RunDirectory:
-    """A run of `steps` steps that learns, evaluated before the first, every `every` and after the last; with `judged`,
-    a judge has a share of four slots, which grows within each step."""
+    """A run of `steps` steps that learns, evaluated before the first, every `every` and after the last (sft: never);
+    with `judged`, a judge has a share of four slots, which grows within each step; `by` has accuracies by source."""
     run, rng = RunDirectory(path).create(), random.Random(steps)
+    offline, evaluates = not RECIPES[algorithm].reinforces, algorithm != "sft"
+    told = partial(_pairs_evaluation if offline else _evaluation, by=by)
     config = {
         "run": {"name": path.name, "seed": 0}, "model": {"path": "models/adder"}, "rollout": {"engine": "vllm"},
-        "algorithm": {"name": "sft" if sft else "grpo"}, "train": {"steps": steps}, "cluster": {"slots": 2},
+        "algorithm": {"name": algorithm}, "train": {"steps": steps}, "cluster": {"slots": 2},
     }  # fmt: skip
     run.config.write_text(yaml.safe_dump(config))
-    if not sft:
-        run.append_metrics(first_row(_evaluation(0.0), controllers=2, phases={"evaluate": 2.0}))
+    if evaluates:
+        run.append_metrics(first_row(told(0.0), controllers=2, phases={"evaluate": 2.0}))
+    if not offline:
         _samples(run, "eval-0", 0.0, rng)
     lines, now = [], 1_000_000.0
     for step in range(1, steps + 1):
         done = 1 / (1 + math.exp(-10 * (step / steps - 0.45)))
-        evaluated = not sft and (step == steps or (every and step % every == 0))
-        report = _sft_report(step, steps, rng) if sft else _rl_report(step, steps, done, rng, failures)
+        evaluated = evaluates and (step == steps or (every and step % every == 0))
+        report = _offline_report(step, steps, rng) if offline else _rl_report(step, steps, done, rng, failures)
         report = _judged(report, now, done) if judged else report
-        lines.append(json.dumps(metrics_row(report, evaluation=_evaluation(done) if evaluated else None)))
-        if not sft and steps <= 100:
+        report = replace(report, update=replace(report.update, numbers=_numbers(algorithm, done, rng)))
+        lines.append(json.dumps(metrics_row(report, evaluation=told(done) if evaluated else None)))
+        if not offline and steps <= 100:
             happened = judged_spans if judged else spans
             run.append_spans(step, [*happened(now, report.phases, report.counts), *map(mark, report.decisions)])
             now += report.seconds + 0.05 + 2.0 * evaluated
-        if not sft and step in (1, steps):
+        if not offline and step in (1, steps):
             _samples(run, f"step-{step}", done, rng)
             _samples(run, f"eval-{step}", done, rng)
     with open(run.metrics, "a") as out:
@@ -150,7 +163,22 @@ def _rl_report(step, steps, done, rng, failures):
     )  # fmt: skip
 
 
-def _sft_report(step, steps, rng):
+def _numbers(algorithm, done, rng):
+    """What only this algorithm tells."""
+    if algorithm == "ppo":
+        return {
+            "critic_loss": 0.25 * (1.1 - done) + 0.01 * rng.random(), "value_clip_fraction": 0.02 * rng.random(),
+            "explained_variance": -0.4 + 1.2 * done, "return_mean": done, "kl_coefficient": 0.05 + 0.1 * done,
+            "kl_reward": 0.01 * done, "corrected": 0.003 * rng.random(), "correction_weight": 1 - 0.01 * rng.random(),
+        }  # fmt: skip
+    if algorithm == "dpo":
+        gap = 0.2 + done + 0.1 * rng.random()
+        ordered = min(1.0, 0.5 + 0.45 * done + 0.05 * rng.random())
+        return {"pair_accuracy": ordered, "chosen_reward": 0.3 * gap, "rejected_reward": -0.7 * gap}
+    return {}
+
+
+def _offline_report(step, steps, rng):
     update = UpdateReport(
         loss=0.35 + 2.5 * math.exp(-6 * step / steps) + 0.03 * rng.random(), grad_norm=0.5 + rng.random(),
         learning_rate=3e-3 * (1 + math.cos(math.pi * step / steps)) / 2, trained_tokens=1500,
@@ -162,12 +190,35 @@ def _sft_report(step, steps, rng):
     )  # fmt: skip
 
 
-def _evaluation(done):
+def _evaluation(done, by):
+    greedy, sampled = 0.02 + 0.98 * done, 0.34 + 0.56 * done
+    easy, hard = min(1.0, 1.2 * greedy), 0.8 * greedy
+    sources = {
+        name: SourceReport(
+            prompts=100, accuracy_greedy=share, accuracy_sampled=0.9 * share,
+            intervals={"accuracy_greedy": _around(share), "accuracy_sampled": _around(0.9 * share)},
+        )
+        for name, share in {"easy": easy, HTML: hard}.items()
+    }  # fmt: skip
     return EvaluationReport(
-        prompts=200, accuracy_greedy=0.02 + 0.98 * done, accuracy_sampled=0.34 + 0.56 * done,
-        pass_at_k={1: 0.34 + 0.56 * done, 4: 0.6 + 0.39 * done}, parts_greedy={"worked": 0.1 + 0.9 * done},
+        prompts=200, accuracy_greedy=greedy, accuracy_sampled=sampled,
+        pass_at_k={1: sampled, 4: 0.6 + 0.39 * done}, parts_greedy={"worked": 0.1 + 0.9 * done},
         parts_sampled={"worked": 0.39 + 0.6 * done}, response_tokens_mean=17 + 16 * done,
+        intervals={"accuracy_greedy": _around(greedy), "accuracy_sampled": _around(sampled)},
+        sources=sources if by else {},
     )  # fmt: skip
+
+
+def _pairs_evaluation(done, by):
+    ordered = 0.5 + 0.42 * done
+    return EvaluationReport(
+        prompts=300, accuracy_greedy=None, accuracy_sampled=None, loss=0.69 - 0.4 * done, pair_accuracy=ordered,
+        intervals={"pair_accuracy": _around(ordered)},
+    )  # fmt: skip
+
+
+def _around(share):
+    return max(0.0, share - 0.06), min(1.0, share + 0.05)
 
 
 def _samples(run, stem, done, rng):

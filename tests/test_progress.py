@@ -78,6 +78,28 @@ def test_fast_offline_steps_are_shown_each_tenth_and_every_five_seconds():
     assert "loss 0.2500" in out.getvalue() and "reward" not in out.getvalue()
 
 
+def test_what_a_run_learns_from_rows_is_told_with_the_margin_of_what_is_preferred():
+    progress, out, _ = make(10, "offline")
+    with progress:
+        progress.step(row(0, held_out_loss=0.6931, held_out_pair_accuracy=0.5))
+        progress.step(row(1, pair_accuracy=0.625, chosen_reward=0.25, rejected_reward=-0.5))
+        progress.step(row(2, desirable_reward=0.125, undesirable_reward=0.25, held_out_loss=0.5))
+        progress.step(row(3, pair_accuracy=None, chosen_reward=None, rejected_reward=None))  # were not finite
+    first, second, third, fourth = out.getvalue().splitlines()
+    assert first == "step  0/10  held-out loss 0.6931  held-out pairs 50.0%"
+    assert second.startswith("step  1/10  loss 0.2500  pairs 62.5%  margin +0.750  tok/s")
+    assert third.startswith("step  2/10  loss 0.2500  margin -0.125  held-out loss 0.5000  tok/s")
+    assert fourth.startswith("step  3/10  loss 0.2500  tok/s")
+
+
+def test_a_critic_tells_its_loss():
+    progress, out, _ = make(2)
+    with progress:
+        progress.step(row(1, critic_loss=0.1234))
+        progress.step(row(2, critic_loss=None))
+    assert "kl 1.2e-06  critic 0.123  len" in out.getvalue() and "critic nan" in out.getvalue()
+
+
 @pytest.mark.parametrize("width", [30, 50, 80, 140])
 def test_lines_fit_the_terminal_and_the_live_region_is_taken_down(width):
     progress, out, _ = make(40, terminal=True, width=width, legacy_windows=False)

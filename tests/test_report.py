@@ -27,6 +27,12 @@ CURVES = {
     "Idle share, mean over slots", "Responses by length",
 }  # fmt: skip
 PLACED = {"Slots of each role", "Details of the reward"}
+OF_ROWS = {"Time per step", "Throughput", "Loss", "Gradient norm", "Learning rate"}
+OF_PAIRS = {"Pairs in the right order", "Rewards of responses"}
+OF_CRITICS = {
+    "Critic's loss", "Variance the critic explains", "Weight of the KL in the reward", "Corrected tokens",
+    "Return mean", "Correction weight",
+}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -44,7 +50,7 @@ class Page(HTMLParser):
         self.addresses += [v for k, v in attributes.items() if k in ("src", "href", "xlink:href", "action", "srcset")]
         self.scripts += tag == "script"
         if "data-hover" in attributes:
-            title = next(text for text in reversed(self.texts) if text in CURVES | PLACED)
+            title = next(text for text in reversed(self.texts) if text in CURVES | PLACED | OF_PAIRS | OF_CRITICS)
             self.charts[title] = json.loads(attributes["data-hover"])
         if tag not in VOID:
             self.open.append(tag)
@@ -123,8 +129,60 @@ def test_ten_thousand_steps_stay_small_and_keep_the_peaks(tmp_path):
 
 
 def test_sft_has_loss_and_no_rewards(tmp_path):
-    _, page = page_of(fake_run(tmp_path / "sft", steps=30, sft=True))
-    assert set(page.charts) == {"Time per step", "Throughput", "Loss", "Gradient norm", "Learning rate"}
+    _, page = page_of(fake_run(tmp_path / "sft", steps=30, algorithm="sft"))
+    assert set(page.charts) == OF_ROWS and list(page.charts["Loss"]["values"]) == ["trained"]
+
+
+def test_pairs_show_how_often_and_how_far_the_better_one_is_ahead(tmp_path):
+    run = fake_run(tmp_path / "dpo", steps=40, every=10, algorithm="dpo")
+    html, page = page_of(run)
+    assert set(page.charts) == OF_ROWS | OF_PAIRS
+    ordered = page.charts["Pairs in the right order"]["values"]
+    assert list(ordered) == ["trained", "held-out"]
+    # evaluated before the first step and after each tenth; trained in steps 1 to 40
+    assert [i for i, share in enumerate(ordered["held-out"]) if share] == [0, 10, 20, 30, 40]
+    assert [i for i, share in enumerate(ordered["trained"]) if not share] == [0]
+    assert list(page.charts["Rewards of responses"]["values"]) == ["chosen", "rejected"]
+    loss = page.charts["Loss"]["values"]
+    assert (loss["held-out"][0], loss["trained"][0], loss["held-out"][1]) == ("0.69", "", "")
+    assert html.count('class="band"') == 1
+    assert "pairs in order, held-out (95 %: 85.8% to 96.8%)" in page.texts and "loss, held-out" in page.texts
+
+
+def test_what_only_some_algorithms_measure_has_charts_where_it_was_measured(tmp_path):
+    run = fake_run(tmp_path / "ppo", steps=40, every=10, failures=True, algorithm="ppo")
+    _, page = page_of(run)
+    assert set(page.charts) == CURVES | OF_CRITICS  # those without a place of their own come last, by their names
+    assert list(page.charts["KL divergence"]["values"]) == ["to rollout policy", "in the reward"]
+    assert list(page.charts["Clipped tokens"]["values"]) == ["policy", "values"]
+    assert page.charts["Variance the critic explains"]["values"]["share"][0] == number(
+        next(row for row in run.read_metrics() if row["step"] == 1)["explained_variance"]
+    )
+
+
+def test_accuracies_have_intervals_and_sources(tmp_path):
+    run = fake_run(tmp_path / "a", steps=4, by="source")
+    html, page = page_of(run)
+    # done 1 / (1 + e^-5.5) = 0.9959: greedy 99.6 %, sampled 89.8 %; 6 % below to 5 % above
+    assert "accuracy, greedy (95 %: 93.6% to 100.0%)" in page.texts
+    assert "accuracy, sampled (95 %: 83.8% to 94.8%)" in page.texts
+    assert html.count('class="band"') == 3  # with the reward's
+    place = page.texts.index("Held-out accuracy by source")
+    assert page.texts[place + 1 : place + 9] == [
+        "source", "prompts", "greedy", "sampled, mean",
+        "easy", "100", "2.4% → 100.0% (95 %: 94.0% to 100.0%)", "2.2% → 90.0% (95 %: 84.0% to 95.0%)",
+    ]  # fmt: skip
+    assert page.texts[place + 9] == HTML
+    older = [
+        {**row, "evaluation": {**row["evaluation"], "intervals": None}} if "evaluation" in row else row
+        for row in run.read_metrics()
+    ]  # as rows were before they had them
+    for row in older:
+        row.get("evaluation", {}).pop("sources", None)
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in older))
+    html, page = page_of(run)
+    assert html.count('class="band"') == 1 and "accuracy, greedy" in page.texts
+    assert "Held-out accuracy by source" not in page.texts
 
 
 @pytest.mark.parametrize("lines", ["", '{"step": 0, "pha'])

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
@@ -13,7 +14,7 @@ from yatt.faces import timeline
 from yatt.faces.metrics import first_row, metrics_row, overhead
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.timeline import mark
-from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, SourceReport, StepReport, UpdateReport
 
 
 @pytest.fixture
@@ -252,6 +253,40 @@ def test_sft_has_every_key_with_zeros_and_counts_trained_tokens():
     sft, rl = metrics_row(step_report(counts=None)), metrics_row(step_report())
     assert sft.keys() == rl.keys()
     assert sft["tokens_per_s"] == 5.0 and sft["reward_mean"] == 0.0 and sft["groups"] == 0
+
+
+def test_numbers_that_only_some_algorithms_have_are_in_the_row_like_the_others():
+    update = UpdateReport(
+        loss=0.5, grad_norm=1.0, learning_rate=0.1, numbers={"critic_loss": 0.25, "pair_accuracy": 0.75, "loss": 9.0}
+    )
+    row = metrics_row(replace(step_report(), update=update))
+    assert (row["critic_loss"], row["pair_accuracy"]) == (0.25, 0.75) and "numbers" not in row
+    assert row["loss"] == 0.5  # a name that every row has stays what it is
+
+
+def test_an_evaluation_is_in_the_row_with_its_intervals_and_sources():
+    web = SourceReport(prompts=2, accuracy_greedy=0.5, accuracy_sampled=None, intervals={"accuracy_greedy": (0.1, 0.9)})
+    evaluation = EvaluationReport(
+        prompts=4, accuracy_greedy=0.25, accuracy_sampled=0.5, pass_at_k={1: 0.5, 2: 0.75}, failures=1,
+        intervals={"accuracy_greedy": (0.05, 0.7), "pass@2": (0.5, 1.0)}, sources={"web": web},
+    )  # fmt: skip
+    row = json.loads(json.dumps(metrics_row(step_report(), evaluation=evaluation)))
+    assert (row["accuracy_greedy"], row["accuracy_sampled"]) == (0.25, 0.5) and "held_out_loss" not in row
+    told = row["evaluation"]
+    assert told["intervals"] == {"accuracy_greedy": [0.05, 0.7], "pass@2": [0.5, 1.0]}
+    assert told["sources"]["web"]["intervals"] == {"accuracy_greedy": [0.1, 0.9]} and told["failures"] == 1
+    assert told["sources"]["web"]["accuracy_greedy"] == 0.5 and told["sources"]["web"]["accuracy_sampled"] is None
+    assert told["pass_at_k"] == {"1": 0.5, "2": 0.75} and "loss" not in told
+
+
+def test_an_evaluation_on_rows_is_in_the_row():
+    evaluation = EvaluationReport(
+        prompts=9, accuracy_greedy=None, accuracy_sampled=None, loss=0.5, pair_accuracy=0.75,
+        intervals={"pair_accuracy": (0.4, 0.9)},
+    )  # fmt: skip
+    row = metrics_row(step_report(), evaluation=evaluation)
+    assert (row["held_out_loss"], row["held_out_pair_accuracy"]) == (0.5, 0.75)
+    assert row["evaluation"]["intervals"] == {"pair_accuracy": (0.4, 0.9)} and "accuracy_greedy" not in row
 
 
 def test_the_first_row_is_the_evaluation_before_training():

@@ -30,7 +30,7 @@ LENGTHS = {"median": "response_length_p50", "90 %": "response_length_p90", "long
 CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Response length", "tokens", LENGTHS, FROM_ZERO),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
-    ("Loss", "loss", {"loss": "loss", "held-out": "held_out_loss"}, {}),
+    ("Loss", "loss", {"trained": "loss", "held-out": "held_out_loss"}, {}),
     ("Rewards of responses", "mean over rows", SIDES, {}),
     ("Critic's loss", "squared error", {"loss": "critic_loss"}, FROM_ZERO),
     ("Variance the critic explains", "share", {"share": "explained_variance"}, {}),
