@@ -68,16 +68,19 @@ def test_held_out_rows_are_the_runs_own_or_those_named(tmp_path):
     checkpoint = tmp_path / "step-4"
     checkpoint.mkdir()
 
-    def run(**evaluate):
+    def run(algorithm, **evaluate):
         config = {"model": {"path": "m"}, "train": {"steps": 1, "batch_size": 2}, "data": {"path": "train.jsonl"}}
-        config |= {"algorithm": {"name": "dpo"}, "evaluate": evaluate, "resume": "auto"}
+        config |= {"algorithm": {"name": algorithm}, "evaluate": evaluate, "resume": "auto"}
         (checkpoint / "config.yaml").write_text(yaml.safe_dump(config))
 
-    run(path="held-out.jsonl")
+    run("grpo", path="held-out.jsonl")
     found = settings(checkpoint, [], 7)
     assert (found.evaluate.path, found.evaluate.samples, found.resume) == ("held-out.jsonl", 7, "never")
+    run("dpo", path="held-out.jsonl")
+    found = settings(checkpoint, [], 7)
+    assert (found.evaluate.path, found.evaluate.samples) == ("held-out.jsonl", 1)  # nothing is sampled
     assert settings(checkpoint, ["data.path=other.jsonl"], 7).evaluate.path == "other.jsonl"
-    run()
+    run("dpo")
     assert settings(checkpoint, ["data.path=other.jsonl"], 7).evaluate.path == "other.jsonl"
     with pytest.raises(
         ConfigError, match=r"step-4: its run has no held-out rows; give data.path=FILE, or evaluate.size"

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -56,7 +57,7 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
 def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config:
     """The run's settings; data.path among the overrides names what to evaluate on, else the run's own held-out rows."""
     config = load_config(str(checkpoint / "config.yaml"), overrides)
-    held_out = {"samples": samples}
+    held_out: dict[str, Any] = {"samples": samples} if config.algorithm.recipe.reinforces else {}
     if any(word.startswith(("data.path=", "data.tasks=")) for word in overrides):
         held_out["path"] = config.data.path
     evaluated = config.evaluate.model_copy(update=held_out)
