@@ -162,6 +162,7 @@ def value(new, old, target, clip):
     mask, cu = torch.tensor([False, True]), torch.tensor([0, 2])
     result = value_loss(values, column(math.nan, old), column(math.nan, target), mask, cu, clip=clip)
     result.loss.backward()
+    assert values.grad[0] == 0
     return result.loss.item(), result.clip_fraction.item(), values.grad[1].item()
 
 

@@ -249,10 +249,11 @@ def value_loss(
     clipping of the PPO of OpenAI's baselines (Engstrom et al. 2020, arXiv 2005.12729, section 3).
     """
     mask = loss_mask.bool()
-    square = (values - returns).square()
-    clipped = torch.zeros_like(mask)
+    error = (values - returns).masked_fill(~mask, 0.0)
+    square, clipped = error.square(), torch.zeros_like(mask)
     if clip is not None:
-        held = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+        change = (values - old_values).masked_fill(~mask, 0.0)
+        held = (error - change + change.clamp(-clip, clip)).square()
         square, clipped = torch.maximum(square, held), held > square
     return _reduced(square / 2, clipped, mask, cu_seqlens, aggregate, max_tokens, denominator)
 

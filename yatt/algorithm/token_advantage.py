@@ -113,13 +113,13 @@ def _spread(values: Tensor, mask: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutcomes:
-    """What token estimators see, packed: rewards at tokens, the critic's values, the policy's logprobs before the
-    update, and the teacher's; those that an algorithm has no model for are None."""
+    """What token estimators see, packed: rewards at tokens, the policy's logprobs before the update, a critic's values
+    and a teacher's logprobs. Those that the recipe or its settings do not ask for are None."""
 
     token_rewards: Tensor
     loss_mask: Tensor
     cu_seqlens: Tensor
-    old_logprobs: Tensor
+    old_logprobs: Tensor | None = None
     values: Tensor | None = None
     teacher_logprobs: Tensor | None = None
 
@@ -138,7 +138,7 @@ def _reward_to_go(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, No
 
 
 def _distillation(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, None]:
-    assert o.teacher_logprobs is not None, "distillation needs a teacher"
+    assert o.teacher_logprobs is not None and o.old_logprobs is not None, "distillation compares with a teacher"
     return distillation(o.teacher_logprobs, o.old_logprobs).masked_fill(~o.loss_mask.bool(), 0.0), None
 
 
