@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,9 @@ class Adder:
         total = sum(int(s.tokens.sum()) for share in shares for u in share.updates for m in u for s in m)
         return UpdateReport(loss=float(total), grad_norm=0.0, learning_rate=float(len(shares)))
 
+    def evaluate(self, shares: Sequence[Share]) -> UpdateReport:
+        return replace(self.update(shares), loss=-self.update(shares).loss)
+
 
 def share(rank: int, controller: int, senders: tuple[int, ...], value: int) -> Share:
     zeros = np.zeros(4, dtype=np.float32)
@@ -166,6 +170,23 @@ async def test_a_rank_waits_for_its_senders_only_and_all_shards_of_a_replica_get
     assert first.loss == 4.0 and second.loss == 4.0 + 20.0 and nothing is None
     assert second.learning_rate == 2.0, "two shares"
     assert [handle.actor.calls.count("update") for handle in ranks] == [1, 2, 2]
+
+
+async def test_an_evaluation_and_an_update_of_the_same_step_do_not_mix(ranks):
+    """Controller 0 sends 1s to be trained and 10s to be evaluated, controller 1 then 20s and 2s: 4 tokens each."""
+    patient = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"step_timeout": 30.0})})
+    ranks[0].actor.actor._config = patient
+    one, two, both = trainer(ranks), trainer(ranks), (0, 1)
+    reports = await asyncio.gather(
+        one.update([share(0, 0, both, 1)]),
+        one.evaluate([share(0, 0, both, 10)]),
+        two.evaluate([share(0, 1, both, 20)]),
+        two.update([share(0, 1, both, 2)]),
+    )
+    assert [report.loss for report in reports] == [12.0, -120.0, -120.0, 12.0]
+    assert await one.evaluate([]) is None
+    with pytest.raises(WaitTimeout, match=r"rank [12] waited in step 7 for the shares of controllers \[1\]"):
+        await one.evaluate([share(1, 0, both, 1)])
 
 
 async def test_a_rank_names_the_controllers_whose_shares_did_not_come(ranks):
