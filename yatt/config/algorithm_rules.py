@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from yatt.config.algorithms import LONE, RECIPES, TOKEN_ADVANTAGES, Recipe
+from yatt.config.algorithms import LONE, RECIPES, TOKEN_ADVANTAGES
 from yatt.config.facts import ModelFacts, differing_token
 from yatt.config.models import facts_beside, models_beside, scores
 from yatt.config.schema import (
@@ -44,11 +44,11 @@ def _foreign(config: Config) -> Iterator[str]:
         if field != "name" and field not in recipe.has:
             given, unset = getattr(algorithm, field), getattr(own, field)
             for setting, value, default in _differing(f"algorithm.{field}", given, unset):
-                owners = _owners(name, lambda other, field=field: field in other.has)
+                owners = _owners(name, [other for other, its in RECIPES.items() if field in its.has])
                 yield f"{setting}={value} is not a setting of {name}; {owners} it; leave it at {default}"
     if not recipe.critic:
         for setting, value, default in _differing("critic", config.critic, CriticConfig()):
-            owners = _owners(name, lambda other: other.critic)
+            owners = _owners(name, [other for other, its in RECIPES.items() if its.critic])
             yield f"{setting}={value} is for a critic, which {name} has not; {owners} one; leave it at {default}"
     if config.data.margin_key is not None and not scores(config):
         yield f"data.margin_key={config.data.margin_key} is only for algorithm.name=reward_model, not {name}; unset it"
@@ -82,7 +82,7 @@ def _kl(config: Config) -> Iterator[str]:
             "use a coefficient such as 0.01, or leave the place at loss"
         )
     elif kl.place == "reward" and algorithm.recipe.advantage not in TOKEN_ADVANTAGES:
-        owners = _owners(algorithm.name, lambda other: other.advantage in TOKEN_ADVANTAGES)
+        owners = _owners(algorithm.name, [other for other, its in RECIPES.items() if its.advantage in TOKEN_ADVANTAGES])
         yield (
             f"algorithm.kl.place=reward needs a reward for every token, and {algorithm.name} has one for a whole "
             f"response; {owners} them; use loss"
@@ -193,11 +193,11 @@ def _differing(prefix: str, given: Any, default: Any) -> Iterator[tuple[str, str
         yield prefix, _shown(given), _shown(default)
 
 
-def _owners(name: str, has: Callable[[Recipe], bool]) -> str:
-    """The algorithms of which `has` is true, nearest first, and "has" or "have"."""
-    own, fits = RECIPES[name], [other for other, recipe in RECIPES.items() if has(recipe)]
-    fits.sort(key=lambda other: (RECIPES[other].rows != own.rows, RECIPES[other].loss != own.loss))
-    *head, last = fits if len(fits) <= NAMED else [*fits[:NAMED], "others"]
+def _owners(name: str, others: list[str]) -> str:
+    """Those algorithms of `others` that are nearest to `name`, and "has" or "have"."""
+    own = RECIPES[name]
+    near = sorted(others, key=lambda other: (RECIPES[other].rows != own.rows, RECIPES[other].loss != own.loss))
+    *head, last = near if len(near) <= NAMED else [*near[:NAMED], "others"]
     return f"{', '.join(head)} and {last} have" if head else f"{last} has"
 
 
