@@ -40,7 +40,7 @@ def test_accuracies_are_printed_with_their_intervals_and_by_source():
         sources={"web": web, "book": SourceReport(prompts=100, accuracy_greedy=None, accuracy_sampled=None)},
     )  # fmt: skip
     text, rows = printed(report, "evaluate.by=where")
-    assert "step-4 on held-out.jsonl, 1,300 prompts" in " ".join(text.split()) and "by where" in text
+    assert "step-4 on held-out.jsonl, 1,300 prompts" in text and "by where" in text
     assert rows == [
         ["accuracy, greedy", "0.500", "0.250 to 0.750"],
         ["accuracy, mean@4", "0.250", "0.125 to 0.375"],

@@ -103,8 +103,8 @@ async def _evaluated(crew: ClusterCrew, progress: Progress, step: int) -> Evalua
 def show(report: EvaluationReport, checkpoint: Path, config: Config, console: Console | None = None) -> None:
     """The report as a table, and one of its sources."""
     console, rows = console or Console(), "prompts" if config.algorithm.recipe.reinforces else "rows"
-    title = f"{checkpoint} on {config.evaluate.path or 'procedural tasks'}, {report.prompts:,} {rows}"
-    table = Table(title=title)
+    console.print(f"{checkpoint} on {config.evaluate.path or 'procedural tasks'}, {report.prompts:,} {rows}")
+    table = Table()
     for name in ("measure", "value", "95 %"):
         table.add_column(name, justify="left" if name == "measure" else "right")
     for name, (value, key) in _measures(report).items():
