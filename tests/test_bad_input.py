@@ -134,6 +134,10 @@ SETTINGS = [
     ("train.tp=3 cluster.slots=3", "train.tp=3 does not divide 4 attention heads and 2 key/value heads and 128 MLP "),
     ("train.updates_per_step=3", "train.batch_size=8 is not divisible by train.updates_per_step=3; use 6 or 9"),
     ("evaluate.size=4", "evaluate.size=4 has nothing to evaluate on; set evaluate.path, or unset it"),
+    (
+        "evaluate.path=rows.jsonl evaluate.by=topic",
+        "evaluate.by=topic: no held-out row has this column among its metadata",
+    ),
     ("log.trackers=[wandbb]", "log.trackers='wandbb' is not a known tracker; did you mean 'wandb'?"),
     ("reward.function=none.py:f", "reward.function=none.py:f: no such file, from "),
     (

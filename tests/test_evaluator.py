@@ -9,8 +9,9 @@ import pytest
 from doubles import RecordingTrainer, ScriptedGenerator, ScriptedScorer, Ticks
 
 from yatt.config.schema import EvaluateConfig, RolloutConfig
+from yatt.config.sources import MOST_SOURCES
 from yatt.controller.director import Director
-from yatt.controller.evaluator import MOST_SOURCES, Evaluator, pass_at_k
+from yatt.controller.evaluator import Evaluator, pass_at_k
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.recorder import Recorder

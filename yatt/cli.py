@@ -34,7 +34,7 @@ def _checked(config: Config) -> Config:
 
 @app.command()
 def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")], overrides: Overrides = None) -> None:
-    """Train: SFT, GRPO ...; the config's `algorithm` says which."""
+    """Train: SFT, a reward model, DPO, PPO, GRPO ...; the config's `algorithm` says which."""
     settings = _checked(load_config(config, overrides or []))
     raise typer.Exit(_command("train", "train")(settings))
 
@@ -47,7 +47,7 @@ def evaluate(
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint folder; the run's latest when unset.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure pass@k on a dataset (data.path=...) with the run's reward."""
+    """Measure accuracy on held-out rows (data.path=...), or the loss of what learnt from rows."""
     raise typer.Exit(_command("evaluate", "evaluate")(run, overrides or [], samples, checkpoint, as_json=json))
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from math import comb
 
 from yatt.config.schema import EvaluateConfig, RolloutConfig
+from yatt.config.sources import check_any, check_few, source_of
 from yatt.controller.rollouter import Responder
 from yatt.controller.stage import Stage
-from yatt.errors import ConfigError
 from yatt.intervals import normal, wilson
 from yatt.protocols import Peers
 from yatt.types import EvaluationReport, Interval, Prompt, SamplingParams, SourceReport, Trajectory
@@ -22,9 +22,6 @@ OnEvaluated = Callable[[int, Sequence[Trajectory]], None]
 Key = tuple[str, str, str]
 """Of a sum: the source ("" is all), the measure, and what is summed; of a part's: the measure, its name, "part"."""
 GREEDY, SAMPLED = "accuracy_greedy", "accuracy_sampled"
-MOST_SOURCES = 50
-NO_SOURCE = "(none)"
-"""Stands for the source of a row without one."""
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -58,7 +55,8 @@ class Evaluator:
         limits = {"max_tokens": rollout.max_tokens, "stop": tuple(rollout.stop)}
         sampled = SamplingParams(**limits, temperature=config.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
         self._params = [SamplingParams(**limits, temperature=0.0), *[sampled] * config.samples]
-        _check(config.by, {self._source(prompt) for prompt in prompts})
+        if config.by is not None:
+            check_few(config.by, {self._source(prompt) for prompt in prompts})
 
     async def evaluate(self, step: int) -> EvaluationReport:
         """The same report on every controller. Collective. Sibling 0 is the greedy response."""
@@ -75,10 +73,7 @@ class Evaluator:
 
     def _source(self, prompt: Prompt) -> str:
         """Where the prompt comes from; "" where nobody asks."""
-        if self._config.by is None:
-            return ""
-        value = prompt.metadata.get(self._config.by)
-        return NO_SOURCE if value in (None, "") else str(value)
+        return "" if self._config.by is None else source_of(prompt.metadata, self._config.by)
 
     def _add(self, sums: Counter[Key], source: str, trajectories: Sequence[Trajectory]) -> None:
         """Add what one prompt was answered. Failed scores count as failures only."""
@@ -115,7 +110,9 @@ class Evaluator:
             k: mean for k in self._ks(self._config.samples) if (mean := _mean(total, "", f"pass@{k}")) is not None
         }
         sources = sorted({source for source, _, what in total if source and what != "part"})
-        _check(self._config.by, set(sources), every=True)
+        if self._config.by is not None:
+            check_few(self._config.by, sources)
+            check_any(self._config.by, sources)
         return EvaluationReport(
             prompts=int(total["", "prompts", "count"]),
             accuracy_greedy=_mean(total, "", GREEDY),
@@ -157,18 +154,3 @@ def _intervals(sums: Counter[Key], source: str, measures: Sequence[str]) -> dict
         if count:
             found[measure] = wilson(total, count) if measure == GREEDY else normal(total, squares, count)
     return {measure: interval for measure, interval in found.items() if interval is not None}
-
-
-def _check(by: str | None, sources: set[str], *, every: bool = False) -> None:
-    """Whether the sources can be told; `every` says that these are all there are."""
-    if by is None:
-        return
-    if len(sources) > MOST_SOURCES:
-        raise ConfigError(
-            f"evaluate.by={by} has more than {MOST_SOURCES} values, such as {', '.join(sorted(sources)[:3])}; name a "
-            "column that says where a row comes from"
-        )
-    if every and sources == {NO_SOURCE}:
-        raise ConfigError(
-            f"evaluate.by={by}: no held-out row has this column among its metadata; see data.metadata_keys"
-        )

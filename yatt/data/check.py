@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from yatt.config.schema import Config
+from yatt.config.sources import check_any, check_few, source_of
 from yatt.data.encoders import row_encoder
-from yatt.data.loader import Encode, check_rows
+from yatt.data.loader import CHECKED, Encode, check_rows
 from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import RowSource
 from yatt.data.source import open_evaluation, open_source
@@ -16,6 +18,8 @@ from yatt.functions import find
 from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
 from yatt.reward.mixed import check_rewards
+
+HELD_OUT = "evaluation data"
 
 
 def check_data(config: Config) -> list[str]:
@@ -26,7 +30,23 @@ def check_data(config: Config) -> list[str]:
         bad = check_rows(source, encode, config.data.bad_rows)
         if bad.count:
             lines.append(f"{name}: {bad.count} bad row(s) will be skipped, the first: {'; '.join(bad.reasons)}")
+        if name == HELD_OUT and config.evaluate.by is not None:
+            _check_sources(config.evaluate.by, source, encode)
     return lines
+
+
+def _check_sources(by: str, source: RowSource, encode: Encode[Any]) -> None:
+    """Whether the first held-out prompts say where they come from. Raises ConfigError where they do not."""
+    found: set[str] = set()
+    columns: dict[str, None] = {}
+    for row in range(min(CHECKED, len(source))):
+        with suppress(DataError):
+            metadata = encode(source.row(row), row, row).metadata
+            found.add(source_of(metadata, by))
+            columns |= dict.fromkeys(metadata)
+    check_few(by, found)
+    if len(source) <= CHECKED:
+        check_any(by, found, columns)
 
 
 def check_scoring(config: Config) -> None:
@@ -50,7 +70,7 @@ def check_scoring(config: Config) -> None:
 
 def _sources(config: Config) -> Iterator[tuple[str, RowSource, Encode[object]]]:
     tokenizer = load_tokenizer(config.model.path)
-    sources = {"training data": open_source(config.data, config.run.seed), "evaluation data": open_evaluation(config)}
+    sources = {"training data": open_source(config.data, config.run.seed), HELD_OUT: open_evaluation(config)}
     for name, source in sources.items():
         if source is not None:
             yield name, source, row_encoder(config, tokenizer, source)
