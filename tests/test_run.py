@@ -116,6 +116,29 @@ def test_eval_prints_pass_at_k(straight):
     report = json.loads(done.stdout.strip().splitlines()[-1])
     assert report["step"] == 4 and report["prompts"] == 6
     assert set(report["pass_at_k"]) == {"1", "2"}
+    assert set(report["intervals"]) == {"accuracy_greedy", "accuracy_sampled", "pass@1", "pass@2"}
+
+
+def test_eval_of_what_learnt_from_pairs_finds_what_the_run_found(place):
+    """The loss on held-out rows, with ranks and without engines."""
+    config = yaml.safe_load((place / "config.yaml").read_text())
+    for name in ("train", "eval"):
+        prompts = [json.loads(line) for line in (place / "work" / f"{name}.jsonl").read_text().splitlines()[:24]]
+        pairs = [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": "7"} for row in prompts]
+        (place / "work" / f"{name}-pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    changed = {"algorithm": {"name": "dpo"}, "evaluate": {"path": "work/eval-pairs.jsonl"}}
+    changed["data"] = {"path": "work/train-pairs.jsonl"}
+    changed["cluster"] = config["cluster"] | {"slots": 1, "controllers": 1}
+    kept = {section: config[section] for section in ("model", "train", "checkpoint")}
+    (place / "pairs.yaml").write_text(yaml.safe_dump(kept | changed))
+    yatt(place, "train", "pairs.yaml", "run.name=pairs", "train.steps=2")
+    first, *_, last = rows(place, "pairs")
+    assert first["held_out_loss"] == pytest.approx(np.log(2)) and last["held_out_loss"] < first["held_out_loss"]
+    report = json.loads(yatt(place, "eval", "runs/pairs", "--json").stdout.strip().splitlines()[-1])
+    assert (report["step"], report["prompts"]) == (2, 24)
+    assert report["loss"] == pytest.approx(last["held_out_loss"], rel=1e-6)
+    assert report["pair_accuracy"] == last["held_out_pair_accuracy"]
+    assert set(report["intervals"]) == {"pair_accuracy"}
 
 
 def start_long_run(place, name, *more):
