@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart genrm test lint bench lock clean
+.PHONY: help install quickstart genrm chain test lint bench lock clean
 .DELETE_ON_ERROR:
 
 SEED ?= 0
@@ -54,6 +54,9 @@ quickstart: $(STAMP) ## Train a toy policy from nothing, in minutes, without a G
 
 genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that is trained first (SEED=0 CONTROLLERS=2)
 	@$(BIN)/python examples/genrm/run.py --seed $(SEED) --controllers $(CONTROLLERS)
+
+chain: $(STAMP) ## The same sums through the whole chain: SFT, preferences, a reward model, PPO (SEED=0 CONTROLLERS=2)
+	@$(BIN)/python examples/chain/run.py --seed $(SEED) --controllers $(CONTROLLERS)
 
 lint: $(STAMP) ## Style, format, types of layers 0-2
 	@$(BIN)/ruff check

@@ -31,6 +31,7 @@ BENCHMARKS = {
     "trainer": "a Megatron rank against Hugging Face and AdamW",
     "generator": "the vLLM generator against Hugging Face generate",
     "overhead": "the controllers' own share of a finished run",
+    "algorithms": "what each algorithm makes of the same policy in 40 steps (an hour; goes on where it stopped)",
 }
 
 
