@@ -141,6 +141,19 @@ def test_a_loss_of_ones_own():
     assert one(squared, 3.0, 0.0, clip_high=0.5) == pytest.approx((2.25, 1, 9.0))
 
 
+def test_a_loss_sees_nothing_outside_the_mask():
+    mask, wild = torch.tensor([False, True, True]), column(math.nan, -1, -2)
+
+    def seen(tokens: LossTokens, settings: LossSettings):
+        for number in (tokens.logprobs, tokens.log_ratio, tokens.advantages):
+            assert number[0] == 0 and number[1:].isfinite().all()
+        return tokens.logprobs, ~tokens.mask
+
+    # (-1 - 2) / 2; where only what is not trained is called clipped, nothing is.
+    found = policy_loss(wild, wild, wild, mask, torch.tensor([0, 3]), kind=seen)
+    assert found.loss.item() == -1.5 and found.clip_fraction.item() == 0
+
+
 def test_every_recipe_has_its_loss():
     assert {recipe.loss for recipe in RECIPES.values() if recipe.reinforces} <= set(LOSSES)
 
