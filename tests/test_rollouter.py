@@ -434,6 +434,15 @@ async def test_remax_trains_the_siblings_against_the_greedy_response(controllers
     }
 
 
+def test_engines_are_given_and_expected_to_draw_the_greedy_response_too():
+    rollout = RolloutConfig(n=2, engine_args={"max_num_seqs": 1})
+    for name, drawn in (("grpo", 2), ("remax", 3)):
+        world = World(4, lambda t: 1.0, batch=4, rollout=rollout, algorithm=AlgorithmConfig(name=name))
+        controller = world.controllers[0]
+        assert controller.rollouter._responder._router._limit == drawn  # a group fits, however few an engine runs
+        assert controller.responses == 4 * drawn
+
+
 @pytest.mark.parametrize("controllers", [1, 3])
 async def test_rewards_are_shaped_by_those_of_earlier_steps_on_all_controllers(controllers):
     shaped = AlgorithmConfig(name="reinforce_plus_plus", reward_normalize=True)

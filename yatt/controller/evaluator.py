@@ -12,11 +12,11 @@ from math import comb
 
 from yatt.config.schema import EvaluateConfig, RolloutConfig
 from yatt.config.sources import check_any, check_few, source_of
-from yatt.controller.rollouter import Responder
+from yatt.controller.rollouter import Responder, greedy, sampled
 from yatt.controller.stage import Stage
 from yatt.intervals import normal, wilson
 from yatt.protocols import Peers
-from yatt.types import EvaluationReport, Interval, Prompt, SamplingParams, SourceReport, Trajectory
+from yatt.types import EvaluationReport, Interval, Prompt, SourceReport, Trajectory
 
 OnEvaluated = Callable[[int, Sequence[Trajectory]], None]
 Key = tuple[str, str, str]
@@ -52,9 +52,7 @@ class Evaluator:
         self._peers = peers
         self._stage = stage
         self._on_evaluated = on_evaluated
-        limits = {"max_tokens": rollout.max_tokens, "stop": tuple(rollout.stop)}
-        sampled = SamplingParams(**limits, temperature=config.temperature, top_p=rollout.top_p, top_k=rollout.top_k)
-        self._params = [SamplingParams(**limits, temperature=0.0), *[sampled] * config.samples]
+        self._params = [greedy(rollout), *[sampled(rollout, config.temperature)] * config.samples]
         if config.by is not None:
             check_few(config.by, {self._source(prompt) for prompt in prompts})
 

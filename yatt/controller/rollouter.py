@@ -30,6 +30,22 @@ def request_seed(run_seed: int, key: SampleKey, purpose: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def sampled(config: RolloutConfig, temperature: float) -> SamplingParams:
+    """How a response is sampled at this temperature."""
+    return SamplingParams(
+        max_tokens=config.max_tokens,
+        temperature=temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=tuple(config.stop),
+    )
+
+
+def greedy(config: RolloutConfig) -> SamplingParams:
+    """How the likeliest response is drawn."""
+    return SamplingParams(max_tokens=config.max_tokens, temperature=0.0, stop=tuple(config.stop))
+
+
 class Responder:
     """Prompt in, scored trajectories out: what rollout and evaluation share."""
 
@@ -123,10 +139,10 @@ class Rollouter:
         self._drop = drop
         self._config = config
         self._advantage = advantage
-        limits = {"max_tokens": config.max_tokens, "stop": tuple(config.stop)}
-        sampled = SamplingParams(**limits, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k)
-        greedy = SamplingParams(**limits, temperature=0.0)
-        self._params = [*[sampled] * config.n, *[greedy] * takes_greedy(advantage)]
+        self._params = [
+            *[sampled(config, config.temperature)] * config.n,
+            *[greedy(config)] * takes_greedy(advantage),
+        ]
         self.rate = AcceptanceRate()
         self.carried: list[Group] = []
         self._tally = _Tally()
@@ -247,11 +263,11 @@ def takes_greedy(advantage: str) -> bool:
     return advantage == "remax"
 
 
-def as_group(prompt: Prompt, siblings: Sequence[Trajectory], greedy: Trajectory | None = None) -> Group:
-    """Responses whose score failed are not part of the group; they are counted. `greedy` gives the baseline."""
+def as_group(prompt: Prompt, siblings: Sequence[Trajectory], compared: Trajectory | None = None) -> Group:
+    """Responses whose score failed are not part of the group; they are counted. `compared` gives the baseline."""
     scored = [t for t in siblings if _scored(t)]
-    failed = [t for t in (*siblings, *([greedy] if greedy else ())) if not _scored(t)]
-    baseline = greedy.score.value if greedy and greedy.score else None
+    failed = [t for t in (*siblings, *([compared] if compared else ())) if not _scored(t)]
+    baseline = compared.score.value if compared and compared.score else None
     return Group(prompt=prompt, trajectories=tuple(scored), failures=tuple(failed), baseline=baseline)
 
 

@@ -55,6 +55,6 @@ def _cells(source: str, first: Row | None, now: Row) -> Iterator[str]:
         yield f"<td>{before}{percent(now[mode])}{interval_text(now, mode)}</td>"
 
 
-def _interval(evaluation: Row | None, key: str) -> Sequence[float] | None:
-    ends: Sequence[float] | None = ((evaluation or {}).get("intervals") or {}).get(key.removeprefix("held_out_"))
-    return ends
+def _interval(evaluation: Row | None, key: str) -> tuple[float, float] | None:
+    ends = ((evaluation or {}).get("intervals") or {}).get(key.removeprefix("held_out_"))
+    return (ends[0], ends[1]) if ends else None
