@@ -158,13 +158,13 @@ SFT | model.reference=x
 algorithm.name=ppo | algorithm.kl.place=reward
     algorithm.kl.place=reward needs a reference, and algorithm.kl.coefficient=0 loads none; use a coefficient such as
 algorithm.kl.place=reward | algorithm.kl.coefficient=0.1
-    algorithm.kl.place=reward needs a reward for every token, and grpo has one for a whole response; reinforce
+    algorithm.kl.place=reward needs a reward for every token, and grpo has none; reinforce
 algorithm.name=ppo | algorithm.kl.target=0.1 | algorithm.kl.coefficient=0.1
     algorithm.kl.target=0.1 adapts the coefficient of a KL in the reward, and algorithm.kl.place=loss; unset it, or use
 algorithm.name=ppo | algorithm.kl.horizon=5
     algorithm.kl.horizon=5.0 has no meaning without algorithm.kl.target; leave it at 10000.0
-algorithm.correction.kind=mask
-    algorithm.correction.kind=mask has no meaning with algorithm.correction.level=none; leave it at truncate, or use
+algorithm.correction.mode=mask
+    algorithm.correction.mode=mask has no meaning with algorithm.correction.level=none; leave it at truncate, or use
 algorithm.correction.level=token | algorithm.correction.low=3
     algorithm.correction.low=3.0 is over algorithm.correction.high=2.0; give the lower bound first
 algorithm.loss=no/such.py:f

@@ -14,12 +14,12 @@ from yatt.config.load import setting_count
 
 ROOT = Path(__file__).parents[1]
 
-PACKAGE_LINES = 12_500  # lines of code: no blank lines, comments or docstrings
+PACKAGE_LINES = 14_500  # lines of code: no blank lines, comments or docstrings
 FACES_LINES = 2300  # what shows a run must not outgrow what runs it
 SIMULATION_LINES = 1600  # nor what simulates one
 FILE_LINES = 400
 FUNCTION_LINES = 60
-SETTINGS = 150
+SETTINGS = 160
 
 # "path:function" -> why it may be longer. Keep it short.
 LONG_FUNCTIONS: dict[str, str] = {}

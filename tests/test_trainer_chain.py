@@ -466,7 +466,7 @@ def test_a_correction_weighs_the_loss(folder: str) -> None:
         loss = loss - s.advantage * (ratio * torch.exp(mine - mine.detach()))[trained(s)].sum()
         weight += ratio[trained(s)].sum().item()
     descend(model, adamw(model), loss / count, RATES[0])
-    base = with_algorithm(folder, "grpo", correction={"level": "token", "kind": "truncate", "high": 2.0})
+    base = with_algorithm(folder, "grpo", correction={"level": "token", "mode": "truncate", "high": 2.0})
     report, end = play(1, base, [("update", shares(samples, 1)), ("export",)])[0]
     assert report.loss == pytest.approx(loss.item() / count, abs=1e-5)
     assert report.numbers["correction_weight"] == pytest.approx(weight / count, rel=1e-4)

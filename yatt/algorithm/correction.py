@@ -85,21 +85,6 @@ def weights(
     return MODES[mode](ratio, low, high).masked_fill(~trained, 1.0).to(old_logprobs.dtype)
 
 
-def correction(
-    old_logprobs: Tensor,
-    rollout_logprobs: Tensor,
-    loss_mask: Tensor,
-    cu_seqlens: Tensor,
-    *,
-    level: str,
-    kind: str,
-    low: float,
-    high: float,
-) -> Tensor:
-    """`weights` by the names of section `algorithm.correction`."""
-    return weights(old_logprobs, rollout_logprobs, loss_mask, cu_seqlens, level=level, mode=kind, low=low, high=high)
-
-
 def effective_share(weights: Tensor, loss_mask: Tensor) -> Tensor:
     """(sum w)^2 / (n sum w^2) over trained tokens: the effective sample size as a share of their number n, a scalar.
     1 where all weights are equal, 0 where all are 0 (Kong 1992)."""

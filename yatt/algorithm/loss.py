@@ -179,7 +179,6 @@ LOSSES: dict[str, TokenLoss] = {
     "gspo": gspo,
     "cispo": cispo,
     "sapo": sapo,
-    "policy_gradient": policy_gradient,
     "gpg": policy_gradient,
 }
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from yatt.config.algorithms import LONE, RECIPES, TOKEN_ADVANTAGES
+from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS
 from yatt.config.facts import ModelFacts, differing_token
 from yatt.config.models import facts_beside, models_beside, scores
 from yatt.config.schema import (
@@ -81,11 +81,11 @@ def _kl(config: Config) -> Iterator[str]:
             "algorithm.kl.place=reward needs a reference, and algorithm.kl.coefficient=0 loads none; "
             "use a coefficient such as 0.01, or leave the place at loss"
         )
-    elif kl.place == "reward" and algorithm.recipe.advantage not in TOKEN_ADVANTAGES:
-        owners = _owners(algorithm.name, [other for other, its in RECIPES.items() if its.advantage in TOKEN_ADVANTAGES])
+    elif kl.place == "reward" and algorithm.recipe.advantage not in REWARDED_TOKENS:
+        owners = _owners(algorithm.name, [other for other, its in RECIPES.items() if its.advantage in REWARDED_TOKENS])
         yield (
-            f"algorithm.kl.place=reward needs a reward for every token, and {algorithm.name} has one for a whole "
-            f"response; {owners} them; use loss"
+            f"algorithm.kl.place=reward needs a reward for every token, and {algorithm.name} has none; "
+            f"{owners} them; use loss"
         )
     if kl.target is not None and kl.place == "loss":
         yield (

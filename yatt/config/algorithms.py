@@ -14,7 +14,7 @@ _LOSS = {
     "gspo": {"clip_low", "clip_high"},
     "cispo": {"clip_low", "clip_high"},
     "sapo": {"tau_positive", "tau_negative"},
-    "policy_gradient": set[str](),
+    "gpg": set[str](),
 }
 _ADVANTAGE = {
     "grpo": {"normalize_std"},
@@ -26,10 +26,17 @@ TOKEN_ADVANTAGES = ("gae", "reinforce_plus_plus", "reinforce_plus_plus_baseline"
 """Advantages that ranks work out per token; the others are one number per trajectory, from its siblings' rewards."""
 LONE = (*TOKEN_ADVANTAGES[:2], "distillation", "remax")
 """Those that need no siblings: a group of one will do."""
+REWARDED_TOKENS = TOKEN_ADVANTAGES[:3]
+"""Those with a reward for every token, from which a KL can be taken off."""
 _REINFORCED = {
     *("advantage", "loss", "aggregate", "whiten", "entropy", "kl", "correction"),
     *("overlong", "overlong_buffer", "length_penalty", "reward_clip", "reward_normalize"),
 }
+_IDLE = {
+    "gdpo": {"reward_clip", "reward_normalize"},  # each reward is brought to deviation 1 by itself
+    "distillation": {"reward_clip", "reward_normalize", "length_penalty", "overlong_buffer"},
+}
+"""Settings that say nothing to an advantage."""
 _PREFERRED = {"beta", "precompute_reference"}
 
 
@@ -63,7 +70,7 @@ def _reinforced(advantage: str, loss: str, *, rollout: Mapping[str, Any] | None 
     return Recipe(
         advantage=advantage,
         loss=loss,
-        has=frozenset(_REINFORCED | _LOSS[loss] | _ADVANTAGE.get(advantage, set())),
+        has=frozenset((_REINFORCED | _LOSS[loss] | _ADVANTAGE.get(advantage, set())) - _IDLE.get(advantage, set())),
         defaults=defaults,
         rollout=rollout or {},
         critic=advantage == "gae",
@@ -82,7 +89,7 @@ RECIPES: dict[str, Recipe] = {
     "gspo": _reinforced("grpo", "gspo", clip_low=3e-4, clip_high=4e-4, aggregate="sequence_mean"),
     "cispo": _reinforced("grpo", "cispo", clip_low=1.0, clip_high=0.28),
     "sapo": _reinforced("grpo", "sapo", aggregate="sequence_mean"),
-    "gpg": _reinforced("grpo", "policy_gradient", normalize_std=False, rollout={"filter": "all_equal"}),
+    "gpg": _reinforced("grpo", "gpg", normalize_std=False, rollout={"filter": "all_equal"}),
     "gdpo": _reinforced("gdpo", "ppo", whiten="sequences"),
     "rloo": _reinforced("rloo", "ppo"),
     "opo": _reinforced("opo", "ppo"),

@@ -73,8 +73,9 @@ class CorrectionConfig(Section):
     level: Literal["none", "token", "sequence", "geometric"] = Field(
         "none", description="Which ratio of the two counts: a token's, the product, or the geometric mean."
     )
-    kind: Literal["truncate", "mask", "reject"] = Field(
-        "truncate", description="Beyond the bounds: cut the weight, leave it out, or weigh nothing but leave it out."
+    mode: Literal["truncate", "mask", "icepop", "reject"] = Field(
+        "truncate",
+        description="Beyond the bounds: cut the weight; drop the token (mask, icepop); or drop it and weigh no other.",
     )
     low: float = Field(0.0, ge=0, description="Lower bound of the ratio.")
     high: float = Field(2.0, gt=0, description="Upper bound of the ratio.")

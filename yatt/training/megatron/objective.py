@@ -81,7 +81,8 @@ class Pairs:
 
     def count(self, chosen: Tensor, rejected: Tensor, seen: Measurements) -> None:
         """Take note of the rewards [P] of both sides of some pairs."""
-        seen.add(pairs=len(chosen), ahead=(chosen > rejected).sum(), chosen=chosen.sum(), rejected=rejected.sum())
+        ahead = (chosen > rejected).sum() + (chosen == rejected).sum() / 2  # a tie is a coin thrown
+        seen.add(pairs=len(chosen), ahead=ahead, chosen=chosen.sum(), rejected=rejected.sum())
 
     def report(self, total: Mapping[str, float]) -> dict[str, Any]:
         pairs = max(1.0, total["pairs"])

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from yatt.algorithm import correction
 from yatt.algorithm.advantage import TokenOutcomes, token_rewards, whiten
-from yatt.algorithm.correction import correction
 from yatt.algorithm.kl import AdaptiveCoefficient, kl
 from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
 from yatt.algorithm.own import load_loss, load_token_estimator
@@ -175,8 +175,8 @@ class Reinforcement:
         rule, batch = self._settings.correction, micro.batch
         if rule.level == "none" or batch.rollout_logprobs is None:
             return None
-        bounds = {"level": rule.level, "kind": rule.kind, "low": rule.low, "high": rule.high}
-        weights = correction(old, batch.rollout_logprobs, batch.loss_mask, batch.cu_seqlens, **bounds)
+        bounds = {"level": rule.level, "mode": rule.mode, "low": rule.low, "high": rule.high}
+        weights = correction.weights(old, batch.rollout_logprobs, batch.loss_mask, batch.cu_seqlens, **bounds)
         inside = weights[batch.loss_mask]
         seen.add(weight=inside.sum(), corrected=(inside != 1).sum())
         return weights
