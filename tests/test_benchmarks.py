@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import balance, common, overhead
+from benchmarks import balance, common, overhead, placement_crossover, placement_real
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"benchmark", "date", "quick", "machine"}
@@ -24,6 +24,7 @@ KEYS = {
     "sampling": {"devices", "controllers", "seeds", "steps", "prompts", "results"}
     | {"local_over_lockstep", "local_over_lockstep_one"},
     "scale": {"steps", "results"},
+    "placement_crossover": {"decode_step_ms", "costs", "results"},
     "datapath": {"results"},
 }
 RESULT_KEYS = {
@@ -33,6 +34,8 @@ RESULT_KEYS = {
     "scale": {"devices", "controllers", "image_bytes", "step_s", "rollout_s", "controller_bytes", "idle"},
     "rewards": {"items", "pool_us_per_item", "in_process_us_per_item", "added_us_per_item"} | RATIO,
     "generator": {"lengths", "sequences", "tokens", "yatt_tokens_per_s", "hugging_face_tokens_per_s"} | RATIO,
+    "placement_crossover": {"slots", "longest", "judged", "colocated", "partial", "dynamic", "split"}
+    | {"partial_to_colocated", "dynamic_to_colocated"},
     "trainer": {"algorithm", "sequences", "tokens", "yatt_ms", "hugging_face_ms"} | RATIO,
 }
 
@@ -116,6 +119,55 @@ def test_sides_take_turns_and_the_first_round_is_not_counted():
     assert calls == ["a", "b"] * 3 and [len(s) for s in seconds.values()] == [2, 2]
     # Ratios 1, 2, 4: the median is 2, the quartiles lie half way to its neighbours.
     assert common.ratio([1.0, 2.0, 4.0], [1.0, 1.0, 1.0]) == {"ratio": 2.0, "ratio_middle_half": [1.5, 3.0]}
+
+
+def test_costs_of_a_decode_step_by_hand():
+    """2 ms and 1 ms a request: 3 ms at one request, 18 ms at sixteen. A prompt token is what the largest batch took."""
+    costs = placement_crossover.engine([(1, 0.003, 9.0), (4, 0.006, 9.0), (16, 0.018, 5e-5)])
+    assert (costs.step, costs.per_request, costs.prefill) == pytest.approx((0.002, 0.001, 5e-5))
+
+
+def test_lengths_have_the_mean_and_the_longest_asked_for():
+    """Of 384, the longest is at the 383 / 384 quantile, 2.794 standard deviations up."""
+    found = placement_crossover.lengths(18.0, 108.0, 384)
+    assert found.median * np.exp(found.sigma**2 / 2) == pytest.approx(18.0)
+    assert found.median * np.exp(2.7936 * found.sigma) == pytest.approx(108.0, rel=1e-3)
+
+
+def test_seconds_of_a_step_on_real_engines_by_hand():
+    """Rollouts from 10 to 12 s and from 10.5 to 13 s: 3 s. The run computed from 1 + 1/2 x 2 = 2 to 5 CPU seconds in
+    them, the machine from 4 to 10: others had 3."""
+    meter = object.__new__(placement_real.Meter)
+    meter.readings = [placement_real.Reading(*row) for row in ((9, 1, 2), (11, 3, 6), (13, 5, 10), (15, 9, 20))]
+
+    def event(name, role, start, seconds, step=2, **args):
+        return {
+            "ph": "X",
+            "name": name,
+            "cat": role,
+            "ts": start * 1e6,
+            "dur": seconds * 1e6,
+            "args": args | {"step": step},
+        }
+
+    events = [
+        event("rollout", "", 1.0, 5.0, step=1),
+        event("rollout", "", 10.0, 2.0),
+        event("rollout", "", 10.5, 2.5),
+        event("sample", "judge", 11.0, 1.0, tokens=30),
+        event("sample", "judge", 11.0, 1.0, tokens=12),
+        event("sample", "policy", 10.0, 1.0, tokens=99),
+    ]
+    row = {"step": 2, "response_tokens": 99, "longest_response": 40, "response_length_mean": 9.0, "decisions": [1, 2]}
+    found = placement_real.step_figures(row, events, meter)
+    assert (found["seconds"], found["cpu"], found["others"]) == pytest.approx((3.0, 3.0, 3.0))
+    assert (found["judged"], found["moves"]) == (42, 1)
+
+
+def test_placement_says_when_there_are_no_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = placement_real.measure(quick=True, slots=None, repeats=None, steps=None, workload=None)
+    assert result["results"] == [] and "--models-only" in result["missing"]
 
 
 def test_an_unknown_name_is_refused():
