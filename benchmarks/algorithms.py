@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.common import main, significant
 
-sys.path.insert(0, "examples/preference")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "preference"))
 import check
 
 ROOT = Path("runs/bench-algorithms")
@@ -61,19 +61,21 @@ class Bench(NamedTuple):
 
     def run(self, name: str, settings: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         """What came of the run `name`. It is made now where nothing is kept, or something made otherwise."""
-        kept, run = self.folder / f"{name}.json", self.folder / name
+        quick = self.quick and name in ALGORITHMS  # what they start from must have learnt something
+        label = f"{name}-quick" if quick else name
+        kept, run = self.folder / f"{label}.json", self.folder / label
         paths = self._paths(name)
         words = [*overrides, *(f"{setting}={path}" for setting, path in paths.items())]
         words += ["evaluate.path=null"] if "evaluate.path" not in paths else []
-        words += ["train.steps=1"] * self.quick
+        words += ["train.steps=4"] * quick
         read = [path / "model.safetensors" if path.is_dir() else path for path in paths.values()]
         made_from = hashlib.sha256(b"".join(map(Path.read_bytes, [Path(settings), *read])) + " ".join(words).encode())
-        if kept.exists() and (result := json.loads(kept.read_text()))["made_from"] == made_from.hexdigest():
+        if kept.exists() and (result := json.loads(kept.read_text())).pop("made_from") == made_from.hexdigest():
             return result
-        say(f"seed {self.seed}: {name} ...")
+        say(f"seed {self.seed}: {label} ...")
         shutil.rmtree(run, ignore_errors=True)
         started = time.monotonic()
-        own = [f"run.seed={self.seed}", f"run.dir={self.folder}", f"run.name={name}", "checkpoint.export=true"]
+        own = [f"run.seed={self.seed}", f"run.dir={self.folder}", f"run.name={label}", "checkpoint.export=true"]
         command = [sys.executable, "-m", "yatt", "train", settings, *words, *own]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -82,7 +84,7 @@ class Bench(NamedTuple):
         result = {"steps": last["step"], "seconds": significant(time.monotonic() - started)}
         result |= {"pair_accuracy": last["evaluation"]["pair_accuracy"]} if name == REWARD else self._accuracy(run)
         kept.write_text(json.dumps(result | {"made_from": made_from.hexdigest()}) + "\n")
-        say(f"seed {self.seed}: {name} " + ", ".join(f"{key} {value}" for key, value in result.items()))
+        say(f"seed {self.seed}: {label} " + ", ".join(f"{key} {value}" for key, value in result.items()))
         return result
 
     def _paths(self, name: str) -> dict[str, Path]:
@@ -121,7 +123,7 @@ def measure(quick: bool, seeds: str | None, algorithms: str | None) -> dict[str,
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (SFT, REWARD, *names)}
     numbers = [int(seed) for seed in (seeds or ("0" if quick else SEEDS)).split(",")]
     for seed in numbers:
-        bench = Bench(seed, ROOT / ("quick" if quick else "") / f"seed-{seed}", quick)
+        bench = Bench(seed, ROOT / f"seed-{seed}", quick)
         bench.folder.mkdir(parents=True, exist_ok=True)
         for name, result in bench.prepare().items():
             found[name].append(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -33,14 +34,15 @@ def load(folder: Path, name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def modules():
     """The examples' modules, which import each other and the quickstart's by name; forgotten afterwards."""
-    names = ("prepare", "reward", "run", "pairs", "check")
+    names = ("prepare", "reward", "run", "pairs", "check", "benchmarks.algorithms")
     before, path = dict(sys.modules), list(sys.path)
     for name in names:
         sys.modules.pop(name, None)
     try:
         found = {"pairs": load(CHAIN, "pairs")}
         sys.modules["pairs"] = found["pairs"]
-        found["check"], found["run"] = load(PREFERENCE, "check"), load(CHAIN, "run")
+        found["check"] = sys.modules["check"] = load(PREFERENCE, "check")
+        found["run"], found["benchmark"] = load(CHAIN, "run"), importlib.import_module("benchmarks.algorithms")
         yield found
     finally:
         for name in names:
@@ -270,3 +272,60 @@ def test_check_counts_right_and_worked(modules, monkeypatch):
     found = checker.check(Path("model"), [ROW, ROW | {"answer": "1"}])
     # Greedy: right for the first row only. Sampled: 2 of 4 for the first, 0 of 4 for the other; half are worked.
     assert found == {"right, greedy": 0.5, "worked, greedy": 1.0, "right, sampled": 0.25, "worked, sampled": 0.5}
+
+
+# --- the benchmark of algorithms -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(modules, folder, monkeypatch):
+    """One seed's folder with all that its runs start from, and the commands that were run, none of which is."""
+    benchmark, own = modules["benchmark"], Path("runs/bench-algorithms/seed-3")
+    for name, target in (("work", "examples/quickstart/work"), ("pairs", "examples/chain/work")):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).symlink_to(folder / target)
+    for name, target in (("sft", "chain-sft"), ("reward_model", "chain-reward")):
+        (own / name).symlink_to(folder / "runs" / target)
+    for file in ("quickstart/grpo.yaml", "chain/ppo.yaml", "preference/dpo.yaml", "preference/kto.yaml"):
+        (folder / "examples" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "examples" / file).write_text((ROOT / "examples" / file).read_text())
+    commands = []
+
+    def run(command, **how):
+        commands.append(command)
+        config = load_config(command[4], command[5:])
+        assert command[1:4] == ["-m", "yatt", "train"] and check(config) == []
+        out = Path(config.run.dir) / config.run.name
+        out.mkdir()
+        (out / "metrics.jsonl").write_text(json.dumps({"step": config.train.steps}) + "\n")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(benchmark.subprocess, "run", run)
+    shares = {"right, greedy": 0.9, "worked, greedy": 1.0, "right, sampled": 0.8, "worked, sampled": 1.0}
+    monkeypatch.setattr(benchmark.check, "check", lambda model, rows: shares)
+    return benchmark.Bench(3, own, False), commands
+
+
+def test_every_algorithm_of_the_benchmark_runs_once(modules, bench, capsys):
+    one, commands = bench
+    table = modules["benchmark"].ALGORITHMS
+    results = [one.run(name, *table[name]) for name in table]
+    assert all((result["greedy"], result["sampled"]) == (0.9, 0.8) for result in results)
+    assert len(commands) == len(table) and all("run.seed=3" in command for command in commands)
+    again = [one.run(name, *table[name]) for name in table]
+    assert again == results and len(commands) == len(table)
+    # Another setting, or other data, is another run.
+    one.run("rloo", table["rloo"][0], ("algorithm.name=rloo", "train.steps=39"))
+    assert len(commands) == len(table) + 1
+    with open(one.folder / "pairs" / "pairs.jsonl", "a") as rows:
+        rows.write(json.dumps({"prompt": "1+1=", "chosen": "2", "rejected": "3"}) + "\n")
+    one.run("dpo", *table["dpo"])
+    assert len(commands) == len(table) + 2
+    capsys.readouterr()
+
+
+def test_the_benchmarks_table_by_hand(modules):
+    results = [{"steps": 40, "greedy": g, "sampled": g - 0.1, "seconds": 100.0} for g in (0.9, 1.0, 0.8)]
+    line = modules["benchmark"].row("grpo", results)
+    assert (line["greedy"], line["greedy_median"], line["greedy_least"]) == ([0.9, 1.0, 0.8], 0.9, 0.8)
+    assert line["sampled_median"] == 0.8 and line["steps"] == 40
