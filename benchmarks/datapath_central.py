@@ -40,18 +40,8 @@ from yatt.data.loader import Loader
 from yatt.data.prompts import PromptEncoder
 from yatt.data.source import open_source
 from yatt.protocols import MediaStore
-from yatt.types import (
-    Completion,
-    Media,
-    Prompt,
-    Request,
-    Sample,
-    SampleKey,
-    SamplingParams,
-    Span,
-    Trajectory,
-    UpdateReport,
-)
+from yatt.reports import UpdateReport
+from yatt.types import Completion, Media, Prompt, Request, Sample, SampleKey, SamplingParams, Span, Trajectory
 
 
 class Batch(dict[str, np.ndarray]):

@@ -17,19 +17,8 @@ from safetensors.numpy import save_file
 
 from yatt.cluster.backends import Backends
 from yatt.config.schema import Config, RewardConfig, RolloutConfig
-from yatt.types import (
-    Completion,
-    Pulse,
-    Request,
-    Sample,
-    SampleKey,
-    Score,
-    Share,
-    Span,
-    Trajectory,
-    UpdateReport,
-    WeightManifest,
-)
+from yatt.reports import UpdateReport
+from yatt.types import Completion, Pulse, Request, Sample, SampleKey, Score, Share, Span, Trajectory, WeightManifest
 
 PROMPT = 64
 """Tokens of a prompt."""

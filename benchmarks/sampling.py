@@ -22,12 +22,13 @@ from yatt.config.schema import Config
 from yatt.controller.rollouter import Rollouter, _count, _Tally
 from yatt.faces.plan import costs_for
 from yatt.protocols import Peers
+from yatt.reports import RolloutCounts
 from yatt.simulation.costs import Costs
 from yatt.simulation.loop import VirtualClock, run
 from yatt.simulation.simulate import Bookkeeper, StepFigures, few_collections
 from yatt.simulation.world import World
 from yatt.supervisor import Supervisor
-from yatt.types import Group, RolloutCounts
+from yatt.types import Group
 
 DEVICES, CONTROLLERS = 64, 8
 BASE = ["plan.equal_groups=0.4", "plan.image_bytes=0", "rollout.max_refills=4"]

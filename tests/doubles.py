@@ -14,20 +14,9 @@ from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
 from yatt.protocols import EVERY_NODE
+from yatt.reports import UpdateReport
 from yatt.reward.filter import load_filter
-from yatt.types import (
-    Completion,
-    Prompt,
-    Pulse,
-    Request,
-    Sample,
-    Score,
-    Share,
-    Span,
-    Trajectory,
-    UpdateReport,
-    WeightManifest,
-)
+from yatt.types import Completion, Prompt, Pulse, Request, Sample, Score, Share, Span, Trajectory, WeightManifest
 
 
 class Ticks:

@@ -14,7 +14,7 @@ from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.timeline import mark
 from yatt.histogram import histogram
-from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, SourceReport, StepReport, UpdateReport
+from yatt.reports import Decision, EvaluationReport, PhaseSpan, RolloutCounts, SourceReport, StepReport, UpdateReport
 
 HTML = "\u2028<script>document.title='broken'</script> & \"quotes\" </pre>"
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks import datapath_parts
 from yatt.config.schema import Config, RolloutConfig
-from yatt.types import Completion, Media, Request, SampleKey, Share, UpdateReport
+from yatt.reports import UpdateReport
+from yatt.types import Completion, Media, Request, SampleKey, Share
 
 
 def note(file: Path, key: SampleKey, media: Sequence[Media]) -> None:

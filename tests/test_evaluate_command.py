@@ -10,7 +10,7 @@ from rich.console import Console
 from yatt.config.load import load_config
 from yatt.errors import ConfigError
 from yatt.faces.evaluate import settings, show
-from yatt.types import EvaluationReport, SourceReport
+from yatt.reports import EvaluationReport, SourceReport
 
 WORDS = ["model.path=m", "train.steps=1", "train.batch_size=2"]
 

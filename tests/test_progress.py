@@ -9,7 +9,7 @@ from yatt.config.load import load_config
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.train import RunJournal
-from yatt.types import Decision, RolloutCounts, StepReport, UpdateReport
+from yatt.reports import Decision, RolloutCounts, StepReport, UpdateReport
 
 
 class Clock:

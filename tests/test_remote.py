@@ -20,7 +20,8 @@ from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
 from yatt.config.schema import Config
 from yatt.errors import BackendError, WaitTimeout
-from yatt.types import Denominator, Sample, SampleKey, Share, UpdateReport
+from yatt.reports import UpdateReport
+from yatt.types import Denominator, Sample, SampleKey, Share
 
 __all__ = ["publish"]
 

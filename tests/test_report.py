@@ -16,7 +16,7 @@ from yatt.faces.gantt import devices
 from yatt.faces.report import write_report
 from yatt.faces.split import mean_split
 from yatt.faces.timeline import mark
-from yatt.types import Decision, PhaseSpan, RolloutCounts
+from yatt.reports import Decision, PhaseSpan, RolloutCounts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "br", "circle", "path", "line"}

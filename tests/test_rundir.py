@@ -14,7 +14,7 @@ from yatt.faces import timeline
 from yatt.faces.metrics import first_row, metrics_row, overhead
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.timeline import mark
-from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, SourceReport, StepReport, UpdateReport
+from yatt.reports import Decision, EvaluationReport, PhaseSpan, RolloutCounts, SourceReport, StepReport, UpdateReport
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from yatt.controller.recorder import MOST, Recorder
 from yatt.controller.step import add_counts
 from yatt.errors import BackendError
 from yatt.histogram import histogram, quantile
-from yatt.types import PhaseSpan, RolloutCounts
+from yatt.reports import PhaseSpan, RolloutCounts
 
 
 def told(spans: tuple[PhaseSpan, ...]) -> list[tuple[Any, ...]]:

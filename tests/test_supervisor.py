@@ -14,8 +14,9 @@ from yatt.errors import BackendError, CheckpointError, ConfigError, ProcessDied
 from yatt.faces import train as faces_train
 from yatt.faces.checkpoints import Checkpoints, read_checkpoint
 from yatt.faces.rundir import RunDirectory
+from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateReport
 from yatt.supervisor import Supervisor
-from yatt.types import EvaluationReport, Prompt, RolloutCounts, StepReport, UpdateReport
+from yatt.types import Prompt
 
 EVALUATION = EvaluationReport(prompts=1, accuracy_greedy=1.0, accuracy_sampled=0.5)
 REPORT = StepReport(

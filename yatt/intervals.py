@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from yatt.types import Interval
+from yatt.reports import Interval
 
 Z = 1.959964
 """Standard deviations of a normal distribution on each side that hold 95 % of it."""

@@ -10,18 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from yatt.types import (
-    Completion,
-    Media,
-    Pulse,
-    Request,
-    SampleKey,
-    Score,
-    Share,
-    Trajectory,
-    UpdateReport,
-    WeightManifest,
-)
+from yatt.reports import UpdateReport
+from yatt.types import Completion, Media, Pulse, Request, SampleKey, Score, Share, Trajectory, WeightManifest
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from yatt.config.schema import Config
 from yatt.errors import ProcessDied
 from yatt.protocols import Clock
-from yatt.types import EvaluationReport, PhaseSpan, StepReport
+from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 
 
 class Crew(Protocol):

@@ -1,4 +1,4 @@
-"""What flows: one frozen type per stage, from a prompt to the numbers of a step.
+"""What flows: one frozen type per stage, from a prompt to what a rank trains on. `reports` has what comes back.
 
 Token columns are numpy arrays (int32 tokens, float32 logprobs, bool masks): they pickle without a copy and need no
 torch. Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the
@@ -263,26 +263,6 @@ class PackedBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateReport:
-    """What the ranks say of a step's updates: global numbers, the same on every rank. `numbers` are those that only
-    some algorithms have, such as `critic_loss` or `pair_accuracy`, by the names under which metrics show them."""
-
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    entropy: float = 0.0
-    kl: float = 0.0
-    kl_ref: float = 0.0
-    clip_fraction: float = 0.0
-    rollout_gap_max: float = 0.0
-    rollout_gap_mean: float = 0.0
-    trained_tokens: int = 0
-    skipped_updates: int = 0
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
     """Where one tensor lies in a flat buffer."""
 
@@ -303,126 +283,3 @@ class WeightManifest:
     path: str
     checksum: str
     entries: tuple[TensorEntry, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseSpan:
-    """A named stretch of wall time on one process: seconds since the epoch, by its node's clock.
-
-    `role` says what the process is there for, `slots` which devices it lives on; controllers and the driver have
-    neither. `counts` are numbers of what was done in that time, such as requests and tokens.
-    """
-
-    name: str
-    actor: str
-    start: float
-    stop: float
-    role: str = ""
-    slots: tuple[int, ...] = ()
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What the placement policy did, and why, in one line: what was measured, what was predicted, what was done.
-    `slots` are those of each role from `at` on (seconds since the epoch, by the leader's clock)."""
-
-    at: float
-    text: str
-    slots: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutCounts:
-    """Numbers of one step's rollout on one controller; they add up over controllers.
-
-    `groups` are those the step trains on, `groups_carried` of them kept from an earlier step; `groups_missing` what the
-    quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
-    too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
-    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
-    """
-
-    groups: int = 0
-    groups_dropped: int = 0
-    groups_missing: int = 0
-    groups_carried: int = 0
-    groups_surplus: int = 0
-    groups_wasted: int = 0
-    tokens_wasted: int = 0
-    media_bytes: int = 0
-    refills: int = 0
-    reward_failures: int = 0
-    reward_timeouts: int = 0
-    responses: int = 0
-    scored: int = 0
-    truncated: int = 0
-    response_tokens: int = 0
-    prompt_tokens: int = 0
-    reward_sum: float = 0.0
-    reward_square_sum: float = 0.0
-    longest_response: int = 0
-    part_sums: Mapping[str, float] = field(default_factory=dict)
-    response_lengths: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def groups_accepted(self) -> int:
-        """Good groups that ended in this step, trained or not."""
-        return self.groups - self.groups_carried + self.groups_surplus
-
-
-Interval = tuple[float, float]
-"""A 95 % confidence interval: its ends."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceReport:
-    """Accuracy on the held-out prompts of one source; the fields are those of an EvaluationReport."""
-
-    prompts: int
-    accuracy_greedy: float | None
-    accuracy_sampled: float | None
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationReport:
-    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported. Offline
-    algorithms have `loss` on held-out rows instead, and where rows are pairs `pair_accuracy`, the share of pairs whose
-    chosen response is the likelier or better one.
-
-    `accuracy_sampled` is mean@k: the mean over prompts of the share of a prompt's k sampled responses that are correct.
-    `intervals` are those of `accuracy_greedy`, `accuracy_sampled`, `pass@K` and `pair_accuracy`, by these names
-    (`yatt/intervals.py`). `sources` are the values of the column `evaluate.by`, where it is set.
-    """
-
-    prompts: int
-    accuracy_greedy: float | None
-    accuracy_sampled: float | None
-    pass_at_k: Mapping[int, float] = field(default_factory=dict)
-    parts_greedy: Mapping[str, float] = field(default_factory=dict)
-    parts_sampled: Mapping[str, float] = field(default_factory=dict)
-    failures: int = 0
-    response_tokens_mean: float = 0.0
-    loss: float | None = None
-    pair_accuracy: float | None = None
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    sources: Mapping[str, SourceReport] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepReport:
-    """One step in numbers; nothing in it grows with the batch. `phases` are one controller's, `spans` everyone's.
-    `decisions` are the leader's, the split that the rollout began with first; empty where nothing is placed."""
-
-    step: int
-    epoch: float
-    policy_version: int
-    controllers: int
-    counts: RolloutCounts | None
-    update: UpdateReport
-    phases: Mapping[str, float]
-    spans: tuple[PhaseSpan, ...]
-    seconds: float
-    bad_rows: int = 0
-    generators: int = 0
-    decisions: tuple[Decision, ...] = ()

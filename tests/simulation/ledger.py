@@ -16,11 +16,12 @@ import numpy as np
 from yatt.algorithm.filter import Filter
 from yatt.config.schema import Config
 from yatt.controller.carry import CarriedGroup
+from yatt.reports import StepReport
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.simulation.world import Witness
-from yatt.types import Group, SampleKey, Score, Share, StepReport
+from yatt.types import Group, SampleKey, Score, Share
 
 Runs = tuple[tuple[int, int], ...]
 """(tokens, policy version) of each stretch of a response, in order."""

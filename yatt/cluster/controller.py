@@ -37,8 +37,8 @@ from yatt.data.rows import RowSource
 from yatt.data.source import open_source
 from yatt.placement.plan import Layout, Role
 from yatt.protocols import Peers
+from yatt.reports import EvaluationReport, StepReport
 from yatt.reward.filter import load_filter
-from yatt.types import EvaluationReport, StepReport
 
 R = TypeVar("R")
 

@@ -29,7 +29,7 @@ from yatt.errors import ConfigError, ProcessDied
 from yatt.generation.environment import environment
 from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
-from yatt.types import EvaluationReport, PhaseSpan, StepReport
+from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 
 OnPhase = Callable[[str, str], None]
 """Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""

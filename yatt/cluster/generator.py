@@ -25,7 +25,8 @@ from yatt.config.schema import Config
 from yatt.controller.recorder import Recorder
 from yatt.errors import BackendError
 from yatt.placement.cost import settings_of
-from yatt.types import Completion, PhaseSpan, Pulse, Request, SampleKey, WeightManifest
+from yatt.reports import PhaseSpan
+from yatt.types import Completion, Pulse, Request, SampleKey, WeightManifest
 
 LINGER = 0.02
 """Seconds a full answer waits for more completions: the batch that a decode step ends travels as one call."""

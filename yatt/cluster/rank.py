@@ -20,7 +20,8 @@ from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
-from yatt.types import PhaseSpan, Share, UpdateReport, WeightManifest
+from yatt.reports import PhaseSpan, UpdateReport
+from yatt.types import Share, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
 T = TypeVar("T")

@@ -12,7 +12,8 @@ from yatt.controller.router import Router
 from yatt.placement.plan import POLICY, Layout, Role, arrange
 from yatt.placement.policy import Choice, Load, Mode, Speed
 from yatt.protocols import Clock
-from yatt.types import Decision, Pulse
+from yatt.reports import Decision
+from yatt.types import Pulse
 
 LOOKS = 100
 """Looks in a rollout as long as the last one."""

@@ -16,7 +16,8 @@ from yatt.controller.rollouter import Responder, greedy, sampled
 from yatt.controller.stage import Stage
 from yatt.intervals import normal, wilson
 from yatt.protocols import Peers
-from yatt.types import EvaluationReport, Interval, Prompt, SourceReport, Trajectory
+from yatt.reports import EvaluationReport, Interval, SourceReport
+from yatt.types import Prompt, Trajectory
 
 OnEvaluated = Callable[[int, Sequence[Trajectory]], None]
 Key = tuple[str, str, str]

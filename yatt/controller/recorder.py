@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from yatt.protocols import Clock
-from yatt.types import PhaseSpan
+from yatt.reports import PhaseSpan
 
 MOST = 256
 """Spans held until they are taken; beyond it the oldest are forgotten."""

@@ -19,7 +19,8 @@ from yatt.controller.router import Router
 from yatt.errors import BackendError
 from yatt.histogram import histogram
 from yatt.protocols import Scorer, Source
-from yatt.types import Group, Prompt, Request, RolloutCounts, SampleKey, SamplingParams, Trajectory
+from yatt.reports import RolloutCounts
+from yatt.types import Group, Prompt, Request, SampleKey, SamplingParams, Trajectory
 
 Decode = Callable[[np.ndarray], str]
 

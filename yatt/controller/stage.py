@@ -16,7 +16,8 @@ from yatt.controller.router import Router
 from yatt.errors import BackendError
 from yatt.placement.plan import Phase, Role
 from yatt.protocols import EVERY_NODE, Peers, Trainer
-from yatt.types import Decision, WeightManifest
+from yatt.reports import Decision
+from yatt.types import WeightManifest
 
 Engine = tuple[Role, int]
 """A role, and the number of one of its generators."""

@@ -18,7 +18,8 @@ from yatt.controller.stage import Publisher, Stage
 from yatt.controller.survey import Survey
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
-from yatt.types import Decision, EvaluationReport, Group, Prompt, RolloutCounts, Sample, StepReport, UpdateReport
+from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport
+from yatt.types import Group, Prompt, Sample
 
 T = TypeVar("T", Prompt, Sample)
 ToSamples = Callable[[Sequence[Group]], list[Sample]]

@@ -29,7 +29,7 @@ from yatt.faces.checkpoints import Resume, read_checkpoint
 from yatt.faces.export import export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
-from yatt.types import EvaluationReport, Interval
+from yatt.reports import EvaluationReport, Interval
 
 
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from yatt.faces.chart import Series, line_chart, number, percent, ticks
 from yatt.faces.metrics import union
 from yatt.faces.timeline import DECISION, Steps
 from yatt.placement.plan import POLICY, TRAINER
-from yatt.types import PhaseSpan
+from yatt.reports import PhaseSpan
 
 KINDS: Mapping[str, Sequence[str]] = {
     "sampling": ("sample", "rollout"),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from yatt.histogram import quantile
-from yatt.types import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")

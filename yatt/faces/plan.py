@@ -27,11 +27,11 @@ from yatt.faces.rundir import RunDirectory
 from yatt.placement.cost import mistakes, needs
 from yatt.placement.plan import POLICY, Role
 from yatt.placement.policy import apportion
+from yatt.reports import StepReport
 from yatt.simulation.calibrate import UNSEEN, Fit, calibrate, from_file, to_file
 from yatt.simulation.costs import Costs, Lengths, Workload, device, from_shape
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.simulation.world import Witness
-from yatt.types import StepReport
 
 MODES = ("colocated", "dynamic", "weighted", "partial", "disaggregated")
 DIVIDED = ("dynamic", "weighted", "partial")

@@ -18,7 +18,7 @@ from typing import Any
 
 from yatt.errors import ConfigError, DataError
 from yatt.faces.timeline import Steps, Timeline
-from yatt.types import PhaseSpan
+from yatt.reports import PhaseSpan
 
 COMPLETE = "complete.json"
 _STEP_FILE = re.compile(r"^(?:step|eval)-(\d+)(?:\.c\d+)?\.jsonl$")

@@ -15,7 +15,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from yatt.types import Decision, PhaseSpan
+from yatt.reports import Decision, PhaseSpan
 
 MOST_EVENTS = 20_000
 """Events in the file. Beyond it whole steps are left out: the first and the last ones stay, and every k-th between,

@@ -27,9 +27,9 @@ from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.timeline import mark
 from yatt.faces.trackers import Trackers
+from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
-from yatt.types import EvaluationReport, PhaseSpan, StepReport
 
 
 def train(config: Config) -> int:

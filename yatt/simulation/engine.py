@@ -13,9 +13,10 @@ import numpy as np
 
 from yatt.errors import BackendError, ProcessDied
 from yatt.placement.plan import POLICY, Role
+from yatt.reports import PhaseSpan
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.drawing import Answers, Drawing
-from yatt.types import Completion, Finish, PhaseSpan, Pulse, Request, SampleKey, WeightManifest
+from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""

@@ -11,10 +11,11 @@ import numpy as np
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.plan import TRAINER
 from yatt.protocols import EVERY_NODE
+from yatt.reports import PhaseSpan, UpdateReport
 from yatt.simulation.costs import TrainerCosts
 from yatt.simulation.engine import Log
 from yatt.simulation.network import Node, Site, until
-from yatt.types import PhaseSpan, Share, UpdateReport, WeightManifest
+from yatt.types import Share, WeightManifest
 
 OnTrained = Callable[[int, Share], None]
 """(step, share): called for each share of a step whose updates have all been made."""

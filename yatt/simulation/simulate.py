@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from yatt.config.schema import Config, EvaluateConfig
+from yatt.reports import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport
 from yatt.simulation.costs import Costs
 from yatt.simulation.faults import Fault, inject
 from yatt.simulation.loop import VirtualClock, run
 from yatt.simulation.world import Event, Witness, World
 from yatt.supervisor import Supervisor
-from yatt.types import Decision, EvaluationReport, PhaseSpan, RolloutCounts, StepReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from yatt.data.loader import Loader
 from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.plan import POLICY, EngineSite, Role
+from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs, engine_size
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
@@ -40,7 +41,7 @@ from yatt.simulation.loop import VirtualClock
 from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
-from yatt.types import EvaluationReport, Group, PhaseSpan, Prompt, SampleKey, Score, Share, StepReport
+from yatt.types import Group, Prompt, SampleKey, Score, Share
 
 R = TypeVar("R")
 Event = tuple[Any, ...]

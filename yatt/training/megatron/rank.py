@@ -11,6 +11,7 @@ from torch import Tensor
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError
+from yatt.reports import UpdateReport
 from yatt.training.identity import identity, verify
 from yatt.training.megatron import checkpoint, export, model, parallel
 from yatt.training.megatron.convert import Converter
@@ -18,7 +19,7 @@ from yatt.training.megatron.network import Learner, Network
 from yatt.training.megatron.parallel import Groups
 from yatt.training.megatron.reinforce import Reinforcement
 from yatt.training.megatron.update import Training, open_objective
-from yatt.types import Share, UpdateReport
+from yatt.types import Share
 
 CRITIC = "critic"
 """Folder of the critic within a trainer's checkpoint."""

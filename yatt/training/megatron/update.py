@@ -10,13 +10,14 @@ from torch import Tensor
 
 from yatt.algorithm.preference import sequence_sums
 from yatt.config.schema import Config
+from yatt.reports import UpdateReport
 from yatt.training.megatron.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
 from yatt.training.megatron.measure import Measurements
 from yatt.training.megatron.network import Learner, Network
 from yatt.training.megatron.objective import Labels, Likelihood, Objective, Preference, Scoring
 from yatt.training.megatron.parallel import Groups
 from yatt.training.megatron.reinforce import Reinforcement
-from yatt.types import Share, UpdateReport
+from yatt.types import Share
 
 # By the loss of the algorithm's recipe; the others reinforce.
 OFFLINE: dict[str, type[Any]] = {
