@@ -11,7 +11,8 @@ first.
 A step's seconds are those from the first controller's begin to the last one's end of its rollout, judgements included.
 The first step of a run does not count. `to_colocated` pairs a step with the same one of the colocated run of its round,
 and gives the median of the ratios and the middle half of them. `cpu_s` is what the run's processes computed meanwhile,
-`cores_busy` the share of this machine's cores that this is, `others` the share that other processes had.
+`cores_busy` the share of this machine's cores that this is, `others` the share that other processes had, and `left_s`
+the seconds less that share. Others also take what the run leaves idle, so a machine of one's own takes longer than that.
 """
 
 from __future__ import annotations
@@ -183,6 +184,7 @@ def _row(workload: str, mode: str, slots: int, found: dict[str, list[dict[str, f
         "cpu_s": median("cpu"),
         "cores_busy": significant(sum(step["cpu"] for step in found[mode]) / total / cores),
         "others": significant(sum(step["others"] for step in found[mode]) / total / cores),
+        "left_s": significant(statistics.median(step["seconds"] - step["others"] / cores for step in found[mode])),
         "mean_response": median("mean"),
         "longest_response": median("longest"),
         "response_tokens": median("tokens"),
