@@ -12,7 +12,7 @@ A step's seconds are those from the first controller's begin to the last one's e
 The first step of a run does not count. `to_colocated` pairs a step with the same one of the colocated run of its round,
 and gives the median of the ratios and the middle half of them. `cpu_s` is what the run's processes computed meanwhile,
 `cores_busy` the share of this machine's cores that this is, `others` the share that other processes had, and `left_s`
-the seconds less that share. Others also take what the run leaves idle, so a machine of one's own takes longer than that.
+the seconds less that share. Others also take what the run leaves idle: a machine of one's own takes longer than that.
 """
 
 from __future__ import annotations
