@@ -179,6 +179,8 @@ SFT | evaluate.samples=4
     evaluate.samples=4 has no meaning for algorithm.name=sft; leave it at 1
 DPO | evaluate.correct_at=0.5
     evaluate.correct_at=0.5 has no meaning for algorithm.name=dpo; leave it at 1.0
+evaluate.by=source
+    evaluate.by=source has nothing to evaluate on; set evaluate.path, or unset it
 SFT | evaluate.size=3
     evaluate.size=3 has nothing to evaluate on; set evaluate.path, or unset it
 DPO | train.tokens_per_micro_batch=127

@@ -286,6 +286,8 @@ def _data(case: Case) -> Iterator[str]:
         yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
     elif evaluate.size and evaluate.path is None and not data.tasks:
         yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
+    if evaluate.by is not None and evaluate.path is None and not (data.tasks and evaluate.size):
+        yield f"evaluate.by={evaluate.by} has nothing to evaluate on; set evaluate.path, or unset it"
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
 
