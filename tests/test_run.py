@@ -126,7 +126,10 @@ def test_eval_of_what_learnt_from_pairs_finds_what_the_run_found(place):
         prompts = [json.loads(line) for line in (place / "work" / f"{name}.jsonl").read_text().splitlines()[:24]]
         pairs = [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": "7"} for row in prompts]
         (place / "work" / f"{name}-pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    changed = {"algorithm": {"name": "dpo", "precompute_reference": True}, "evaluate": {"path": "work/eval-pairs.jsonl"}}
+    changed = {
+        "algorithm": {"name": "dpo", "precompute_reference": True},
+        "evaluate": {"path": "work/eval-pairs.jsonl"},
+    }
     changed["data"] = {"path": "work/train-pairs.jsonl"}
     changed["cluster"] = config["cluster"] | {"slots": 1, "controllers": 2}
     kept = {section: config[section] for section in ("model", "train", "checkpoint")}
