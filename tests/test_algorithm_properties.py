@@ -10,7 +10,7 @@ from yatt.algorithm.correction import LEVELS, MODES, weights
 from yatt.algorithm.loss import AGGREGATES, LOSSES, divisor, policy_loss, value_loss
 from yatt.types import Denominator
 
-few = settings(max_examples=20, deadline=None, derandomize=True)
+few = settings(max_examples=20, derandomize=True)
 cuts = st.lists(st.integers(1, 9), min_size=2, max_size=6)
 seeds = st.integers(0, 2**16)
 

@@ -64,7 +64,6 @@ def test_partition_by_hand():
     assert partition([], 2).tolist() == []
 
 
-@settings(deadline=None)  # time is not what is tested
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=6), st.integers(1, 3))
 def test_partition_is_within_four_thirds_of_the_best(costs, ranks):
     def worst(placed):
@@ -116,7 +115,7 @@ def test_a_pipeline_gets_more_micro_batches_by_hand(samples, stages, micros):
     assert assigned.micros == (micros,)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LENGTHS, LIMITS)
 def test_assign(lengths, limits):
     assigned = assign(lengths, **limits)
@@ -177,7 +176,7 @@ def test_parts_go_where_their_tokens_are_by_hand():
     assert place(array(0, 1, 2), array(1, 2, 3), ["a", "a", "a"], ["a", "a", "b"]).tolist() == [2, 1, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, LIMITS, st.data())
 def test_locality_names_parts_and_changes_none(lengths, limits, data):
     nodes = st.integers(0, 3)
@@ -228,7 +227,7 @@ def test_a_pipeline_is_filled():
 
 
 @given(st.data(), st.integers(1, 30), st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_packing_part_by_part_is_packing_all_parts_together(data, count, ranks):
     sizes = np.array(data.draw(st.lists(st.integers(1, 90), min_size=count, max_size=count)))
     part = np.array(data.draw(st.lists(st.integers(0, ranks - 1), min_size=count, max_size=count)))

@@ -63,7 +63,7 @@ def run_step(team, draws):
 steps = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=4), min_size=1, max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.integers(1, 9), plan=steps, shuffle=st.booleans())
 def test_every_position_is_drawn_once_and_none_is_lost(rows, plan, shuffle):
     source, state, drawn = Numbers(rows), None, []
@@ -85,7 +85,7 @@ def test_every_position_is_drawn_once_and_none_is_lost(rows, plan, shuffle):
     assert team[0].epoch == epochs
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(plan=steps)
 def test_a_position_means_the_same_row_for_any_number_of_controllers(plan):
     alone = dict(run_step(loaders(Numbers(5), 1), [400]))
@@ -96,7 +96,7 @@ def test_a_position_means_the_same_row_for_any_number_of_controllers(plan):
         state = team[0].state()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     before=st.lists(st.integers(0, 5), min_size=2, max_size=2),
     after=st.lists(st.integers(0, 5), min_size=2, max_size=2),

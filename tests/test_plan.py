@@ -184,7 +184,7 @@ def test_nnls_by_hand():
     assert nnls(np.array([[1.0], [1.0]]), np.array([-1.0, -3.0])) == pytest.approx([0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
 def test_nnls_is_optimal(seed, size):
     """Karush-Kuhn-Tucker: no negative coefficient, no ascent at a positive one, no descent at a zero."""

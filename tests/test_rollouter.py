@@ -226,7 +226,7 @@ def test_the_estimate_never_leaves_0_to_1_and_counts_everything_since_the_last_s
     assert other.value == rate.value
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.booleans(), min_size=80, max_size=80),
     st.integers(0, 10),

@@ -25,7 +25,7 @@ from yatt.training.megatron.rank import MegatronRank
 PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=20))
 def test_every_token_has_one_place_in_a_bucket_of_its_like(lengths: list[int]) -> None:
     plan = packing(lengths, torch.device("cpu"))

@@ -111,14 +111,14 @@ streams = st.lists(st.integers(0, 99), unique=True, max_size=4)
 
 
 @given(st.data(), streams)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_completions_come_back(data, numbers):
     ended = [(n, data.draw(st.lists(completions(), max_size=4) | st.just("it failed"))) for n in numbers]
     assert plain(read_completions(sent(pack_completions(ended))[0])) == plain(ended)
 
 
 @given(st.data(), streams)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_requests_come_back(data, numbers):
     asked = [(n, data.draw(groups())) for n in numbers]
     columns, handles = pack_requests(asked)
@@ -126,7 +126,7 @@ def test_requests_come_back(data, numbers):
 
 
 @given(shares())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_share_comes_back(share):
     columns, handles = pack_share(share)
     assert plain(read_share(sent(columns)[0], handles)) == plain(share)

@@ -190,7 +190,7 @@ def check_split(split, loads, blocks):
         assert all(split[role] for role, one in loads.items() if one.requests + one.coming)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(moments())
 def test_dynamic_splits_add_up_and_starve_nobody(moment):
     split, loads, switching = moment
@@ -208,7 +208,7 @@ def test_dynamic_splits_add_up_and_starve_nobody(moment):
         assert moved.split != split and "\n" not in moved.why
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(moments())
 def test_a_move_settles(moment):
     """On the same data a few looks lead to a split that is kept: nothing goes round in a circle."""
@@ -223,7 +223,7 @@ def test_a_move_settles(moment):
         assert choice is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.integers(1, 6),
     st.integers(1, 3),
