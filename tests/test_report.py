@@ -11,8 +11,8 @@ import pytest
 
 from tests.runs import HTML, fake_run, spans
 from yatt.errors import ConfigError
-from yatt.faces.chart import LEFT, MOST_POINTS, RIGHT, Series, line_chart, number, stacked_chart
-from yatt.faces.gantt import devices
+from yatt.faces.chart import LEFT, MOST_POINTS, RIGHT, Series, line_chart, number, stacked_chart, ticks
+from yatt.faces.gantt import devices, role_colours
 from yatt.faces.report import write_report
 from yatt.faces.split import mean_split
 from yatt.faces.timeline import mark
@@ -321,6 +321,75 @@ def test_constant_and_negative_values_have_axes():
             assert "nan" not in line_chart("t", "u", [Series(name="a", points=points)], zero=zero)
 
 
+def labels_of(svg):
+    """What stands at the axis of y, from below."""
+    return re.findall(r'<text x="40"[^>]*>([^<]*)', svg)
+
+
+def test_ticks_of_tiny_values_and_of_whole_numbers_by_hand():
+    # A quarter of 1.2e-13 is 3e-14: every 5e-14. A quarter of 8.4 is 2.1: every 2.5, and of whole numbers every 3.
+    assert ticks(0.0, 1.2e-13) == [0.0, 5e-14, 1e-13]
+    assert ticks(0.0, 8.4) == [0.0, 2.5, 5.0, 7.5] and ticks(0.0, 8.4, whole=True) == [0.0, 3.0, 6.0]
+    tiny, whole, half = (
+        line_chart("t", "u", [Series(name="a", points=list(enumerate(values)))], zero=True)
+        for values in ([0.0, 1.1e-13], [0.0, 8.0, 3.0], [0.0, 8.0, 3.5])
+    )
+    assert labels_of(tiny) == ["0", "5e-14", "1e-13"]
+    assert labels_of(whole) == ["0", "3", "6"] and labels_of(half) == ["0", "2.5", "5", "7.5"]
+
+
+def test_a_line_that_covers_others_is_dashed():
+    """Of five points: b has all of a's, c four of them and so four of b's, d two."""
+    a, c, d = [0, 1, 2, 3, 4], [0, 1, 2, 3, 0], [0, 1, 0, 0, 0]
+    series = [Series(name=name, points=list(enumerate(ys))) for name, ys in zip("abcd", (a, a, c, d), strict=True)]
+    lines = re.findall(r'class="line" stroke="([^"]*)"( stroke-dasharray="[^"]*")?', line_chart("t", "u", series))
+    # a dash for every 12 pixels: 6 long over one line, 3 over two; d shares 3 of 5 with c
+    assert lines == [
+        ("var(--c0)", ""), ("var(--c1)", ' stroke-dasharray="6 6"'), ("var(--c2)", ' stroke-dasharray="3 9"'),
+        ("var(--c3)", ' stroke-dasharray="6 6"'),
+    ]  # fmt: skip
+
+
+def test_a_role_has_one_colour_in_every_drawing(tmp_path):
+    html, _ = page_of(fake_run(tmp_path / "a", steps=4, judged=True))
+    swatches = {name: set(re.findall(rf'<i style="background:([^"]*)"></i>{name}<', html)) for name in (
+        "policy", "sampling", "judge", "judging", "trainer", "training", "train", "whole slot"
+    )}  # fmt: skip
+    assert all(len(colours) == 1 for name, colours in swatches.items() if name != "judge"), swatches
+    assert swatches["policy"] == swatches["sampling"] and swatches["trainer"] == swatches["training"]
+    assert swatches["train"] == swatches["training"]
+    figure = {
+        title: html[html.index(f"<h3>{title}") :].split("</figure>")[0] for title in ("Idle share, mean", "Slots")
+    }
+    for drawing in figure.values():
+        assert f'background:{next(iter(swatches["judging"]))}"></i>judge<' in drawing
+    two = role_colours(["policy", "good", "trainer", "safe"])
+    assert len({two[role] for role in ("policy", "trainer", "good", "safe", "whole slot")}) == 5
+
+
+def test_evaluations_have_a_name_among_what_is_drawn():
+    loop = {"start": 0.0, "stop": 4.0, "name": "rollout", "actor": "controller 0"}
+    work = PhaseSpan(name="sample", actor="generator 0", role="policy", slots=(0,), start=0.0, stop=4.0)
+    later = PhaseSpan(name="rollout", actor="controller 0", start=6.0, stop=9.0)
+    evaluation = PhaseSpan(name="evaluate", actor="driver", start=4.0, stop=6.0)
+    page = Page(devices({1: [PhaseSpan(**loop), work, evaluation], 2: [later]}))
+    assert "evaluation" in page.texts and "other" not in page.texts
+
+
+def test_details_that_say_the_same_of_every_response_are_left_out(tmp_path):
+    run = fake_run(tmp_path / "a", steps=2)
+    for file in run.samples.glob("*.jsonl"):
+        records = [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+        for record in records:
+            record["parts"] = {"worked": 0.0, "judge.asked": 1.0, "judge.unparsed": float(file.stem == "eval-2.c1")}
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    told = [text for text in page_of(run)[1].texts if "worked 0" in text]
+    # of 6 prompts each: held-out ones before and after, rollouts of the first step and of the last
+    assert len(told) == 24 and not any("judge.asked" in text for text in told)
+    # said of the 12 held-out responses, as some differ; of none of the rollouts, where all are the same
+    assert sum("judge.unparsed" in text for text in told) == 12
+
+
 HARNESS = """<body><iframe id=f style="width:WIDTHpx;height:900px" src="PAGE"></iframe><script>
 f.onload = () => {
   const w = f.contentWindow, d = w.document, svgs = [...d.querySelectorAll('svg[data-hover]')], svg = svgs[0];
@@ -336,7 +405,9 @@ f.onload = () => {
   document.body.textContent = JSON.stringify({
     title: d.title, lanes, charts: svgs.length, inside, overflow: d.documentElement.scrollWidth - w.innerWidth,
     hover: svg.nextElementSibling.textContent, shown: svg.nextElementSibling.style.display,
-    smallest: Math.min(...svgs.map(s => 11 * s.getBoundingClientRect().width / 400)),
+    sizes: svgs.map(s => parseFloat(w.getComputedStyle(s.querySelector('text')).fontSize)
+      * s.getBoundingClientRect().width / 400),
+    tiles: [...d.querySelectorAll('.tile b')].map(b => b.scrollWidth - b.clientWidth),
     fetched: w.performance.getEntriesByType('resource').length,
     background: w.getComputedStyle(d.body).backgroundColor});
 };
@@ -344,9 +415,12 @@ f.onload = () => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium not found: the page was checked as text only")
-@pytest.mark.parametrize(("width", "dark", "judged"), [(390, False, True), (1280, True, False), (1280, False, True)])
+@pytest.mark.parametrize(("width", "dark", "judged"), [(390, False, True), (700, True, False), (1280, False, True)])
 def test_a_real_browser_draws_it(tmp_path, width, dark, judged):
     run = fake_run(tmp_path / "a", steps=40, every=10, failures=True, judged=judged)
+    *rows, last = run.read_metrics()
+    last["evaluation"]["parts_sampled"] |= {"truth": 0.907, "judge": 0.991}
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in (*rows, last)))
     harness = tmp_path / "harness.html"
     harness.write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", write_report(run.path).as_uri()))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
@@ -357,7 +431,8 @@ def test_a_real_browser_draws_it(tmp_path, width, dark, judged):
     assert found["title"] == "a · YATT" and found["fetched"] == 0
     assert found["charts"] == len(CURVES | PLACED if judged else CURVES)
     assert found["inside"] and found["overflow"] <= 0
-    assert found["smallest"] >= 8.5  # pixels of an axis label
+    assert min(found["sizes"]) >= 8.5 and max(found["sizes"]) <= 14  # pixels of an axis label; titles have 14
+    assert found["tiles"] == [0] * 7  # pixels by which a value is wider than its card
     lanes = {"kinds": ["sampling", "training", "weights", "sleep, wake", "other"], "moves": 0, "label": 11}
     lanes["labels"] = ["loop", "slot 0 policy", "slot 0 trainer", "slot 1 policy", "slot 1 trainer"]
     # in each of two steps 5 phases of controller 0, and on each of two slots 4 spans of the engine and 3 of the rank

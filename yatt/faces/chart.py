@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
+from itertools import cycle, pairwise
 from statistics import fmean
+from types import MappingProxyType
 from typing import Literal
 
 Point = tuple[float, float]
@@ -16,7 +17,9 @@ WIDTH, HEIGHT = 400, 218
 LEFT, RIGHT, TOP, BOTTOM = 46, 386, 26, 182
 MOST_POINTS = 240
 MOST_BARS = 100
-COLOURS = 6
+COLOURS = [f"var(--c{i})" for i in range(7)]
+DASH = 12.0
+"""Pixels from dash to dash of a line that covers another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +35,11 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """From data to pixels."""
+    """From data to pixels. `whole`: what y counts has no halves."""
 
     x: tuple[float, float]
     y: tuple[float, float]
+    whole: bool = False
 
     def px(self, x: float) -> float:
         return round(LEFT + (x - self.x[0]) / (self.x[1] - self.x[0]) * (RIGHT - LEFT), 1)
@@ -46,33 +50,50 @@ class Axes:
 
 
 def line_chart(
-    title: str, unit: str, series: Sequence[Series], *, share: bool = False, zero: bool = False, along: str = "step"
+    title: str,
+    unit: str,
+    series: Sequence[Series],
+    *,
+    share: bool = False,
+    zero: bool = False,
+    along: str = "step",
+    colours: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A card with one chart, or nothing where no series has a point. `share` is 0 to 100 %, `zero` starts at 0; `along`
-    says what x is."""
+    says what x is; `colours` are those of names that have their own. A line that covers others is dashed."""
     lines = {s.name: _thin(s, MOST_POINTS) for s in series if s.points}
     if not lines:
         return ""
     steps = [x for line in lines.values() for x, *_ in line]
     bounds = [end for line in lines.values() for _, *ends in line for end in ends]
     x_range = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 0.5, steps[0] + 0.5)
-    axes = Axes(x_range, (0.0, 1.0) if share else _range(bounds, zero=zero))
-    marks = []
-    for i, line in enumerate(lines.values()):
-        colour = f"var(--c{i % COLOURS})"
+    whole = not share and all(float(y).is_integer() for s in series for _, y in s.points)
+    axes = Axes(x_range, (0.0, 1.0) if share else _range(bounds, zero=zero), whole)
+    palette, drawn, marks = _palette(lines, colours), list[set[Point]](), []
+    for name, line in lines.items():
+        colour = palette[name]
         if any(low < high for _, _, low, high in line):
             there = [f"{axes.px(x)},{axes.py(high)}" for x, _, _, high in line]
             back = [f"{axes.px(x)},{axes.py(low)}" for x, _, low, _ in reversed(line)]
             marks.append(f'<path class="band" fill="{colour}" d="M{"L".join(there + back)}Z"/>')
         at = [(axes.px(x), axes.py(y)) for x, y, *_ in line]
-        marks.append(f'<path class="line" stroke="{colour}" d="M{"L".join(f"{x},{y}" for x, y in at)}"/>')
+        covered = sum(2 * len(below.intersection(at)) > len(at) for below in drawn)
+        drawn.append(set(at))
+        long = DASH / 2**covered
+        dash = f' stroke-dasharray="{long:g} {DASH - long:g}"' if covered else ""
+        marks.append(f'<path class="line" stroke="{colour}"{dash} d="M{"L".join(f"{x},{y}" for x, y in at)}"/>')
         if len(at) <= 12:
             marks += [f'<circle r="3" fill="{colour}" cx="{x}" cy="{y}"/>' for x, y in at]
     values = {name: {x: y for x, y, *_ in line} for name, line in lines.items()}
-    return _card(title, unit, axes, "".join(marks), values, percent if share else number, along)
+    return _card(title, unit, axes, "".join(marks), values, percent if share else number, palette, along)
 
 
-def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) -> str:
+def stacked_chart(
+    title: str,
+    unit: str,
+    layers: Mapping[str, Sequence[Point]],
+    colours: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """A card with bars of stacked layers, all over the same steps; where they are many, neighbours share a bar."""
     thinned = {
         name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), MOST_BARS)}
@@ -84,27 +105,38 @@ def stacked_chart(title: str, unit: str, layers: Mapping[str, Sequence[Point]]) 
     tops = [sum(layer[x] for layer in thinned.values()) for x in xs]
     axes = Axes((xs[0] - step / 2, xs[-1] + step / 2), _range(tops, zero=True))
     half = step * (0.46 if len(xs) <= 60 else 0.51)  # many bars with gaps between them would flicker
-    base, marks = dict.fromkeys(xs, 0.0), []
-    for i, layer in enumerate(thinned.values()):
+    palette, base, marks = _palette(thinned, colours), dict.fromkeys(xs, 0.0), []
+    for name, layer in thinned.items():
         bars = []
         for x in xs:
             left, right = axes.px(max(x - half, axes.x[0])), axes.px(min(x + half, axes.x[1]))
             bottom, top = axes.py(base[x]), axes.py(base[x] + layer[x])
             base[x] += layer[x]
             bars.append(f"M{left},{bottom}V{top}H{right}V{bottom}Z")
-        marks.append(f'<path fill="var(--c{i % COLOURS})" d="{"".join(bars)}"/>')
-    return _card(title, unit, axes, "".join(marks), thinned, number)
+        marks.append(f'<path fill="{palette[name]}" d="{"".join(bars)}"/>')
+    return _card(title, unit, axes, "".join(marks), thinned, number, palette)
 
 
 def number(value: float) -> str:
     """Three digits that matter, without needless exponents."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.2e}".replace("e-0", "e-").replace("e+0", "e")
+        return _short(f"{value:.2e}")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _short(text: str) -> str:
+    return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
 def percent(value: float) -> str:
     return f"{value:.1%}"
+
+
+def _palette(names: Iterable[str], own: Mapping[str, str]) -> dict[str, str]:
+    """A colour for each name: its own, or the next that is nobody's."""
+    taken = {own[name] for name in names if name in own}
+    free = cycle([colour for colour in COLOURS if colour not in taken] or COLOURS)
+    return {name: own[name] if name in own else next(free) for name in names}
 
 
 def _card(
@@ -114,13 +146,14 @@ def _card(
     marks: str,
     values: Mapping[str, Mapping[float, float]],
     show: Callable[[float], str],
+    palette: Mapping[str, str],
     along: str = "step",
 ) -> str:
     xs = sorted({x for line in values.values() for x in line})
     table = {name: [show(line[x]) if x in line else "" for x in xs] for name, line in values.items()}
     hover = {"along": along, "x": [round(x) for x in xs], "px": [axes.px(x) for x in xs], "values": table}
     ends = ", ".join(f"{name} {line[0]} to {line[-1]}" for name, line in table.items())
-    swatches = [f'<li><i style="background:var(--c{i % COLOURS})"></i>{escape(n)}</li>' for i, n in enumerate(table)]
+    swatches = [f'<li><i style="background:{palette[n]}"></i>{escape(n)}</li>' for n in table]
     legend = f"<ul>{''.join(swatches)}</ul>" if len(table) > 1 else ""
     label = f"{title}, {unit}, {along} {round(xs[0])} to {round(xs[-1])}: {ends}"
     return (
@@ -134,8 +167,8 @@ def _card(
 def _frame(axes: Axes, unit: str, show: Callable[[float], str], along: str) -> str:
     """Grid lines, tick labels, and what the two axes are."""
     parts = []
-    for y in ticks(*axes.y):
-        at, text = axes.py(y), f"{y:.0%}" if show is percent else f"{y:g}"
+    for y in ticks(*axes.y, whole=axes.whole):
+        at, text = axes.py(y), f"{y:.0%}" if show is percent else _short(f"{y:g}")
         parts.append(f'<path class="grid" d="M{LEFT},{at}H{RIGHT}"/><text x="{LEFT - 6}" y="{at + 4}">{text}</text>')
     for x in ticks(*axes.x, whole=True):
         parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
@@ -175,4 +208,4 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough * 0.999)
     step = max(1.0, math.ceil(step)) if whole else step
     first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{k * step:.12g}") for k in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from itertools import cycle
 from statistics import fmean
 
-from yatt.faces.chart import Series, line_chart, number, percent, ticks
+from yatt.faces.chart import COLOURS, Series, line_chart, number, percent, ticks
 from yatt.faces.metrics import union
 from yatt.faces.timeline import DECISION, Steps
 from yatt.placement.plan import POLICY, TRAINER
@@ -20,10 +21,15 @@ KINDS: Mapping[str, Sequence[str]] = {
     "weights": ("export", "load", "sync"),
     "sleep, wake": ("sleep", "wake", "offload", "onload"),
     "judging": ("judge",),
+    "evaluation": ("evaluate",),
     "other": ("",),
 }
 """Names of spans that share a colour, in the order of the colours."""
-COLOURS = {name: f"var(--c{i})" for i, names in enumerate(KINDS.values()) for name in names}
+OF_SPAN = {name: colour for colour, names in zip(COLOURS, KINDS.values(), strict=True) for name in names}
+WHOLE = "whole slot"
+OF_ROLE = {POLICY: OF_SPAN["sample"], TRAINER: OF_SPAN["update"], WHOLE: OF_SPAN[""]}
+OF_JUDGES = [OF_SPAN[name] for name in ("judge", "load", "sleep", "evaluate")]
+"""A role has the colour of its work, everywhere; judges after the first have one that no role has."""
 STEPS = 2
 MOST_SLOTS = 16
 MOST_BARS = 60
@@ -37,8 +43,14 @@ Homes = Mapping[str, Sequence[int]]
 Window = tuple[float, float]
 
 
-def devices(steps: Steps) -> str:
-    """Gantt charts, a table and a curve of idle shares; nothing where no device told what it did."""
+def role_colours(roles: Iterable[str]) -> dict[str, str]:
+    """The colours of these roles."""
+    judges = [role for role in dict.fromkeys(roles) if role not in OF_ROLE]
+    return {**OF_ROLE, **dict(zip(judges, cycle(OF_JUDGES)))}
+
+
+def devices(steps: Steps, more: str = "") -> str:
+    """Gantt charts, a table and a curve of idle shares, and `more` cards; nothing where no device told what it did."""
     windows = {step: window for step, spans in sorted(steps.items()) if (window := _window(spans))}
     held = [span for spans in steps.values() for span in spans]
     homes = _homes(span for step in windows for span in steps[step])
@@ -49,7 +61,7 @@ def devices(steps: Steps) -> str:
     busy = {step: _busy(steps[step], window) for step, window in windows.items()}
     idle = _table(busy, windows, homes) + _curve(busy, homes)
     note = f'<p class="meta">{MOST_SLOTS} of {len(homes[""])} slots are drawn; means are over all.</p>'
-    return f'{"".join(charts)}<div class="charts">{idle}</div>' + (note if len(homes[""]) > MOST_SLOTS else "")
+    return f'{"".join(charts)}<div class="charts">{idle}{more}</div>' + (note if len(homes[""]) > MOST_SLOTS else "")
 
 
 def _homes(spans: Iterable[PhaseSpan]) -> Homes:
@@ -89,10 +101,10 @@ def _curve(busy: Mapping[int, Mapping[Lane, float]], homes: Homes) -> str:
         return 1 - fmean(lanes.get((slot, role), 0.0) for slot in homes[role])
 
     series = [
-        Series(name=role or "whole slot", points=[(step, idle(lanes, role)) for step, lanes in busy.items()])
-        for role in homes
+        Series(name=role or WHOLE, points=[(step, idle(lanes, role)) for step, lanes in busy.items()]) for role in homes
     ]
-    return line_chart("Idle share, mean over slots", "share of the step", series, share=True)
+    title, colours = "Idle share, mean over slots", role_colours(filter(None, homes))
+    return line_chart(title, "share of the step", series, share=True, colours=colours)
 
 
 def _table(busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Window], homes: Homes) -> str:
@@ -108,7 +120,7 @@ def _table(busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Windo
 
     rows = {"all slots": homes[""], **{f"slot {slot}": [slot] for slot in homes[""][:MOST_SLOTS]}}
     body = [f"<tr><th>{n}</th>{''.join(cell(among, role) for role in homes)}</tr>" for n, among in rows.items()]
-    head = "<th></th>" + "".join(f"<th>{escape(role) or 'whole slot'}</th>" for role in homes)
+    head = "<th></th>" + "".join(f"<th>{escape(role) or WHOLE}</th>" for role in homes)
     title = f"Idle share, {len(windows)} recorded steps"
     return f'<figure class="card"><h3>{title}</h3><table><tr>{head}</tr>{"".join(body)}</table></figure>'
 
@@ -146,7 +158,7 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
         )
     title = f"Step{'s' if len(windows) > 1 else ''} {' and '.join(map(str, windows))}"
     drawn = {_colour(span): True for lane in lanes for span in held.get(lane, [])} | {"var(--ink)": bool(moves)}
-    kinds = {**{kind: COLOURS[names[0]] for kind, names in KINDS.items()}, "decision": "var(--ink)"}
+    kinds = {**{kind: OF_SPAN[names[0]] for kind, names in KINDS.items()}, "decision": "var(--ink)"}
     swatches = [f'<li><i style="background:{c}"></i>{kind}</li>' for kind, c in kinds.items() if drawn.get(c)]
     labels = ["<li>loop</li>", *(f"<li>slot {slot} {escape(role)}</li>" for slot, role in lanes[1:])]
     return (
@@ -158,7 +170,7 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
 
 def _colour(span: PhaseSpan) -> str:
     name = "judge" if span.name == "sample" and span.role != POLICY else span.name
-    return COLOURS.get(name, COLOURS[""])
+    return OF_SPAN.get(name, OF_SPAN[""])
 
 
 def _tip(span: PhaseSpan, origin: float) -> str:

@@ -13,7 +13,7 @@ import yaml
 from yatt.config.algorithms import RECIPES
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
-from yatt.faces.gantt import devices
+from yatt.faces.gantt import OF_SPAN, devices
 from yatt.faces.heldout import SHARES, by_source, interval_text, measured, points_of
 from yatt.faces.metrics import first_row
 from yatt.faces.page import PAGE, SCRIPT, STYLE
@@ -169,7 +169,7 @@ def _charts(config: Row, rows: Sequence[Row]) -> str:
         line_chart("Pairs in the right order", "share of pairs; bands hold 95 %", pairs, share=True),
         "" if _is_offline(config) else _reward_chart(updates),
         *_parts_charts(updates),
-        stacked_chart("Time per step", "seconds", layers),
+        stacked_chart("Time per step", "seconds", layers, OF_SPAN),
         _lengths_chart(updates),
     ]
     for title, unit, lines, options in (*CURVES, *_others(updates)):

@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from yatt.faces.chart import stacked_chart
+from yatt.faces.gantt import role_colours
 
 Row = Mapping[str, Any]
 FIRST, LAST = 10, 30
@@ -21,7 +22,7 @@ def split(rows: Sequence[Row]) -> str:
     means = {row["step"]: mean_split(row) for row in rows if row.get("decisions")}
     roles = list(dict.fromkeys(role for mean in means.values() for role in mean))
     layers = {role: [(step, mean.get(role, 0.0)) for step, mean in means.items()] for role in roles}
-    chart = stacked_chart("Slots of each role", "slots, mean over the rollout", layers)
+    chart = stacked_chart("Slots of each role", "slots, mean over the rollout", layers, role_colours(roles))
     return f'<div class="charts">{chart}{_table(list(_changes(rows)))}</div>' if chart else ""
 
 

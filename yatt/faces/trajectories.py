@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
@@ -24,7 +24,9 @@ def first_and_last(folder: Path, kind: str) -> str:
         if match := re.match(rf"{kind}-(\d+)\b", file.name):
             files.setdefault(int(match[1]), []).append(file)
     ends = sorted({min(files), max(files)}) if files else []
-    columns = [[_shown(record, f"step {step}") for record in _chosen(files[step])] for step in ends]
+    chosen = {step: _chosen(files[step]) for step in ends}
+    hidden = _same([record for records in chosen.values() for record in records])
+    columns = [[_shown(record, f"step {step}", hidden) for record in chosen[step]] for step in ends]
     rows = ("".join(row) for row in zip_longest(*columns, fillvalue="<div></div>"))
     return "".join(f'<article class="card pair">{row}</article>' for row in rows)
 
@@ -38,13 +40,23 @@ def _chosen(files: Sequence[Path]) -> list[Record]:
     return list({r["uid"]: r for r in records}.values())[: -PAIRS - 1 : -1]
 
 
-def _shown(record: Record, when: str) -> str:
+def _same(records: Sequence[Record]) -> set[str]:
+    """Details of rewards, names with a dot, that say the same of all these responses."""
+    told: dict[str, set[float]] = {}
+    for record in records:
+        for name, value in (record.get("parts") or {}).items():
+            told.setdefault(name, set()).add(value)
+    return {name for name, values in told.items() if "." in name and len(values) == 1 and len(records) > 1}
+
+
+def _shown(record: Record, when: str, hidden: Container[str]) -> str:
     answer, reward, status = record.get("answer"), record.get("reward"), record.get("status", "ok")
     expected = f'<div class="meta">answer: {escape(str(answer))}</div>' if answer is not None else ""
     colour = "good" if reward is not None and reward > 0 else "bad"
     verdict = f"reward {reward:.3g}" if reward is not None else f"reward {escape(str(status))}"
     detail = f": {escape(record['detail'][:200])}" if reward is None and record.get("detail") else ""
-    parts = [f"{escape(k)} {v:.3g}" for k, v in (record.get("parts") or {}).items() if v is not None]
+    told = {name: value for name, value in (record.get("parts") or {}).items() if name not in hidden}
+    parts = [f"{escape(name)} {value:.3g}" for name, value in told.items() if value is not None]
     cut = ["cut off"] if record.get("finish") == "length" else []
     rest = " · ".join([*parts, f"{record.get('response_tokens', '?')} tokens", *cut])
     return (
