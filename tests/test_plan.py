@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -323,6 +324,11 @@ def test_without_judges_nothing_is_divided(yatt, tmp_path):
     assert f"choose colocated on 32 devices: {steps['32']:.2f} s a step" in out
     html = page.read_text()
     assert "colocated on 16 devices" in html and "Seconds of a step" in html and "slot 15" in html
+    table = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr.*?</tr>", html.split("Modes</h3>")[1])]
+    assert [[cell for cell in row[:7]] for row in table if row[1:2] == ["colocated"]] == [
+        [row[0], row[1], f"{row[2]} s", f"{row[4]} s", f"{row[6]} s", row[8], row[9]] for row in rows
+    ]
+    assert html.count('class="chosen"') == 2 and "<h1>paper</h1>" in html and "GB of a slot" in html
     plans = json.loads(yatt("plan", PAPER, *SMALL, "reward.models.judge.path=null", "--devices", "16,32", "--json")[1])[
         "plans"
     ]

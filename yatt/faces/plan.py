@@ -23,6 +23,7 @@ from yatt.config.schema import Config, PlacementConfig
 from yatt.controller.assembly import layout_of
 from yatt.errors import ConfigError
 from yatt.faces.plan_page import page
+from yatt.faces.plan_words import COLUMNS, cells, choices, remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.placement.cost import mistakes, needs
 from yatt.placement.plan import POLICY, Role
@@ -82,7 +83,7 @@ def plan(
     head = {"costs": costs.source, "calibrated": config.plan.calibration is not None, "steps": steps, "seed": seed}
     head |= {"workload": asdict(costs.workload), "memory": _memory(config, facts, counts[0])}
     if html is not None:
-        html.write_text(page(f"Plan of {config.run.name}", plans, reports), encoding="utf-8")
+        html.write_text(page(config.run.name, head, plans, reports), encoding="utf-8")
     if as_json:
         print(json.dumps({**head, **(plans[0] if len(plans) == 1 else {"plans": plans})}, indent=1))
     else:
@@ -242,55 +243,15 @@ def _at(config: Config, controllers: int) -> Config:
 
 def _show(head: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
     """The plans as a table, a row per number of devices and mode, and what they come to."""
-    columns = ("devices", "mode", "step", "rollout", "train", "idle", "tokens/s", "sent by a controller", "split")
-    table, chosen = Table(*columns), []
+    table = Table(*COLUMNS)
     for row in plans:
-        for name, mode in row["modes"].items():
-            split = ", ".join(f"{role} {slots}" for role, slots in mode["split"].items())
-            moves = f", {mode['moves']:.1f} moves" if mode["moves"] else ""
-            best = name == row["choice"]
-            table.add_row(
-                str(row["devices"]),
-                name,
-                *(f"{seconds:.2f} s" for seconds in (mode["step_s"], mode["rollout_s"], mode["phases"]["train"])),
-                f"{mode['idle']:.0%}",
-                f"{mode['tokens_per_s']:,.0f}",
-                f"{mode['controller_bytes'] / 1e6:.1f} MB",
-                split + moves,
-                style="bold" if best else None,
-                end_section=name == list(row["modes"])[-1],
-            )
-        chosen.append((row["devices"], row["choice"], row["modes"][row["choice"]]))
+        for name in row["modes"]:
+            style, last = ("bold" if name == row["choice"] else None), name == list(row["modes"])[-1]
+            table.add_row(*cells(row, name), style=style, end_section=last)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    for devices, choice, mode in chosen:
-        gain = chosen[0][2]["step_s"] / mode["step_s"]
-        than = f", {gain:.2f} times as fast as on {chosen[0][0]}" if devices != chosen[0][0] else ""
-        console.print(f"choose {choice} on {devices} devices: {mode['step_s']:.2f} s a step{than}")
-    for why, where in _reasons(plans).items():
-        console.print(f"left out {', '.join(where)}: {why}")
-    if head["memory"]:
-        roles = {role: need for role, need in head["memory"].items() if role != "slot"}
-        parts = [f"{role} {n['awake'] / 1e9:.1f} ({n['asleep'] / 1e9:.1f} asleep)" for role, n in roles.items()]
-        console.print(f"GB of a slot's {head['memory']['slot'] / 1e9:.0f}: {', '.join(parts)}")
-    console.print(f"means of {head['steps']} simulated steps, seed {head['seed']}; costs: {head['costs']}")
-    work, last = head["workload"], head["workload"]["responses"][-1]
-    console.print(
-        f"prompts of {work['prompt_tokens']} tokens and {work['image_bytes']} bytes of images, responses of "
-        f"{last['median']:.0f} tokens (p99 {last['p99']:.0f}), {work['equal_groups']:.0%} of groups of equal rewards"
-    )
-    if not head["calibrated"]:
-        console.print("An estimate says what hardware could do; `yatt plan --calibrate RUN` measures what yours does.")
-
-
-def _reasons(plans: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Why modes were left out, and which."""
-    reasons: dict[str, list[str]] = {}
-    for row in plans:
-        for mode, why in row["left_out"].items():
-            at = f"{mode} on {row['devices']}" if len(plans) > 1 else mode
-            reasons.setdefault(why, []).append(at)
-    return reasons
+    for line in (*choices(plans), *remarks(head, plans)):
+        console.print(line)
 
 
 def _show_fits(fits: Sequence[Fit]) -> None:

@@ -8,17 +8,23 @@ from html import escape
 from typing import Any
 
 from yatt.faces.chart import Series, line_chart
-from yatt.faces.gantt import STEPS, devices
+from yatt.faces.gantt import STEPS, devices, role_colours
 from yatt.faces.page import PAGE, SCRIPT, STYLE
+from yatt.faces.plan_words import COLUMNS, Plan, cells, choices, remarks
 from yatt.faces.timeline import Steps, mark
 from yatt.simulation.simulate import SimulationReport
 
+Reports = Mapping[int, Mapping[str, SimulationReport]]
+"""By number of devices and mode."""
 
-def page(title: str, plans: Sequence[Mapping[str, Any]], reports: Mapping[int, Mapping[str, SimulationReport]]) -> str:
-    """Step times and idle shares over the numbers of devices, and the last steps of each mode on the fewest."""
+
+def page(name: str, head: Mapping[str, Any], plans: Sequence[Plan], reports: Reports) -> str:
+    """What the terminal says, step times and idle shares over the numbers of devices, and the last steps of each mode
+    on the fewest."""
     count, found = next(iter(reports.items()))
-    body = [f"<h1>{escape(title)}</h1>"]
-    body += [f"<p>choose <b>{p['choice']}</b> on {p['devices']} devices</p>" for p in plans]
+    body = [f'<header><div class="meta">YATT plan</div><h1>{escape(name)}</h1></header>']
+    body += [f"<p><b>{escape(line)}</b></p>" for line in choices(plans)]
+    body += [_table(plans), *(f'<p class="meta">{escape(line)}</p>' for line in remarks(head, plans))]
     if len(plans) > 1:
         charts = [
             _curve(plans, "step_s", "Seconds of a step", "s"),
@@ -26,13 +32,22 @@ def page(title: str, plans: Sequence[Mapping[str, Any]], reports: Mapping[int, M
         ]
         body.append(f'<h2>More devices</h2><div class="charts">{"".join(charts)}</div>')
     for mode, report in found.items():
-        split = _split(report)
-        body.append(f"<h2>{mode} on {count} devices</h2>{devices(_steps(report))}")
-        body.append(f'<div class="charts">{split}</div>')
-    return PAGE.format(title=escape(title), style=STYLE, body="".join(body), script=SCRIPT)
+        body.append(f"<h2>{mode} on {count} devices</h2>{devices(_steps(report), _split(report))}")
+    return PAGE.format(title=escape(f"{name} · YATT plan"), style=STYLE, body="".join(body), script=SCRIPT)
 
 
-def _curve(plans: Sequence[Mapping[str, Any]], key: str, title: str, unit: str) -> str:
+def _table(plans: Sequence[Plan]) -> str:
+    """A row per number of devices and mode, the chosen ones bold."""
+    rows = []
+    for plan in plans:
+        for name in plan["modes"]:
+            chosen = ' class="chosen"' if name == plan["choice"] else ""
+            rows.append(f"<tr{chosen}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(plan, name))}</tr>")
+    names = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    return f'<figure class="card modes"><h3>Modes</h3><table><tr>{names}</tr>{"".join(rows)}</table></figure>'
+
+
+def _curve(plans: Sequence[Plan], key: str, title: str, unit: str) -> str:
     names = dict.fromkeys(mode for plan in plans for mode in plan["modes"])
     series = [
         Series(name=name, points=[(p["devices"], p["modes"][name][key]) for p in plans if name in p["modes"]])
@@ -60,4 +75,5 @@ def _split(report: SimulationReport) -> str:
         Series(name=role, points=[(s.step, s.decisions[0].slots[role]) for s in report.steps if s.decisions])
         for role in roles
     ]
-    return line_chart("Slots at the beginning of a rollout", "slots", series, zero=True) if len(roles) > 1 else ""
+    title, colours = "Slots at the beginning of a rollout", role_colours(roles)
+    return line_chart(title, "slots", series, zero=True, colours=colours) if len(roles) > 1 else ""
