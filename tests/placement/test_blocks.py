@@ -21,6 +21,10 @@ def test_a_block_holds_whole_engines_of_every_role():
     assert awake == dict.fromkeys(range(4), frozenset({"policy"})) | dict.fromkeys(range(4, 8), frozenset({"judge"}))
 
 
+def test_slots_without_engines_are_blocks_of_one():
+    assert Layout(slots=(0, 1), sizes={}).blocks == ((0,), (1,))
+
+
 def test_as_few_blocks_as_possible_change_hands():
     assert arrange({"policy": 2, "judge": 1}) == ("policy", "policy", "judge")
     assert arrange({"policy": 1, "judge": 2}, ("policy", "policy", "judge")) == ("policy", "judge", "judge")
