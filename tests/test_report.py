@@ -374,6 +374,10 @@ def test_evaluations_have_a_name_among_what_is_drawn():
     evaluation = PhaseSpan(name="evaluate", actor="driver", start=4.0, stop=6.0)
     page = Page(devices({1: [PhaseSpan(**loop), work, evaluation], 2: [later]}))
     assert "evaluation" in page.texts and "other" not in page.texts
+    # what it moves before the first step is told with that step, but is not in it: the slot works for 4 s of 4
+    move = PhaseSpan(name="move", actor="controller 0", start=-1.0, stop=-0.5)
+    page = Page(devices({1: [move, PhaseSpan(**loop), work]}))
+    assert [text for text in page.texts if text.endswith(".0%")][:2] == ["0.0%", "0.0%"]
 
 
 def test_details_that_say_the_same_of_every_response_are_left_out(tmp_path):

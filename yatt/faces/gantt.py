@@ -73,8 +73,9 @@ def _homes(spans: Iterable[PhaseSpan]) -> Homes:
 
 
 def _window(spans: Sequence[PhaseSpan]) -> Window | None:
-    """When the controllers were in the step; the driver evaluates and saves outside it."""
-    loop = [span for span in spans if not span.slots and span.actor != "driver" and span.start < span.stop]
+    """When the controllers were in the step; the driver evaluates and saves outside it. Slots move within rollouts, and
+    within evaluations, which are not in the step."""
+    loop = [s for s in spans if not s.slots and s.actor != "driver" and s.name != "move" and s.start < s.stop]
     return (min(s.start for s in loop), max(s.stop for s in loop)) if loop else None
 
 
