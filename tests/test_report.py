@@ -291,6 +291,8 @@ def test_idle_shares_are_over_the_slots_where_a_role_lives():
     assert "slot 0 judge" not in page.texts and "slot 1 judge" in page.texts
     assert "driver: slot 1 judges\nat 2 s\n1 policy\n1 judge" in page.texts
     assert re.findall(r'<circle[^>]* cx="([\d.]+)%"', html) == ["20.000"]
+    # another card stands in the grid of the table and the curve, not beneath it
+    assert devices({1: spans}, "<p>more</p>") == html.removesuffix("</div>") + "<p>more</p></div>"
 
 
 def test_many_slots_are_drawn_in_part_and_counted_in_full():

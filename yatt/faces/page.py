@@ -41,6 +41,7 @@ display:none;font-variant-numeric:tabular-nums;z-index:1}
 table{border-collapse:collapse;width:100%;margin-top:8px;font-size:13px;font-variant-numeric:tabular-nums}
 th,td{font-weight:400;text-align:left;padding:3px 10px 3px 0;white-space:nowrap}th{color:var(--dim)}
 td{vertical-align:top}.chosen td{font-weight:600}.modes{margin:14px 0 10px}
+.modes th,.modes td:last-child{white-space:normal}
 td.why{white-space:normal;overflow-wrap:anywhere}figure:has(table){overflow-x:auto}
 td i{display:block;height:4px;border-radius:2px;background:var(--c2)}
 .pair{grid-template-columns:repeat(2,minmax(0,1fr));gap:0 22px;padding:14px 16px;margin-bottom:14px}
