@@ -163,6 +163,14 @@ algorithm.name=ppo | algorithm.kl.target=0.1 | algorithm.kl.coefficient=0.1
     algorithm.kl.target=0.1 adapts the coefficient of a KL in the reward, and algorithm.kl.place=loss; unset it, or use
 algorithm.name=ppo | algorithm.kl.horizon=5
     algorithm.kl.horizon=5.0 has no meaning without algorithm.kl.target; leave it at 10000.0
+algorithm.name=ppo | algorithm.kl={place: reward, coefficient: 0.1, target: 0.1, horizon: 12}
+    algorithm.kl.horizon=12.0 is far under the 64 responses of a step: one step could take the coefficient to 0
+algorithm.name=ppo | algorithm.whiten=sequences
+    algorithm.whiten=sequences would make one of the advantages that ppo has for each token; use tokens or none
+TEACHER | algorithm.overlong=penalty
+    algorithm.overlong=penalty is for a reward, and distillation learns from none; use keep or mask
+algorithm.name=ppo | critic.learning_rate=1e-7 | train.optimizer.min_learning_rate=5e-7
+    critic.learning_rate=1e-07 is under train.optimizer.min_learning_rate=5e-07, where its schedule would end; lower
 algorithm.correction.mode=mask
     algorithm.correction.mode=mask has no meaning with algorithm.correction.level=none; leave it at truncate, or use
 algorithm.correction.level=token | algorithm.correction.low=3
@@ -276,9 +284,14 @@ def test_all_broken_rules_come_at_once(settings, tiny):
 def test_warnings(settings, tiny, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     words = ["cluster.slots=4", "train.optimizer.warmup_steps=8", "train.epochs_per_step=2", "rollout.top_p=0.9"]
+    words += ["train.offload=true"]
     warnings = check(settings(tiny, *words))
-    assert [w.split()[0] for w in warnings] == ["cluster.slots=4", "train.optimizer.warmup_steps=8", "rollout.top_p"]
+    expected = ["cluster.slots=4", "train.offload=true", "train.optimizer.warmup_steps=8", "rollout.top_p"]
+    assert [w.split()[0] for w in warnings] == expected
     assert check(settings(tiny, "train.optimizer.warmup_steps=7", "train.epochs_per_step=2")) == []
+    alone = ["algorithm.name=ppo", "critic.warmup_steps=2", "train.optimizer.warmup_steps=2"]  # 2 of 4 steps are left
+    (line,) = check(settings(tiny, *alone))
+    assert line == "train.optimizer.warmup_steps=2 does not end within the run's 2 updates"
 
 
 def test_more_slots_than_gpus(settings, tiny, monkeypatch):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS
+from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS, TOKEN_ADVANTAGES
 from yatt.config.facts import ModelFacts, differing_token
 from yatt.config.models import facts_beside, models_beside, scores
 from yatt.config.schema import (
@@ -24,6 +24,8 @@ from yatt.errors import ConfigError
 
 NAMED = 3
 """Algorithms an error names that have a setting."""
+KL_STEP = 0.2
+"""By this share of responses / horizon a step moves the coefficient of the KL at most (`yatt.algorithm.kl`)."""
 
 
 def algorithm_mistakes(config: Config) -> Iterator[str]:
@@ -70,6 +72,12 @@ def _models(config: Config) -> Iterator[str]:
             f"critic.warmup_steps={critic.warmup_steps} is not under train.steps={config.train.steps}: "
             "the policy would never learn; lower it"
         )
+    rate, least = critic.learning_rate, config.train.optimizer.min_learning_rate
+    if algorithm.recipe.critic and rate is not None and rate < least:
+        yield (
+            f"critic.learning_rate={rate} is under train.optimizer.min_learning_rate={least}, where its schedule would "
+            "end; lower that"
+        )
 
 
 def _kl(config: Config) -> Iterator[str]:
@@ -96,6 +104,12 @@ def _kl(config: Config) -> Iterator[str]:
         yield (
             f"algorithm.kl.horizon={kl.horizon} has no meaning without algorithm.kl.target; "
             f"leave it at {KlConfig().horizon}"
+        )
+    responses = config.train.batch_size * config.rollout.n
+    if kl.target is not None and kl.horizon <= KL_STEP * responses:
+        yield (
+            f"algorithm.kl.horizon={kl.horizon} is far under the {responses} responses of a step: one step could "
+            f"take the coefficient to 0 or below; use at least {responses}"
         )
 
 
@@ -132,6 +146,13 @@ def _group(config: Config) -> Iterator[str]:
     elif rollout.filter == "all_equal" and (rollout.n < 2 or not _rewarded(config)):
         why = f"rollout.n={rollout.n}" if rollout.n < 2 else "a run without a reward"
         yield f"rollout.filter=all_equal drops every group of {why}: the rewards of each are all equal; use none"
+    if algorithm.overlong == "penalty" and "overlong_buffer" not in algorithm.recipe.has:
+        yield f"algorithm.overlong=penalty is for a reward, and {algorithm.name} learns from none; use keep or mask"
+    if algorithm.whiten == "sequences" and algorithm.recipe.advantage in TOKEN_ADVANTAGES:
+        yield (
+            f"algorithm.whiten=sequences would make one of the advantages that {algorithm.name} has for each token; "
+            "use tokens or none"
+        )
     if rollout.temperature == 0:
         yield "rollout.temperature=0 makes all responses to a prompt the same: nothing to learn from; use 1"
 

@@ -173,7 +173,7 @@ def _lengths(case: Case) -> Iterator[str]:
             f"model.context_length={context}; lower data.max_prompt_tokens to {context - longest}"
         )
     algorithm, buffer = config.algorithm, config.algorithm.overlong_buffer
-    if algorithm.overlong == "penalty" and not 0 < buffer <= longest:
+    if algorithm.overlong == "penalty" and "overlong_buffer" in algorithm.recipe.has and not 0 < buffer <= longest:
         yield (
             f"algorithm.overlong_buffer={buffer} must be from 1 to rollout.max_tokens={longest} "
             f"for algorithm.overlong=penalty; use {max(1, longest // 4)}"
@@ -354,8 +354,10 @@ def _warnings(case: Case) -> Iterator[str]:
     on_cpu = config.cluster.address is None and (config.cluster.device == "cpu" or not case.gpus)
     if on_cpu and case.slots is not None and case.slots > cores:
         yield f"cluster.slots={case.slots} is over this machine's {cores} cores; slots will wait for each other"
+    if on_cpu and config.train.offload:
+        yield "train.offload=true does nothing on a CPU: what it puts away would go into the same memory"
     train, warmup = config.train, config.train.optimizer.warmup_steps
-    updates = train.steps * train.updates_per_step * train.epochs_per_step
+    updates = (train.steps - config.critic.warmup_steps) * train.updates_per_step * train.epochs_per_step
     if warmup >= updates:
         yield f"train.optimizer.warmup_steps={warmup} does not end within the run's {updates} updates"
     if not case.offline and (config.rollout.top_p < 1 or config.rollout.top_k > 0):
