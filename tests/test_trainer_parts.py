@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig
+from transformers import AutoModelForSequenceClassification, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from tests.megatron_cases import config
 from tests.megatron_pool import free_port
-from tests.tiny_models import save_tiny
+from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from yatt.config.schema import Config
 from yatt.errors import BackendError, ConfigError, WaitTimeout
 from yatt.training.megatron.attention import BUCKET_RATIO, BUCKET_TOKENS, Rotary, packing
+from yatt.training.megatron.export import write_folder
 from yatt.training.megatron.memory import Shelf
+from yatt.training.megatron.model import ValueHead
 from yatt.training.megatron.rank import MegatronRank
 
 PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
@@ -132,3 +136,30 @@ def test_a_shelf_frees_what_it_is_given_and_brings_it_back() -> None:
     assert torch.equal(whole, torch.arange(10.0)) and view.tolist() == [3.0, 4.0] and scratch.tolist() == [0.0] * 4
     whole += 1
     assert view.tolist() == [4.0, 5.0], "it is still a view"
+
+
+@pytest.mark.parametrize(("padding", "written"), [("<pad>", 0), ("<eos>", None), (None, 5)])
+def test_the_score_of_a_response_is_read_at_its_end(tmp_path: Path, padding: str | None, written: int | None) -> None:
+    """A text that ends with <eos> is scored there, also where <eos> pads: never one token earlier."""
+    source, target = Path(save_tiny(tmp_path / "policy", pad_token_id=5)), tmp_path / "scorer"
+    words = tiny_tokenizer()
+    words.pad_token = padding
+    words.save_pretrained(source)
+    model = tiny_model(labels=1)
+    given = Config.model_validate(config(str(source)))
+    write_folder(iter(model.state_dict().items()), given, str(target), writer=True, head="value")
+    read = AutoModelForSequenceClassification.from_pretrained(target, dtype=torch.float32)
+    assert read.config.pad_token_id == written
+    text = torch.tensor([[7, 8, 9, words.eos_token_id]])
+    with torch.no_grad():
+        at_end = model.score(model.model(text).last_hidden_state[0, -1])
+        assert torch.allclose(read(text).logits[0], at_end, atol=1e-5)
+
+
+def test_a_value_is_as_exact_as_float32() -> None:
+    """Of bfloat16 states and weights: 1.0078125 ** 2 = 1.01568603515625, where bfloat16 has 1.015625 only."""
+    head = ValueHead(SimpleNamespace(hidden_size=1, params_dtype=torch.bfloat16, sequence_parallel=False))
+    with torch.no_grad():
+        head.weight.fill_(1.0078125)
+        value, _ = head(torch.full((1, 1, 1), 1.0078125, dtype=torch.bfloat16))
+    assert value.dtype == torch.float32 and value.item() == 1.0078125**2

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError
@@ -50,22 +51,22 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
     described.pop("torch_dtype", None)
     described["dtype"] = config.model.dtype
     if head == "value":
-        described |= _classifier(described)
+        described |= _classifier(described, source)
     (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     _write_shards(weights, target)
 
 
-def _classifier(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of a classifier with one label. Its score is read at the last token that is no padding, so
-    there must be a padding token."""
+def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """What a config says of a classifier with one label. transformers reads its score at the last token that is not the
+    padding token. So there is none where it would be the one that ends a response: then it takes one text at a time."""
     family = described["architectures"][0].partition("For")[0]
-    ends = described.get("eos_token_id")
-    pad = described.get("pad_token_id")
+    words = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
+    pad = words.pad_token_id if words.pad_token_id is not None else described.get("pad_token_id")
     return {
         "architectures": [f"{family}ForSequenceClassification"],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
-        "pad_token_id": pad if pad is not None else ends[0] if isinstance(ends, list) else ends,
+        "pad_token_id": None if pad == words.eos_token_id else pad,
     }
 
 

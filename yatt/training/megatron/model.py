@@ -54,7 +54,7 @@ class ValueHead(torch.nn.Module):
         if self._sharded:
             # What follows is the same on all ranks of the group, and so is its gradient.
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return F.linear(hidden, self.weight).float(), None
+        return F.linear(hidden.float(), self.weight.float()), None
 
 
 def read_hf_config(path: str, setting: str = "model.path") -> Any:
