@@ -414,6 +414,18 @@ def test_a_critic_may_learn_alone_at_first(folder: str, other: str, scorer: str,
     assert report.grad_norm == 0 and report.numbers["critic_loss"] == pytest.approx(ppo["critic_loss"], rel=1e-4)
 
 
+def test_the_gap_is_told_while_the_critic_learns_alone(folder: str, ppo: Any) -> None:
+    """With one update a step, where nobody else asks what the policy says before it."""
+    (whole,) = shares(ppo["samples"], 1)
+    step = ("update", [[replace(share, step=1) for share in whole]])
+    alone, together = (
+        play(1, {**with_algorithm(folder, "ppo"), "critic": {"warmup_steps": n}}, [step])[0][0] for n in (1, 0)
+    )
+    assert alone.grad_norm == 0 < together.grad_norm
+    assert alone.rollout_gap_mean == pytest.approx(together.rollout_gap_mean, rel=1e-5) != 0
+    assert alone.rollout_gap_max == pytest.approx(together.rollout_gap_max, rel=1e-5)
+
+
 def test_a_critic_of_a_language_model_begins_at_zero(folder: str, ppo: Any) -> None:
     """Its values are 0, so that the returns, with a discount of 1 and no KL, are the rewards."""
     settings = {**with_algorithm(folder, "ppo"), "critic": {"value_clip": None}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from yatt.training.megatron.reinforce import Reinforcement
 from yatt.training.megatron.update import Training, open_objective
 from yatt.types import Share
 
+N = TypeVar("N", bound=Network)
 CRITIC = "critic"
 """Folder of the critic within a trainer's checkpoint."""
 
@@ -142,19 +144,27 @@ def open_training(config: Config, groups: Groups) -> Training:
     updates = train.updates_per_step * train.epochs_per_step
     warmup = config.critic.warmup_steps if "critic" in loads else 0
 
+    def rested(network: N) -> N:
+        """Off the device before the next is made: with `train.offload` there is never room for two."""
+        if train.offload and groups.device.type == "cuda":
+            network.put_away()
+        return network
+
     def frozen(name: str, path: str | None) -> Network | None:
-        return Network(config, groups, path, f"model.{name}") if path and name in loads else None
+        return rested(Network(config, groups, path, f"model.{name}")) if path and name in loads else None
 
     # Before the first update, the policy itself is what a reference of its start would be.
     untrained = None if config.algorithm.precompute_reference else start
-    policy = Learner(
-        config,
-        groups,
-        start,
-        "model.path",
-        objective.head,
-        settings=train.optimizer,
-        planned=(train.steps - warmup) * updates,
+    policy = rested(
+        Learner(
+            config,
+            groups,
+            start,
+            "model.path",
+            objective.head,
+            settings=train.optimizer,
+            planned=(train.steps - warmup) * updates,
+        )
     )
     critic = None
     if "critic" in loads:
@@ -162,8 +172,8 @@ def open_training(config: Config, groups: Groups) -> Training:
         settings = train.optimizer.model_copy(update=rate)
         path = config.critic.path or start
         planned = train.steps * updates
-        critic = Learner(config, groups, path, "critic.path", "value", settings=settings, planned=planned)
-    training = Training(
+        critic = rested(Learner(config, groups, path, "critic.path", "value", settings=settings, planned=planned))
+    return Training(
         config,
         groups,
         objective,
@@ -172,9 +182,6 @@ def open_training(config: Config, groups: Groups) -> Training:
         teacher=frozen("teacher", config.model.teacher),
         critic=critic,
     )
-    for network in training.networks[1:] if train.offload and groups.device.type == "cuda" else ():
-        network.put_away()
-    return training
 
 
 def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:

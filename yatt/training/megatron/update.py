@@ -59,7 +59,7 @@ class Training:
         """Every update of the step. Collective over all ranks, each with the shares of its data-parallel rank."""
         epochs, warmup = self.config.train.epochs_per_step, self.config.critic.warmup_steps
         warming = self.critic is not None and shares[0].step <= warmup
-        updates, seen = self._begin(shares, epochs)
+        updates, seen = self._begin(shares, epochs, ask=warming)
         every = [update for update in updates if update.denominator.tokens] * epochs
         norms, rate = [], 0.0
         numbers = {} if self.critic is None else self._teach_critic(every, seen)
@@ -112,8 +112,9 @@ class Training:
         """All it had to say is known: free its memory."""
         self.reference = None
 
-    def _begin(self, shares: Sequence[Share], epochs: int) -> tuple[list[Update], Measurements]:
-        """The step's micro-batches, with all that is to be known of them before the first update."""
+    def _begin(self, shares: Sequence[Share], epochs: int, *, ask: bool = False) -> tuple[list[Update], Measurements]:
+        """The step's micro-batches, with all that is to be known of them before the first update. With `ask`, what the
+        policy says of them whether or not the objective needs it: the gap to the sampler is told in any case."""
         seen = Measurements(self.groups, (*SUMS, *self.objective.sums))
         with seen.timed("pack"):
             updates = self._pack(shares)
@@ -122,7 +123,7 @@ class Training:
             self._annotate(self.reference, every, "ref_logprobs", "reference", seen)
         if self.teacher is not None:
             self._annotate(self.teacher, every, "teacher_logprobs", "teacher", seen)
-        if self.objective.asks_policy(len(updates) * epochs):
+        if ask or self.objective.asks_policy(len(updates) * epochs):
             self._annotate(self.policy, every, "old_logprobs", "old_logprobs", seen)
         if self.critic is not None:
             with seen.timed("values"), self.critic.aboard():
