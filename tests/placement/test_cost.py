@@ -79,6 +79,14 @@ def test_models_beside_the_policy():
     assert table("train.tp=2", "algorithm.name=distillation", kind="cpu")["trainer"].asleep == 2 * kept + states
 
 
+def test_a_reference_asked_beforehand_is_a_model_of_its_own_only_where_it_has_a_folder():
+    # On one GPU: 1312 weights of 2 bytes, their gradients 4, optimizer states 12. Logits: 100 * 10 * (2 + 4).
+    dpo, kept, rest = ("algorithm.name=dpo", "algorithm.precompute_reference=true"), 2 * 1312, 16 * 1312 + 6000
+    assert table(*dpo, slots=1)["trainer"] == Need(kept + rest, 0)
+    assert table(*dpo, "model.reference=y", slots=1)["trainer"] == Need(2 * kept + rest, 0)
+    assert table(dpo[0], slots=1)["trainer"] == Need(2 * kept + rest, 0)
+
+
 def test_trainer_of_a_float32_model_is_its_own_main_weights():
     kept, states, logits = 1312 * 4, 1312 * (4 + 8 / 4), 100 * 10 * 8
     assert table("model.dtype=float32")["trainer"] == Need(kept + states + logits, 0)

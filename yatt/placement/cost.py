@@ -68,6 +68,8 @@ def _trainer(config: Config, model: ModelFacts, slots: int, kind: Kind) -> Need:
     ranks = max(1, slots // (train.tp * train.pp))
     learning = held * (size + 4 + (8 if size == 4 else 12) / ranks)
     learners, frozen = 1 + ("critic" in loads), len([name for name in loads if name != "critic"])
+    if config.algorithm.precompute_reference and config.model.reference is None:
+        frozen -= 1  # the policy itself is asked, before it has learnt
     if train.offload and kind == "cuda":
         learners, frozen = 1, 0
     kept = learners * learning + frozen * held * size
