@@ -67,7 +67,7 @@ def shares(samples: list[Sample], replicas: int, micro_batches: int = 2, control
         by_replica.append(
             [
                 Share(
-                    step=0,
+                    step=1,
                     rank=r,
                     controller=c,
                     senders=tuple(range(controllers)),

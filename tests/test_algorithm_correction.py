@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from yatt.algorithm.correction import LEVELS, MODES, effective_share, weights
+from yatt.algorithm.correction import LEVELS, MODES, weights
 
 # Trained ratios of the first sequence: 1/2 and 4; of the second: 3. Its other token's ratio is no number at all.
 CU = torch.tensor([0, 3, 6])
@@ -69,11 +69,3 @@ def test_far_logprobs_stay_finite():
     assert found[0].item() == pytest.approx(math.exp(20))
     found = weights(old - 1, old, mask, cu, level="sequence", mode="truncate", low=0.0, high=2.0)
     assert 0 < found[0].item() < 1e-8
-
-
-def test_effective_share_by_hand():
-    mask = torch.tensor([True, True, False, True, True])
-    # Weights 2, 2, 0, 0: 16 / (4 * 8) = 1 / 2. All equal: 1. All out: 0.
-    assert effective_share(torch.tensor([2.0, 2, 9, 0, 0]), mask).item() == 0.5
-    assert effective_share(torch.tensor([3.0, 3, 9, 3, 3]), mask).item() == 1.0
-    assert effective_share(torch.tensor([0.0, 0, 9, 0, 0]), mask).item() == 0.0

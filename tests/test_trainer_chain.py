@@ -397,7 +397,7 @@ def test_ppo_goes_on_from_a_checkpoint_bit_for_bit(
     step, saved = ("update", two_updates(ppo["samples"], 1)), str(tmp_path / "saved")
     first, _, whole, end = play(1, settings, [step, ("call", "save", saved), step, ("export",)])[0]
     _, resumed, again = play(1, settings, [("call", "load", saved), step, ("export",)])[0]
-    assert whole.numbers["kl_coefficient"] != first.numbers["kl_coefficient"] != PENALTY
+    assert first.numbers["kl_coefficient"] == PENALTY != whole.numbers["kl_coefficient"]
     assert {**vars_of(resumed), "seconds": {}} == {**vars_of(whole), "seconds": {}}
     assert all(np.array_equal(end[name], again[name]) for name in end)
 
@@ -471,17 +471,19 @@ def test_a_correction_weighs_the_loss(folder: str) -> None:
                     advantage=s.advantage,
                 )
             )
-    count, loss, weight = sum(s.trained_tokens for s in samples), torch.zeros(()), 0.0
+    count, loss, weight, squares = sum(s.trained_tokens for s in samples), torch.zeros(()), 0.0, 0.0
     for s in samples:
         mine = hf_logprobs(model, s, 0.7)
         ratio = torch.exp(mine.detach() - torch.from_numpy(s.rollout_logprobs)).clamp(max=2.0)
         loss = loss - s.advantage * (ratio * torch.exp(mine - mine.detach()))[trained(s)].sum()
         weight += ratio[trained(s)].sum().item()
+        squares += ratio[trained(s)].square().sum().item()
     descend(model, adamw(model), loss / count, RATES[0])
     base = with_algorithm(folder, "grpo", correction={"level": "token", "mode": "truncate", "high": 2.0})
     report, end = play(1, base, [("update", shares(samples, 1)), ("export",)])[0]
     assert report.loss == pytest.approx(loss.item() / count, abs=1e-5)
     assert report.numbers["correction_weight"] == pytest.approx(weight / count, rel=1e-4)
+    assert report.numbers["effective_share"] == pytest.approx(weight**2 / count / squares, rel=1e-4)
     assert worst(end, weights(model)) <= 2e-5
 
 

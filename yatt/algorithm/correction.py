@@ -83,11 +83,3 @@ def weights(
     log_ratio = (old_logprobs - rollout_logprobs).detach().double().masked_fill(~trained, 0.0)
     ratio = LEVELS[level](log_ratio, trained, cu_seqlens).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     return MODES[mode](ratio, low, high).masked_fill(~trained, 1.0).to(old_logprobs.dtype)
-
-
-def effective_share(weights: Tensor, loss_mask: Tensor) -> Tensor:
-    """(sum w)^2 / (n sum w^2) over trained tokens: the effective sample size as a share of their number n, a scalar.
-    1 where all weights are equal, 0 where all are 0 (Kong 1992)."""
-    kept = weights.double().masked_fill(~loss_mask.bool(), 0.0)
-    squares = (loss_mask.sum() * kept.square().sum()).clamp(min=torch.finfo(torch.float64).tiny)
-    return kept.sum().square() / squares

@@ -76,7 +76,10 @@ async def _by_responses(config: Config, out: RunDirectory, model: str, step: int
 
 
 async def _by_rows(config: Config, out: RunDirectory, resume: Resume) -> EvaluationReport:
-    """Ranks alone, with the checkpoint's weights."""
+    """Ranks alone, with the checkpoint's weights, and the reference where there is one: to ask it of every row that the
+    run learns from would take longer."""
+    live = config.algorithm.model_copy(update={"precompute_reference": False})
+    config = config.model_copy(update={"algorithm": live})
     async with _crew(config, out) as (crew, progress):
         await crew.start(model=config.model.path, train=True, generate=False)
         await crew.trainer.on_all("load", resume.trainer)

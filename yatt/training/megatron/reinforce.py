@@ -27,17 +27,10 @@ class Reinforcement:
 
     head: Head = "tokens"
     sums = (
-        *("entropy", "clipped", "kl_ref", "measured", "kl", "gap", "weight", "corrected", "penalty", "prepared"),
-        *(
-            "critic_loss",
-            "critic_tokens",
-            "critic_clipped",
-            "valued",
-            "returns",
-            "squared_returns",
-            "errors",
-            "squared_errors",
-        ),
+        *("entropy", "clipped", "kl_ref", "measured", "kl", "gap", "penalty", "prepared"),
+        *("weight", "squared_weight", "corrected"),
+        *("critic_loss", "critic_tokens", "critic_clipped"),
+        *("valued", "returns", "squared_returns", "errors", "squared_errors"),
     )
 
     def __init__(self, config: Config, groups: Groups) -> None:
@@ -51,7 +44,8 @@ class Reinforcement:
         self.temperature = config.rollout.temperature or 1.0
 
     def asks_policy(self, updates: int) -> bool:
-        return updates > 1 or self._penalised or self._settings.recipe.teacher
+        own = self._estimate is not None and self._settings.advantage is not None
+        return updates > 1 or self._penalised or self._settings.recipe.teacher or own
 
     @property
     def _penalised(self) -> bool:
@@ -178,7 +172,8 @@ class Reinforcement:
         bounds = {"level": rule.level, "mode": rule.mode, "low": rule.low, "high": rule.high}
         weights = correction.weights(old, batch.rollout_logprobs, batch.loss_mask, batch.cu_seqlens, **bounds)
         inside = weights[batch.loss_mask]
-        seen.add(weight=inside.sum(), corrected=(inside != 1).sum())
+        corrected = (inside != 1).sum()
+        seen.add(weight=inside.sum(), squared_weight=inside.square().sum(), corrected=corrected)
         return weights
 
     def _valued(self, micro: MicroBatch, seen: Measurements) -> None:
@@ -226,6 +221,9 @@ class Reinforcement:
             numbers |= {"kl_coefficient": self.coefficient.value}
         if self._settings.correction.level != "none":
             numbers |= {"correction_weight": total["weight"] / tokens, "corrected": total["corrected"] / tokens}
+            # (sum w)^2 / (n sum w^2): the effective sample size as a share of the tokens (Kong 1992).
+            squares = tokens * total["squared_weight"]
+            numbers |= {"effective_share": total["weight"] ** 2 / squares if squares > 0 else 0.0}
         if (valued := total["valued"]) > 0:
             of_returns = total["squared_returns"] / valued - (total["returns"] / valued) ** 2
             of_errors = total["squared_errors"] / valued - (total["errors"] / valued) ** 2

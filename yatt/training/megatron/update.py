@@ -73,13 +73,15 @@ class Training:
         total = seen.total()
         if isinstance(self.objective, Reinforcement):
             numbers |= self.objective.critic_numbers(total, len(every)) if self.critic is not None else {}
-            self.objective.adapt(total, sum(update.denominator.sequences for update in updates))
-        return UpdateReport(
+        report = UpdateReport(
             **self._report(total, seen, len(norms), numbers),
             grad_norm=mean_norm(norms),
             learning_rate=rate,
             skipped_updates=sum(not applied for _, applied in norms),
         )
+        if isinstance(self.objective, Reinforcement):
+            self.objective.adapt(total, sum(update.denominator.sequences for update in updates))
+        return report
 
     def evaluate(self, shares: Sequence[Share]) -> UpdateReport:
         """The loss of samples under the weights as they are. Collective, as `update`."""
