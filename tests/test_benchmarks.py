@@ -56,7 +56,7 @@ def outputs():
     ]
     found = {}
     for names, process in zip(groups, running, strict=True):
-        printed, complaints = process.communicate(timeout=500)
+        printed, complaints = process.communicate(timeout=1000)
         assert process.returncode == 0, complaints[-4000:]
         objects = [json.loads(line) for line in printed.splitlines()]
         assert tuple(o["benchmark"] for o in objects) == names
