@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from yatt.algorithm.loss import pairwise_loss, preference_loss
-from yatt.algorithm.preference import bradley_terry, dpo, ipo, kto, sequence_sums
+from yatt.algorithm.packed import sequence_sums
+from yatt.algorithm.preference import bradley_terry, dpo, ipo, kto
 
 LN2 = math.log(2)
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from yatt.algorithm.packed import sequence_sums as sequence_sums
-
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
     """-log sigmoid(r_chosen - r_rejected - margin) of each pair's rewards: [P], [P], [P] -> [P].
@@ -58,6 +56,14 @@ def kto(
     return weight * torch.sigmoid(torch.where(good, -gain, gain))
 
 
+def pair_losses(
+    chosen_ratios: Tensor, rejected_ratios: Tensor, *, kind: str, beta: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """`dpo` or `ipo` of each pair, by name: [P], [P] -> [P]. Only `dpo` has `label_smoothing`."""
+    smoothing = {"label_smoothing": label_smoothing} if kind == "dpo" else {}
+    return PAIR_LOSSES[kind](chosen_ratios, rejected_ratios, beta=beta, **smoothing)
+
+
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {"dpo": dpo, "ipo": ipo}
 
 
@@ -71,10 +77,9 @@ def preference_loss(
     kind: str = "dpo",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The mean of `dpo` or `ipo` over N pairs, from their responses' summed logprobs [N], as a scalar. Only `dpo` has
-    `label_smoothing`."""
-    smoothing = {"label_smoothing": label_smoothing} if kind == "dpo" else {}
-    return PAIR_LOSSES[kind](policy_chosen - ref_chosen, policy_rejected - ref_rejected, beta=beta, **smoothing).mean()
+    """The mean of `pair_losses` over N pairs, from their responses' summed logprobs [N], as a scalar."""
+    ratios = policy_chosen - ref_chosen, policy_rejected - ref_rejected
+    return pair_losses(*ratios, kind=kind, beta=beta, label_smoothing=label_smoothing).mean()
 
 
 def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:

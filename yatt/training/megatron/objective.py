@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yatt.algorithm.loss import divisor, sft_loss
-from yatt.algorithm.preference import bradley_terry, dpo, ipo, kto, sequence_sums
-from yatt.config.schema import AlgorithmConfig, Config
+from yatt.algorithm.packed import sequence_sums
+from yatt.algorithm.preference import bradley_terry, kto, pair_losses
+from yatt.config.schema import Config
 from yatt.training.megatron.batch import MicroBatch, final_scores, token_logprobs
 from yatt.training.megatron.measure import Measurements
 from yatt.training.megatron.model import Head
@@ -24,6 +25,7 @@ class Objective(Protocol):
 
     head: Head
     sums: tuple[str, ...]  # what it adds to a step's measurements
+    temperature: float  # of the distributions that log-probabilities are of
 
     def asks_policy(self, updates: int) -> bool:
         """Whether it needs the policy's log-probabilities before the first of so many updates."""
@@ -42,7 +44,19 @@ class Objective(Protocol):
         ...
 
 
-class Likelihood:
+class FromRows:
+    """What objectives that learn from rows share: most know all they need from the loss's own forward pass."""
+
+    temperature = 1.0
+
+    def asks_policy(self, updates: int) -> bool:
+        return False
+
+    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """Nothing to prepare."""
+
+
+class Likelihood(FromRows):
     """Supervised fine-tuning: the negative log-likelihood of the trained tokens."""
 
     head: Head = "tokens"
@@ -51,15 +65,9 @@ class Likelihood:
     def __init__(self, config: Config, groups: Groups) -> None:
         self._settings, self._longest, self._groups = config.algorithm, config.rollout.max_tokens, groups
 
-    def asks_policy(self, updates: int) -> bool:
-        return False
-
-    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
-        """Nothing to prepare."""
-
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         batch, kind = micro.batch, self._settings.aggregate
-        logprobs, entropy = token_logprobs(output, batch, 1.0, self._groups.tp)
+        logprobs, entropy = token_logprobs(output, batch, self.temperature, self._groups.tp)
         seen.add(entropy=entropy[batch.loss_mask].sum())
         shape = dict(aggregate=kind, max_tokens=self._longest, denominator=divisor(kind, batch.denominator))
         return sft_loss(logprobs, batch.loss_mask, batch.cu_seqlens, **shape)
@@ -68,16 +76,10 @@ class Likelihood:
         return {"entropy": total["entropy"] / max(1.0, total["tokens"])}
 
 
-class Pairs:
+class Pairs(FromRows):
     """What objectives on pairs share: how often, and by how much, the chosen response is ahead."""
 
     sums = ("pairs", "ahead", "chosen", "rejected")
-
-    def asks_policy(self, updates: int) -> bool:
-        return False
-
-    def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
-        """Nothing to prepare."""
 
     def count(self, chosen: Tensor, rejected: Tensor, seen: Measurements) -> None:
         """Take note of the rewards [P] of both sides of some pairs."""
@@ -113,17 +115,19 @@ class Preference(Pairs):
 
     def __init__(self, config: Config, groups: Groups) -> None:
         self._settings, self._groups = config.algorithm, groups
-        self._losses = LOSSES[config.algorithm.recipe.loss]
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         ratios = _log_ratios(micro, output, self._groups)
         chosen, rejected = ratios[0::2], ratios[1::2]
-        beta = self._settings.beta
+        settings, beta = self._settings, self._settings.beta
         self.count(beta * chosen.detach(), beta * rejected.detach(), seen)
-        return self._losses(chosen, rejected, self._settings).sum() / max(1, micro.batch.denominator.sequences)
+        losses = pair_losses(
+            chosen, rejected, kind=settings.recipe.loss, beta=beta, label_smoothing=settings.label_smoothing
+        )
+        return losses.sum() / max(1, micro.batch.denominator.sequences)
 
 
-class Labels:
+class Labels(FromRows):
     """KTO. Every second sequence is a response to another prompt: it tells how far the policy has come as a whole."""
 
     head: Head = "tokens"
@@ -177,17 +181,6 @@ class Labels:
                 "kto_reference_point": total["reference_point"] / max(1.0, good + bad),
             }
         }
-
-
-def _dpo(chosen: Tensor, rejected: Tensor, settings: AlgorithmConfig) -> Tensor:
-    return dpo(chosen, rejected, beta=settings.beta, label_smoothing=settings.label_smoothing)
-
-
-def _ipo(chosen: Tensor, rejected: Tensor, settings: AlgorithmConfig) -> Tensor:
-    return ipo(chosen, rejected, beta=settings.beta)
-
-
-LOSSES = {"dpo": _dpo, "ipo": _ipo}
 
 
 def _log_ratios(micro: MicroBatch, output: Tensor, groups: Groups) -> Tensor:

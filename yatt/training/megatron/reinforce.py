@@ -41,6 +41,7 @@ class Reinforcement:
         self._kind = load_loss(config.algorithm)
         penalty = config.algorithm.kl
         self.coefficient = AdaptiveCoefficient(penalty.coefficient, penalty.target, penalty.horizon)
+        # The sampler's logprobs are those of its tempered distribution, so the trainer's are too.
         self.temperature = config.rollout.temperature or 1.0
 
     def asks_policy(self, updates: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from yatt.algorithm.preference import sequence_sums
+from yatt.algorithm.packed import sequence_sums
 from yatt.config.schema import Config
 from yatt.reports import UpdateReport
 from yatt.training.megatron.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
@@ -102,7 +102,7 @@ class Training:
 
         def keep(micro: MicroBatch, logits: Tensor) -> None:
             batch = micro.batch
-            logprobs, _ = token_logprobs(logits, batch, 1.0, self.groups.tp)
+            logprobs, _ = token_logprobs(logits, batch, self.objective.temperature, self.groups.tp)
             sums = sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens).view(-1, 2).tolist()
             found.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
 
@@ -146,18 +146,13 @@ class Training:
         self, network: Network, micro_batches: list[MicroBatch], column: str, part: str, seen: Measurements
     ) -> None:
         """Set `column` of each micro-batch to this model's logprobs, on the last pipeline stage."""
-        temperature = self._temperature
+        temperature = self.objective.temperature
 
         def keep(micro: MicroBatch, logits: Tensor) -> None:
             setattr(micro, column, token_logprobs(logits, micro.batch, temperature, self.groups.tp)[0])
 
         with seen.timed(part), network.aboard():
             network.infer(micro_batches, keep)
-
-    @property
-    def _temperature(self) -> float:
-        """The sampler's logprobs are those of its tempered distribution, so the trainer's are too."""
-        return self.config.rollout.temperature or 1.0 if self.config.algorithm.recipe.reinforces else 1.0
 
     def _loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         loss = self.objective.loss(micro, output, seen)
