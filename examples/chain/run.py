@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,26 +100,7 @@ def show_steps(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def show_evaluations(rows: Sequence[Mapping[str, Any]]) -> None:
     """Held-out sums before and after PPO."""
-    evaluations = [row["evaluation"] for row in rows if "evaluation" in row]
-    if len(evaluations) < 2:
-        sys.exit(f"{PPO.metrics} holds {len(evaluations)} evaluations, not 2: the run did not end")
-    before, after = evaluations[0], evaluations[-1]
-    table = Table(title=f"{before['prompts']} held-out sums", title_justify="left")
-    for name in ("", "before PPO", "after"):
-        table.add_column(name, justify="right" if name else "left")
-    for mode in ("greedy", "sampled"):
-        for name, part, shape in MEASURES:
-            values = (evaluation[f"parts_{mode}"][part] for evaluation in (before, after))
-            table.add_row(f"{name}, {mode}", *(f"{value:{shape}}" for value in values))
-    console.print(table)
-
-
-def show_times(stages: Sequence[tuple[str, float]]) -> None:
-    """Wall time of every stage."""
-    table = Table(title="Wall time", title_justify="left", show_header=False)
-    for name, seconds in (*stages, ("all", sum(seconds for _, seconds in stages))):
-        table.add_row(name, f"{seconds:.0f} s")
-    console.print(table)
+    quickstart.show_parts(PPO, rows, MEASURES, "before PPO")
 
 
 def mean(values: Sequence[float]) -> float:
@@ -142,7 +122,7 @@ def main() -> None:
     rows = PPO.read_metrics()
     show_steps(rows)
     show_evaluations(rows)
-    show_times([*stages, ("ppo", time.monotonic() - started)])
+    quickstart.show_stages([*stages, ("ppo", time.monotonic() - started)])
     console.print(f"Report      {PPO.report}")
 
 

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +27,8 @@ from yatt.faces.rundir import RunDirectory
 JUDGE, GRPO = RunDirectory("runs/genrm-judge"), RunDirectory("runs/genrm")
 SHOWN = 12
 BAR = 12  # three of them fit in 80 columns
+MEASURES = (("truly right", "truth", ".1%"), ("right, says the judge", "judge", ".1%"), ("worked", "worked", ".1%"))
+"""What is shown of an evaluation: its name, the part of the reward, and how it is written."""
 console = quickstart.console
 
 
@@ -79,26 +80,7 @@ def show_steps(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def show_evaluations(rows: Sequence[Mapping[str, Any]]) -> None:
     """Held-out sums before and after: what is true, and what the judge says of it."""
-    evaluations = [row["evaluation"] for row in rows if "evaluation" in row]
-    if len(evaluations) < 2:
-        sys.exit(f"{GRPO.metrics} holds {len(evaluations)} evaluations, not 2: the run did not end")
-    before, after = evaluations[0], evaluations[-1]
-    table = Table(title=f"{before['prompts']} held-out sums", title_justify="left")
-    for name in ("", "before", "after"):
-        table.add_column(name, justify="right" if name else "left")
-    for mode in ("greedy", "sampled"):
-        for name, part in (("truly right", "truth"), ("right, says the judge", "judge"), ("worked", "worked")):
-            shares = (evaluation[f"parts_{mode}"][part] for evaluation in (before, after))
-            table.add_row(f"{name}, {mode}", *(f"{share:.1%}" for share in shares))
-    console.print(table)
-
-
-def show_times(stages: Sequence[tuple[str, float]]) -> None:
-    """Wall time of every stage."""
-    table = Table(title="Wall time", title_justify="left", show_header=False)
-    for name, seconds in (*stages, ("all", sum(seconds for _, seconds in stages))):
-        table.add_row(name, f"{seconds:.0f} s")
-    console.print(table)
+    quickstart.show_parts(GRPO, rows, MEASURES, "before")
 
 
 def bar(share: float) -> Text:
@@ -126,7 +108,7 @@ def main() -> None:
     rows = GRPO.read_metrics()
     show_steps(rows)
     show_evaluations(rows)
-    show_times([*stages, ("grpo", time.monotonic() - started)])
+    quickstart.show_stages([*stages, ("grpo", time.monotonic() - started)])
     console.print(f"Report      {GRPO.report}")
 
 

@@ -154,6 +154,33 @@ def show_times(stages: Sequence[tuple[str, float]]) -> None:
     console.print(table)
 
 
+def show_parts(
+    run: RunDirectory, rows: Sequence[Mapping[str, Any]], measures: Sequence[tuple[str, str, str]], before: str
+) -> None:
+    """Parts of the reward on held-out sums, at the first and at the last evaluation; each of `measures` is a name, the
+    part, and how it is written."""
+    evaluations = [row["evaluation"] for row in rows if "evaluation" in row]
+    if len(evaluations) < 2:
+        sys.exit(f"{run.metrics} holds {len(evaluations)} evaluations, not 2: the run did not end")
+    ends = evaluations[0], evaluations[-1]
+    table = Table(title=f"{ends[0]['prompts']} held-out sums", title_justify="left")
+    for name in ("", before, "after"):
+        table.add_column(name, justify="right" if name else "left")
+    for mode in ("greedy", "sampled"):
+        for name, part, shape in measures:
+            values = (evaluation[f"parts_{mode}"][part] for evaluation in ends)
+            table.add_row(f"{name}, {mode}", *(f"{value:{shape}}" for value in values))
+    console.print(table)
+
+
+def show_stages(stages: Sequence[tuple[str, float]]) -> None:
+    """Wall time of every stage."""
+    table = Table(title="Wall time", title_justify="left", show_header=False)
+    for name, seconds in (*stages, ("all", sum(seconds for _, seconds in stages))):
+        table.add_row(name, f"{seconds:.0f} s")
+    console.print(table)
+
+
 def show_places() -> None:
     """Where things are, and what to do next."""
     console.print(f"Report      {GRPO.report}")
