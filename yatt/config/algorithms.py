@@ -63,7 +63,7 @@ class Recipe:
     @property
     def compares(self) -> bool:
         """Whether the loss compares the policy with a reference, whatever the settings."""
-        return self.loss in ("dpo", "ipo", "kto")
+        return "precompute_reference" in self.has
 
 
 def _reinforced(advantage: str, loss: str, *, rollout: Mapping[str, Any] | None = None, **defaults: Any) -> Recipe:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from yatt.algorithm.packed import sequence_sums
+from yatt.algorithm.preference import PAIR_LOSSES
 from yatt.config.schema import Config
 from yatt.reports import UpdateReport
 from yatt.training.megatron.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
@@ -23,8 +24,7 @@ from yatt.types import Share
 OFFLINE: dict[str, type[Any]] = {
     "likelihood": Likelihood,
     "bradley_terry": Scoring,
-    "dpo": Preference,
-    "ipo": Preference,
+    **dict.fromkeys(PAIR_LOSSES, Preference),
     "kto": Labels,
 }
 SUMS = ("loss", "tokens")
