@@ -1,10 +1,11 @@
-"""One RLHF step's data movement on Ray, its engines and ranks taking no time: parallel controllers and two controls.
+"""One RLHF step's data movement on Ray, its engines and ranks taking no time: parallel controllers and their controls.
 
     python -m benchmarks.datapath                  every case, the sides in turn
-    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central naive|arrays|lean] [--json]
+    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central naive|arrays|lean|calls] [--json]
 
 The real cluster, controllers, loader, router and exchange run; engine, rank, reward and tokenizer are those of
-`datapath_parts`. The controls, one process in place of the controllers, are in `datapath_central`. Per step:
+`datapath_parts`. The controls, one process in place of the controllers, are in `datapath_central`; `calls`, in
+`datapath_calls`, is as many controllers that call whom they must and send nothing. Per step:
 
 - `wall_s` (median), `cpu_tree_s`: CPU seconds of the driver and all processes below it, Ray's included.
 - `payload_bytes`: what has to reach somebody: prompts and images once, a token and a logprob per response token.
@@ -17,6 +18,7 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
 The last two and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are run, rows of
 parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu` are CPU seconds over the row's,
 `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their size.
+Parallel, lean and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`, `cpu_tree_s_turns` has all.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import main, significant
+from benchmarks.datapath_calls import Calls
 from benchmarks.datapath_central import Arrays, Lean, Naive
 from benchmarks.datapath_meters import (
     MemoryMeter,
@@ -49,7 +53,7 @@ from yatt.cluster.session import ray_session
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 
-WARM_UP, STEPS, COUNTED = 2, 5, 1
+WARM_UP, STEPS, COUNTED, ROUNDS = 2, 5, 1, 3
 KB, MB = 1 << 10, 1 << 20
 TEXT = [Size(prompts=count) for count in (64, 128, 256)]
 IMAGES = [Size(prompts=count, image_bytes=size) for count in (64, 128, 256) for size in (256 * KB, MB)]
@@ -72,7 +76,7 @@ class Parallel(ClusterCrew):
         return await self._on_controllers("__ray_call__", function)
 
 
-SIDES: dict[str, Any] = {"none": Parallel, "naive": Naive, "arrays": Arrays, "lean": Lean}
+SIDES: dict[str, Any] = {"none": Parallel, "naive": Naive, "arrays": Arrays, "lean": Lean, "calls": Calls}
 
 
 async def measure_side(config: Config, side: Any, steps: int) -> dict[str, Any]:
@@ -140,18 +144,29 @@ def apart(size: Size, central: str, steps: int) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("benchmark", "date", "quick", "machine")}
 
 
-def every(sizes: list[Size], alone: list[Size], steps: int) -> list[dict[str, Any]]:
+def in_turns(size: Size, sides: Sequence[str], steps: int, rounds: int) -> list[dict[str, Any]]:
+    """Of each side its turn of the median CPU seconds; the sides take turns."""
+    turns = [[apart(size, central, steps) for central in sides] for _ in range(rounds)]
+    chosen = []
+    for rows in zip(*turns, strict=True):
+        row = sorted(rows, key=lambda r: r["cpu_tree_s"])[rounds // 2]
+        chosen.append(row | {"cpu_tree_s_turns": [r["cpu_tree_s"] for r in rows]})
+    return chosen
+
+
+def every(sizes: list[Size], alone: list[Size], steps: int, rounds: int) -> list[dict[str, Any]]:
     """All sides of `sizes` in turn, and parallel controllers only of `alone`."""
     rows = []
-    for size in sizes:
-        ours, naive, lean = (apart(size, central, steps) for central in ("none", "naive", "lean"))
-        ours["naive_cpu"] = significant(naive["cpu_tree_s"] / ours["cpu_tree_s"])
-        ours["lean_cpu"] = significant(lean["cpu_tree_s"] / ours["cpu_tree_s"])
-        ours["growth"] = significant(max(ours["controller_anon_peak"]) / lean["controller_anon_peak"][0])
-        rows += [ours, naive, lean]
+    for number, size in enumerate(sizes, 1):
+        print(f"case {number} of {len(sizes)}: {size}", file=sys.stderr, flush=True)
+        ours, lean, calls = in_turns(size, ("none", "lean", "calls"), steps, rounds)
+        naive = apart(size, "naive", steps)
+        rows += [ours, naive, lean, calls]
         if size.image_bytes >= MB:
             rows.append(apart(size, "arrays", steps))
-            ours["arrays_cpu"] = significant(rows[-1]["cpu_tree_s"] / ours["cpu_tree_s"])
+        for side in rows[rows.index(ours) + 1 :]:
+            ours[f"{side['central']}_cpu"] = significant(side["cpu_tree_s"] / ours["cpu_tree_s"])
+        ours["growth"] = significant(max(ours["controller_anon_peak"]) / lean["controller_anon_peak"][0])
     rows += [apart(size, "none", steps) for size in alone]
     for row in rows:
         same = [r for r in rows if r["central"] == row["central"] and r["prompts"] == row["prompts"]]
@@ -169,8 +184,8 @@ def measure(
         size = Size(prompts=prompts, **{name: value for name, value in given.items() if value is not None})
         return one(size, central or "none", steps or STEPS)
     if quick:
-        return {"results": every([Size(prompts=4, tokens=8, image_bytes=4 * KB, controllers=2)], [], steps or 1)}
-    return {"results": every([*TEXT, *IMAGES], MORE_CONTROLLERS, steps or STEPS)}
+        return {"results": every([Size(prompts=4, tokens=8, image_bytes=4 * KB, controllers=2)], [], steps or 1, 1)}
+    return {"results": every([*TEXT, *IMAGES], MORE_CONTROLLERS, steps or STEPS, ROUNDS)}
 
 
 if __name__ == "__main__":

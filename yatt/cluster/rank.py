@@ -168,7 +168,8 @@ class RemoteTrainer:
         self._timeout = timeout
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
-        """Each share is stored once and goes by reference to the ranks of its data-parallel group."""
+        """Each share goes to the ranks of its data-parallel group: where they are several, once into the store and by
+        reference."""
         return next(iter(await self._send("update", shares)), None)
 
     async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
@@ -184,8 +185,8 @@ class RemoteTrainer:
         calls: dict[str, ObjectRef[Any]] = {}
         for share in shares:
             columns, images = pack_share(share)
-            stored = ray.put(columns)
             mine = [rank for rank in self._ranks if rank.dp_rank == share.rank]
+            stored = ray.put(columns) if len(mine) > 1 else columns
             calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in mine}
         answers = await wait_all(f"{work} of step {shares[0].step}", calls, self._timeout) if calls else {}
         return list(answers.values())
