@@ -18,6 +18,7 @@ from yatt.controller.carry import CarriedGroup, carried_group, restored_group
 from yatt.controller.rollouter import Rollouter, request_seed
 from yatt.data.loader import Loader
 from yatt.errors import BackendError, ConfigError, ProcessDied
+from yatt.reports import RolloutCounts
 from yatt.reward.filter import load_filter
 from yatt.types import Media, SampleKey, Score, Span, Trajectory
 
@@ -385,6 +386,32 @@ async def test_what_is_carried_over_is_resumed_with_another_number_of_controller
             assert (t.sibling, t.spans, t.finish, t.text, t.score) == (u.sibling, u.spans, u.finish, u.text, u.score)
             assert all((getattr(t, c) == getattr(u, c)).all() for c in ("tokens", "loss_mask", "rollout_logprobs"))
     assert other.controllers[0].rollouter.rate.state() == world.controllers[0].rollouter.rate.state() == [4.0, 4.0]
+
+
+async def test_what_ended_after_the_last_report_is_reported_once_by_whoever_resumes():
+    _, desk, rollouter = make(oversample=2.0, max_staleness=1)
+    task = await collecting(rollouter, 1)
+    desk.drawn(1)  # its scores come after the step
+    await desk.reply(0, GOOD)
+    assert (await task)[1].responses == 2
+    await desk.reply(1, GOOD)
+    await rollouter.rest(0)
+    ahead = RolloutCounts(groups=3, groups_carried=1, groups_missing=1, responses=6, reward_sum=4.0, longest_response=9)
+    unreported = rollouter.unreported(ahead)
+    assert (unreported.groups, unreported.groups_missing, unreported.groups_accepted) == (0, 0, 3)
+    assert (unreported.responses, unreported.scored, unreported.reward_sum) == (8, 2, 5.0)
+
+    _, desk, resumed = make()
+    resumed.restore(json.loads(json.dumps(asdict(unreported))))
+    assert resumed.unreported(RolloutCounts()) == unreported  # where it is saved again before a step
+    task = await collecting(resumed, 1)
+    await desk.reply(0, EQUAL)
+    await desk.reply(1, GOOD)
+    _, counts = await task
+    assert (counts.groups, counts.groups_accepted, counts.groups_dropped) == (1, 4, 1)
+    assert (counts.responses, counts.reward_sum, counts.longest_response) == (12, 8.0, 9)
+    assert counts.response_lengths == {3: 6}
+    assert resumed.unreported(RolloutCounts()) == RolloutCounts()
 
 
 async def test_generators_that_die_leave_the_step_whole():

@@ -19,10 +19,9 @@ from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor
 from yatt.cluster.wire import pack_requests, pack_share
 from yatt.controller.recorder import MOST, Recorder
-from yatt.controller.step import add_counts
 from yatt.errors import BackendError
 from yatt.histogram import histogram, quantile
-from yatt.reports import PhaseSpan, RolloutCounts
+from yatt.reports import PhaseSpan, RolloutCounts, add_counts
 
 
 def told(spans: tuple[PhaseSpan, ...]) -> list[tuple[Any, ...]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 Interval = tuple[float, float]
 """A 95 % confidence interval: its ends."""
@@ -63,6 +64,7 @@ class RolloutCounts:
     `groups` are those the step trains on, `groups_carried` of them kept from an earlier step; `groups_missing` what the
     quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
     too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
+    `responses` are all that were drawn, of which `scored` count among the rewards; greedy ones do not.
     `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
     """
 
@@ -92,6 +94,19 @@ class RolloutCounts:
     def groups_accepted(self) -> int:
         """Good groups that ended in this step, trained or not."""
         return self.groups - self.groups_carried + self.groups_surplus
+
+
+def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
+    """The numbers of several, such as of all controllers, together."""
+    parts: Counter[str] = Counter()
+    lengths: Counter[int] = Counter()
+    for c in counts:
+        parts.update(c.part_sums)
+        lengths.update(c.response_lengths)
+    special = {"longest_response", "part_sums", "response_lengths"}
+    sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
+    sums["longest_response"] = max(c.longest_response for c in counts)
+    return RolloutCounts(**sums, part_sums=dict(parts), response_lengths=dict(lengths))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

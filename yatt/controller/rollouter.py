@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
 from math import ceil
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from yatt.controller.router import Router
 from yatt.errors import BackendError
 from yatt.histogram import histogram
 from yatt.protocols import Scorer, Source
-from yatt.reports import RolloutCounts
+from yatt.reports import RolloutCounts, add_counts
 from yatt.types import Group, Prompt, Request, SampleKey, SamplingParams, Trajectory
 
 Decode = Callable[[np.ndarray], str]
@@ -147,6 +148,7 @@ class Rollouter:
         self.rate = AcceptanceRate()
         self.carried: list[Group] = []
         self._tally = _Tally()
+        self._earlier = RolloutCounts()  # of a run that this one resumes
         self._running: dict[int, asyncio.Task[None]] = {}  # by uid, those that only wait for scores included
         self._drawing: dict[int, Prompt] = {}
         self._ended: asyncio.Queue[tuple[Prompt, Sequence[Trajectory] | Exception]] = asyncio.Queue()
@@ -172,8 +174,9 @@ class Rollouter:
                 task.cancel()
             raise
         self._discard_stale(version + 1)
-        self._tally = _Tally()
-        return sorted(tally.kept, key=lambda group: group.prompt.uid), _count(tally, quota, carried)
+        counts = add_counts([_count(tally, quota, carried), self._earlier])
+        self._tally, self._earlier = _Tally(), RolloutCounts()
+        return sorted(tally.kept, key=lambda group: group.prompt.uid), counts
 
     @property
     def busy(self) -> bool:
@@ -185,6 +188,17 @@ class Rollouter:
         while self._running:
             self._settle(0, version, *await self._ended.get())
         self._discard_stale(version)
+
+    def unreported(self, ahead: RolloutCounts) -> RolloutCounts:
+        """At rest: the numbers of all that ended since the last report. `ahead` are those of groups collected for a
+        step that has not begun: they are carried over, so they count there as surplus does."""
+        surplus = dict(groups_surplus=ahead.groups_accepted, groups_missing=0, groups_carried=0)
+        return add_counts([replace(ahead, groups=0, **surplus), _count(self._tally, 0, 0), self._earlier])
+
+    def restore(self, unreported: Mapping[str, Any]) -> None:
+        """Report these numbers with the next step's; of a checkpoint, where keys are texts."""
+        lengths = {int(length): count for length, count in unreported.get("response_lengths", {}).items()}
+        self._earlier = RolloutCounts(**{**unreported, "response_lengths": lengths})
 
     def _draw(self, quota: int) -> None:
         """Start as many prompts as the groups missing are likely to take."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 from yatt.algorithm.rewards import RewardShaper
@@ -18,7 +18,7 @@ from yatt.controller.stage import Publisher, Stage
 from yatt.controller.survey import Survey
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
-from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport
+from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts
 from yatt.types import Group, Prompt, Sample
 
 T = TypeVar("T", Prompt, Sample)
@@ -195,9 +195,14 @@ class Controller:
         await self.rollouter.rest(self.desk.version)
         await self.desk.close_source("state")
         await self.stage.enter("train")
-        ahead = self._next.result()[0] if self._next else []
+        ahead, counts = self._next.result() if self._next else ([], RolloutCounts())
         carried = [carried_group(group) for group in (*ahead, *self.rollouter.carried)]
-        known = {"acceptance": self.rollouter.rate.state(), "rewards": self.shaper.state()}
+        unreported = await self.desk.peers.all_gather("unreported", self.rollouter.unreported(counts))
+        known = {
+            "acceptance": self.rollouter.rate.state(),
+            "rewards": self.shaper.state(),
+            "unreported": asdict(add_counts(unreported)),
+        }
         return self.desk.state() | known, carried
 
     async def restore(self, state: dict[str, Any], carried: Sequence[CarriedGroup] = ()) -> None:
@@ -206,6 +211,8 @@ class Controller:
         self.desk.restore(state)
         self.rollouter.rate.restore(state.get("acceptance", (0.0, 0.0)))
         self.shaper.restore(state.get("rewards", (0.0, 0.0, 0.0)))
+        if self.desk.peers.index == 0:  # they add up over controllers
+            self.rollouter.restore(state.get("unreported", {}))
         mine = sorted(carried, key=lambda group: group.uid)[self.desk.peers.index :: self.desk.peers.count]
         self.rollouter.carried = [restored_group(group, self.desk.source.again(group.uid)) for group in mine]
         await self.stage.enter("train")
@@ -265,16 +272,3 @@ class OfflineController:
 
     async def restore(self, state: dict[str, Any], carried: Sequence[CarriedGroup] = ()) -> None:
         self.desk.restore(state)
-
-
-def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
-    """The numbers of all controllers together."""
-    parts: Counter[str] = Counter()
-    lengths: Counter[int] = Counter()
-    for c in counts:
-        parts.update(c.part_sums)
-        lengths.update(c.response_lengths)
-    special = {"longest_response", "part_sums", "response_lengths"}
-    sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
-    sums["longest_response"] = max(c.longest_response for c in counts)
-    return RolloutCounts(**sums, part_sums=dict(parts), response_lengths=dict(lengths))
