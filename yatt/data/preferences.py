@@ -31,11 +31,12 @@ class PairEncoder:
         self._responses = ResponseEncoder(tokenizer, data, context_length)
 
     def __call__(self, row: Row, uid: int, index: int) -> Sample:
-        """Raises BadRow where a response is missing, both are equal, or their prompts differ; and as `ResponseEncoder`
-        does."""
-        (prompt, chosen), (other, rejected) = (
-            self._split(row, key) for key in (self._data.chosen_key, self._data.rejected_key)
-        )
+        """Raises BadRow where a response is missing, both are equal or of two kinds, or their prompts differ; and as
+        `ResponseEncoder` does."""
+        keys = (self._data.chosen_key, self._data.rejected_key)
+        (prompt, chosen), (other, rejected) = (self._split(row, key) for key in keys)
+        if len({isinstance(row[key], str) for key in keys}) > 1:
+            raise BadRow("one of chosen and rejected is text and the other chat messages; give both in one form")
         if prompt != other:
             raise BadRow("chosen and rejected differ before their last turn; give both the same prompt")
         if chosen == rejected:
