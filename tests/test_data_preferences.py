@@ -110,7 +110,11 @@ GOOD_ROW = {"prompt": "1+1", "chosen": "2", "rejected": "33"}
             {},
             "chosen and rejected differ before their last turn; give both the same prompt",
         ),
-        ({"chosen": "1", "rejected": [USER, BAD]}, {}, "one of chosen and rejected is text and the other chat messages"),
+        (
+            {"chosen": "1", "rejected": [USER, BAD]},
+            {},
+            "one of chosen and rejected is text and the other chat messages",
+        ),
         ({"chosen": [USER], "rejected": [USER, BAD]}, {}, "the messages of 'chosen' do not end with the assistant's"),
         (
             {"prompt": None, "chosen": [GOOD], "rejected": [BAD]},
