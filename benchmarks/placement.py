@@ -11,12 +11,15 @@ rollout, entering the phase included.
 
 `partial` is the best fixed split of a search over splits; when drifting, `partial_first` is the one that is best in the
 first steps, as one could choose it beforehand. `bound` is what no placement goes below: all work at full batches on all
-devices, or the longest response and its judgement alone, as `bound_by` says.
+devices, or the longest response and its judgement alone, as `bound_by` says. `drawing` is the time to the end of the
+last response where the policy has all devices until then (colocated): who does not know beforehand which responses
+are long is hardly faster, judgements or not.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -37,7 +40,7 @@ from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.types import SampleKey
 
 MODELS = ("1.5B+72B", "7B+7B", "32B+7B")  # policy + judge
-DEVICES, MEDIANS = (8, 64), (1_000, 4_000, 16_000)  # from 64 devices on the first median, where none is given
+DEVICES, MEDIANS = (8, 64, 512), (1_000, 4_000, 16_000)  # from 64 devices on the first median, where none is given
 STEPS, DRIFT, GROWTH = 4, 9, 4.0
 PROMPTS_PER_DEVICE, SIBLINGS, PROMPT, TAIL = 4, 8, 512, 4.0
 LARGE_PROMPTS = 1  # for each of more than 64 devices, and no drift there
@@ -123,6 +126,15 @@ def _world(case: Case) -> tuple[Config, Costs]:
 def seconds(report: SimulationReport) -> list[float]:
     """Of each step's rollout and reward, but for the first."""
     return [max(step.rollouts) for step in report.steps[1:]]
+
+
+def drawing(report: SimulationReport) -> float:
+    """Mean seconds from the begin of a rollout to the end of its last response, the first step left out."""
+    found = []
+    for step in report.steps[1:]:
+        begin = min(span.start for span in step.spans if span.name == "rollout")
+        found.append(max(span.stop for span in step.spans if (span.name, span.role) == ("sample", POLICY)) - begin)
+    return fmean(found)
 
 
 def bound(case: Case) -> tuple[float, str]:
@@ -211,6 +223,8 @@ def result(case: Case) -> dict[str, Any]:
     row["split"] = f"{best} of {len(layout_of(_world(case)[0], case.devices).blocks)} blocks"
     row |= {f"dynamic_to_{mode}": significant(found["dynamic"] / found[mode]) for mode in found if mode != "dynamic"}
     row["dynamic_to_bound"] = significant(found["dynamic"] / floor)
+    row["drawing"] = significant(drawing(reports["colocated"]))
+    row["dynamic_to_drawing"] = significant(found["dynamic"] / row["drawing"])
     row["moves"] = significant(fmean(len(step.decisions) - 1 for step in reports["dynamic"].steps[1:]))
     return row
 
@@ -238,8 +252,12 @@ def measure(quick: bool, simulate: bool, devices: int | None, median: int | None
     if quick:
         case = Case(models="7B+7B", devices=8, median=200, drifting=False, tail=TAIL, steps=2, prompts=1)
         chosen = [case, replace(case, drifting=True, steps=3)]
+    rows = []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return {"results": list(pool.map(result, chosen))}
+        for row in pool.map(result, chosen):
+            rows.append(row)
+            print(f"case {len(rows)} of {len(chosen)}: {row}", file=sys.stderr, flush=True)
+    return {"results": rows}
 
 
 if __name__ == "__main__":

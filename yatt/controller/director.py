@@ -16,7 +16,7 @@ from yatt.reports import Decision
 from yatt.types import Pulse
 
 LOOKS = 100
-"""Looks in a rollout as long as the last one."""
+"""Looks in a rollout as long as the last one; in a longer one they become rarer as it lasts."""
 SOONEST, LATEST = 0.1, 5.0
 """Seconds between looks, whatever the rollout takes."""
 FORGET = 0.98
@@ -173,7 +173,8 @@ class Director:
 
     async def rest(self) -> None:
         """Wait until it is time to look."""
-        await self._clock.sleep(min(max(self._lasted / LOOKS, SOONEST), LATEST))
+        lasts = max(self._lasted, self._clock.now() - self._began)
+        await self._clock.sleep(min(max(lasts / LOOKS, SOONEST), LATEST))
 
     async def look(self) -> tuple[Role, ...] | None:
         """Who is to hold each block from now on; None where nothing is to change."""
@@ -196,6 +197,8 @@ class Director:
 
     def _livable(self, holders: Sequence[Role]) -> tuple[Role, ...]:
         """The same shares of the blocks, none held by a role whose engines there are dead, where that can be."""
+        if all(router.fleet.up.all() for router in self._routers.values()):
+            return tuple(holders)
         lives = {
             role: {
                 block
