@@ -27,7 +27,7 @@ from benchmarks.common import DEVICE, main, significant
 from yatt.config.load import load_config
 from yatt.config.schema import Config, RolloutConfig
 from yatt.generation.vllm import VllmGenerator
-from yatt.simulation.calibrate import lengths_of, nnls
+from yatt.simulation.calibrate import lengths_of
 from yatt.simulation.costs import (
     ControllerCosts,
     Costs,
@@ -38,6 +38,7 @@ from yatt.simulation.costs import (
     TrainerCosts,
     Workload,
 )
+from yatt.simulation.fit import nnls
 from yatt.simulation.simulate import simulate
 from yatt.types import Request, SampleKey, SamplingParams
 

@@ -19,8 +19,21 @@ from yatt.config.facts import ModelFacts, model_facts
 from yatt.config.load import load_config
 from yatt.errors import ConfigError
 from yatt.faces.rundir import RunDirectory
-from yatt.simulation.calibrate import calibrate, lengths_of, nnls, workload
-from yatt.simulation.costs import Costs, JudgeCosts, Lengths, Workload, device, from_shape
+from yatt.simulation.calibrate import calibrate, lengths_of, workload
+from yatt.simulation.calibrate_judged import calibrate_judged
+from yatt.simulation.costs import (
+    ControllerCosts,
+    Costs,
+    EngineCosts,
+    JudgeCosts,
+    Lengths,
+    ScorerCosts,
+    TrainerCosts,
+    Workload,
+    device,
+    from_shape,
+)
+from yatt.simulation.fit import nnls
 from yatt.simulation.simulate import simulate
 
 ROOT = Path(__file__).parents[1]
@@ -251,6 +264,86 @@ def test_workload_is_read_from_the_rows():
     work = workload(rows)
     assert (work.prompt_tokens, work.equal_groups, work.image_bytes) == (10, 3 / 5, 800)
     assert work.lengths(1) == lengths_of(rows[0]) and work.lengths(2) == work.lengths(9) == lengths_of(rows[1])
+
+
+def judged_run(costs, mode="dynamic"):
+    """A small simulated run with a judge: its config, its rows and its spans, as a run folder has them."""
+    words = ["rollout.n=4", "rollout.max_tokens=1000", "train.batch_size=16", "train.tp=1", f"placement.mode={mode}"]
+    words += ["reward.models.judge.engine_args.tensor_parallel_size=1", "reward.models.judge.max_tokens=80"]
+    config = load_config(str(ROOT / PAPER), words)
+    report = simulate(config, costs, devices=4, controllers=2, steps=8, seed=1)
+    rows = []
+    for figures in report.steps:
+        counts = figures.counts
+        names = ("groups", "groups_dropped", "responses", "response_tokens", "prompt_tokens", "longest_response")
+        row = {name: getattr(counts, name) for name in (*names, "media_bytes")}
+        row |= {"step": figures.step, "phases": figures.phases}
+        rows.append(row | {"response_length_mean": counts.response_tokens / counts.responses})
+    return config, rows, {figures.step: figures.spans for figures in report.steps}, report
+
+
+@pytest.fixture(scope="module")
+def planted_costs():
+    """Of a policy whose responses grow, and a judge."""
+    engine = dict(per_kv_token=0.0, load=0.3, sleep=0.1, wake=0.2, max_running=8)
+    growing = tuple(Lengths(median=40.0 * step, p99=120.0 * step) for step in (1, 1, 2, 3, 3))
+    answers = (Lengths(median=30.0, p99=30.0),)
+    return Costs(
+        source="planted",
+        engine=EngineCosts(step=0.01, per_request=0.002, prefill=1e-4, **engine),
+        trainer=TrainerCosts(
+            per_token=1e-3, per_token_squared=0.0, per_update=0.5, offload=0.05, onload=0.07, export=0.2
+        ),
+        scorer=ScorerCosts(seconds=0.0),
+        controller=ControllerCosts(per_response=0.0, per_step=0.01, link_latency=0.0),
+        workload=Workload(prompt_tokens=50, responses=growing),
+        judges={
+            "judge": JudgeCosts(
+                engine=EngineCosts(step=0.02, per_request=0.001, prefill=2e-4, **engine),
+                answers=answers,
+                template_tokens=40,
+            )
+        },
+    )
+
+
+def test_planted_costs_of_a_judged_run_are_found(planted_costs):
+    config, rows, spans, _ = judged_run(planted_costs)
+    found, fits = calibrate_judged(config, rows, spans, source="x")
+    assert [fit.phase for fit in fits] == ["policy, sampling", "judge, sampling", "update"]
+    assert all(fit.residual < 0.01 for fit in fits)
+    pairs = ((found.engine, planted_costs.engine), (found.judges["judge"].engine, planted_costs.judges["judge"].engine))
+    for engine, planted in pairs:
+        names = ("step", "per_request", "prefill")
+        assert [getattr(engine, name) for name in names] == pytest.approx(
+            [getattr(planted, name) for name in names], rel=0.02
+        )
+        assert (engine.sleep, engine.wake) == pytest.approx((0.1, 0.2))
+    assert found.engine.load == pytest.approx(0.3)
+    trainer = found.trainer
+    assert (trainer.per_token, trainer.per_update) == pytest.approx((1e-3, 0.5), rel=0.05)
+    assert (trainer.offload, trainer.onload, trainer.export) == pytest.approx((0.05, 0.07, 0.2))
+    judge = found.judges["judge"]
+    assert [answers.median for answers in judge.answers] == pytest.approx([30.0] * 8)
+    assert judge.template_tokens == pytest.approx(40, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["colocated", "dynamic"])
+def test_what_was_found_in_one_mode_predicts_another(planted_costs, mode):
+    config, rows, spans, _ = judged_run(planted_costs, "partial")
+    found, _ = calibrate_judged(config, rows, spans, source="x")
+    *_, predicted = judged_run(found, mode)
+    *_, real = judged_run(planted_costs, mode)
+    for what in ("rollout", "train", "sync"):
+        sums = [sum(step.phases[what] for step in report.steps) for report in (predicted, real)]
+        assert sums[0] == pytest.approx(sums[1], rel=0.2)  # of the lengths it knows mean and longest alone
+
+
+def test_a_timeline_without_decode_steps(planted_costs):
+    config, rows, spans, _ = judged_run(planted_costs)
+    older = {step: [replace(s, counts={"requests": 1, "tokens": 1}) for s in held] for step, held in spans.items()}
+    with pytest.raises(ConfigError, match="x: the timeline has 0 stretches in which an engine of policy sampled"):
+        calibrate_judged(config, rows, older, source="x")
 
 
 def test_a_run_too_short(calibrated):

@@ -22,6 +22,7 @@ from yatt.controller.recorder import MOST, Recorder
 from yatt.errors import BackendError
 from yatt.histogram import histogram, quantile
 from yatt.reports import PhaseSpan, RolloutCounts, add_counts
+from yatt.types import Pulse
 
 
 def told(spans: tuple[PhaseSpan, ...]) -> list[tuple[Any, ...]]:
@@ -31,21 +32,25 @@ def told(spans: tuple[PhaseSpan, ...]) -> list[tuple[Any, ...]]:
 def test_sampling_lasts_from_the_first_request_to_idle_and_is_cut_by_a_pause():
     recorder = Recorder("generator 0", Ticks(), role="policy", slots=(1,))  # each look at the clock moves it by 1
     sampling = Sampling(recorder)
-    sampling.begin(3)  # an engine comes up paused
+
+    def done(steps, read=0):
+        return Pulse(running=0, tokens=0, steps=steps, read=read)
+
+    sampling.begin(3, done(7, 100))  # an engine comes up paused
     assert recorder.take() == ()
-    sampling.pause(False)  # 1
-    sampling.begin(1)
-    sampling.end(2, 50)
-    sampling.pause(True)  # 2
-    sampling.pause(True)
-    sampling.pause(False)  # 3
-    sampling.end(1, 9)
-    sampling.end(1, 0)  # 4
+    sampling.pause(False, done(7, 100))  # 1
+    sampling.begin(1, done(8, 120))
+    sampling.end(2, 50, done(20, 130))
+    sampling.pause(True, done(25, 130))  # 2
+    sampling.pause(True, done(26, 130))
+    sampling.pause(False, done(26, 130))  # 3
+    sampling.end(1, 9, done(30, 130))
+    sampling.end(1, 0, done(32, 170))  # 4
     found = recorder.take()
     assert [(s.start, s.stop) for s in found] == [(1.0, 2.0), (3.0, 4.0)]
     assert told(found) == [
-        ("sample", "generator 0", "policy", (1,), {"requests": 2, "tokens": 50}),
-        ("sample", "generator 0", "policy", (1,), {"requests": 2, "tokens": 9}),
+        ("sample", "generator 0", "policy", (1,), {"requests": 2, "tokens": 50, "steps": 18, "read": 30}),
+        ("sample", "generator 0", "policy", (1,), {"requests": 2, "tokens": 9, "steps": 6, "read": 40}),
     ]
 
 
@@ -88,9 +93,9 @@ async def test_an_engine_and_a_rank_tell_what_they_did_once(actors):
     await engine.call("sleep")
     await engine.call("pulse")
     place = ("generator 0", "policy", (2, 3))
+    sampled = {"requests": 3, "tokens": 6, "steps": 0, "read": 0}  # this engine counts no steps
     assert told(await engine.take_spans()) == [
-        ("start", *place, {}), ("wake", *place, {}), ("sample", *place, {"requests": 3, "tokens": 6}),
-        ("sleep", *place, {}),
+        ("start", *place, {}), ("wake", *place, {}), ("sample", *place, sampled), ("sleep", *place, {}),
     ]  # fmt: skip
     assert await engine.take_spans() == ()
 
@@ -113,7 +118,7 @@ async def test_an_engine_that_fails_has_a_span_all_the_same(actors, monkeypatch)
     await engine.submit("c", pack_requests([(0, requests(3))])[0])
     while engine._tasks:
         await asyncio.sleep(0)
-    assert told(await engine.take_spans())[1][0::4] == ("sample", {"requests": 3, "tokens": 0})
+    assert told(await engine.take_spans())[1][0::4] == ("sample", {"requests": 3, "tokens": 0, "steps": 0, "read": 0})
 
 
 class Mute:

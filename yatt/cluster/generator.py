@@ -40,34 +40,38 @@ PAUSES: dict[Command, bool] = {"pause": True, "sleep": True, "resume": False}
 
 class Sampling:
     """Records when an engine samples: from its first request until it is idle or paused, with the requests that ended
-    in that time and their tokens. An engine comes up paused."""
+    in that time and their tokens, the decode steps, and the prompt tokens read. An engine comes up paused. Each call
+    brings what the engine has done since it started."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._paused = True
         self._running = self._requests = self._tokens = 0
-        self._since: float | None = None
+        self._since: tuple[float, Pulse] | None = None
 
-    def begin(self, requests: int) -> None:
+    def begin(self, requests: int, now: Pulse) -> None:
         self._running += requests
-        self._look()
+        self._look(now)
 
-    def end(self, requests: int, tokens: int) -> None:
+    def end(self, requests: int, tokens: int, now: Pulse) -> None:
         self._running -= requests
         self._requests += requests
         self._tokens += tokens
-        self._look()
+        self._look(now)
 
-    def pause(self, paused: bool) -> None:
+    def pause(self, paused: bool, now: Pulse) -> None:
         self._paused = paused
-        self._look()
+        self._look(now)
 
-    def _look(self) -> None:
+    def _look(self, now: Pulse) -> None:
         samples = self._running > 0 and not self._paused
         if samples and self._since is None:
-            self._since = self._recorder.clock.now()
+            self._since = (self._recorder.clock.now(), now)
         elif not samples and self._since is not None:
-            self._recorder.add("sample", self._since, {"requests": self._requests, "tokens": self._tokens})
+            start, before = self._since
+            counts = {"requests": self._requests, "tokens": self._tokens}
+            counts |= {"steps": now.steps - before.steps, "read": now.read - before.read}
+            self._recorder.add("sample", start, counts)
             self._requests, self._tokens, self._since = 0, 0, None
 
 
@@ -111,17 +115,18 @@ class GeneratorActor:
 
     async def _run(self, client: str, stream: int, requests: Sequence[Request]) -> None:
         box, left = self._box(client), len(requests)
-        self._sampling.begin(left)
+        self._sampling.begin(left, await self._generator.pulse())
         try:
             async for completions in self._generator.generate(requests):
                 left -= len(completions)
-                self._sampling.end(len(completions), sum(len(c.tokens) for c in completions))
+                tokens = sum(len(c.tokens) for c in completions)
+                self._sampling.end(len(completions), tokens, await self._generator.pulse())
                 box.put_nowait((stream, completions))
         except Exception as error:
             logging.getLogger(__name__).exception("generate failed")
             box.put_nowait((stream, f"{type(error).__name__}: {error}"))
         finally:
-            self._sampling.end(left, 0)
+            self._sampling.end(left, 0, await self._generator.pulse())
 
     async def forsake(self, client: str, stream: int) -> None:
         """End a stream nobody reads any more: its requests sample no further token."""
@@ -147,7 +152,7 @@ class GeneratorActor:
     async def call(self, method: Command, *arguments: Any) -> Any:
         """What the engine does by itself."""
         if method in PAUSES:
-            self._sampling.pause(PAUSES[method])
+            self._sampling.pause(PAUSES[method], await self._generator.pulse())
         if method == "abort":
             await asyncio.sleep(0)  # what was submitted before reaches the engine first
         work = getattr(self._generator, method)(*arguments)

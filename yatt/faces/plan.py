@@ -29,8 +29,11 @@ from yatt.placement.cost import mistakes, needs
 from yatt.placement.plan import POLICY, Role
 from yatt.placement.policy import apportion
 from yatt.reports import StepReport
-from yatt.simulation.calibrate import UNSEEN, Fit, calibrate, from_file, to_file
+from yatt.simulation.calibrate import UNSEEN, calibrate, from_file, to_file
+from yatt.simulation.calibrate_judged import UNSEEN as UNSEEN_JUDGED
+from yatt.simulation.calibrate_judged import calibrate_judged
 from yatt.simulation.costs import Costs, Lengths, Workload, device, from_shape
+from yatt.simulation.fit import Fit
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.simulation.world import Witness
 
@@ -221,10 +224,16 @@ def calibrate_run(run: Path, out: Path | None) -> int:
     devices = config.cluster.slots or len(list(folder.log.glob("rank-*.log")))
     if not devices:
         raise ConfigError(f"{folder.config} says no cluster.slots, and {folder.log} no ranks; set cluster.slots in it")
-    costs, fits = calibrate(config, folder.read_metrics(), source=str(run), devices=devices)
+    rows, source = folder.read_metrics(), str(run)
+    if any(judge.path for judge in config.reward.models.values()):
+        costs, fits = calibrate_judged(config, rows, folder.read_spans(), source=source)
+        unseen = UNSEEN_JUDGED
+    else:
+        costs, fits = calibrate(config, rows, source=source, devices=devices)
+        unseen = UNSEEN
     out = out or run / "calibration.json"
     to_file(out, costs, fits, config)
-    _show_fits(fits)
+    _show_fits(fits, unseen)
     print(f"written to {out}; use it with plan.calibration={out}")
     return 0
 
@@ -254,12 +263,12 @@ def _show(head: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
         console.print(line)
 
 
-def _show_fits(fits: Sequence[Fit]) -> None:
+def _show_fits(fits: Sequence[Fit], unseen: Sequence[str]) -> None:
     for fit in fits:
         seen = [(name, value) for name, value in fit.terms.items() if value]
         terms = " + ".join(f"{value:.3g} s" + ("" if name == "fixed" else f"/{name}") for name, value in seen)
-        print(f"{fit.phase}: {fit.mean:.3f} s a step, off by {fit.residual:.0%} (RMS) = {terms or '0 s'}")
+        print(f"{fit.phase}: {fit.mean:.3f} s in the mean, off by {fit.residual:.0%} (RMS) = {terms or '0 s'}")
         if fit.unidentified:
             print(f"  could not be told apart, and counted as 0: {', '.join(fit.unidentified)}")
-    for line in UNSEEN:
+    for line in unseen:
         print(f"not seen: {line}")

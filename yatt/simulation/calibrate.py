@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
-
-import numpy as np
 
 from yatt.config.schema import Config
 from yatt.controller.assembly import RUNNING, responses_per_prompt
@@ -26,29 +24,16 @@ from yatt.simulation.costs import (
     Workload,
     engine_size,
 )
+from yatt.simulation.fit import Fit, fitted
 
 FEWEST = 4
 """Steps a fit needs, the first one not counted: it warms caches and kernels up."""
-VARIES = 0.1
-"""A quantity whose standard deviation is under this share of its mean cannot be told from a constant."""
 
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
-    """One phase as a sum of terms. `terms` are seconds per unit; those that could not be told apart are in
-    `unidentified` and count as 0. `residual` is the root mean square error as a share of the mean."""
-
-    phase: str
-    mean: float
-    residual: float
-    terms: Mapping[str, float]
-    unidentified: tuple[str, ...]
-
-
 def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int) -> tuple[Costs, list[Fit]]:
-    """Costs of a run on `devices` devices, from its settings and the rows of its metrics.
+    """Costs of a run without judges on `devices` devices, from its settings and the rows of its metrics.
 
     Rollout seconds are fixed + decode steps (the longest response) + tokens and KV reads of an engine's share; train
     seconds are fixed + tokens and squared tokens of a rank's share; coefficients are never negative. What cannot be
@@ -57,15 +42,13 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
 
     Raises ConfigError for a run without rollouts, or one too short.
     """
-    steps = [row for row in rows if row["step"] > 0 and row.get("responses")]
-    if len(steps) < FEWEST + 1:
-        raise ConfigError(f"{source} has {len(steps)} steps with a rollout; a fit takes at least {FEWEST + 1}")
+    steps = steps_of(rows, source)
     engines = max(1, devices // engine_size(config.rollout))
     ranks = max(1, devices // (config.train.tp * config.train.pp))
     work = [_work(row, lengths_of(row), engines, ranks, responses_per_prompt(config)) for row in steps[1:]]
     seconds = [row["phases"] for row in steps[1:]]
     fits = {
-        phase: _fit(phase, [s.get(phase, 0.0) for s in seconds], [{name: w[name] for name in names} for w in work])
+        phase: fitted(phase, [s.get(phase, 0.0) for s in seconds], [{name: w[name] for name in names} for w in work])
         for phase, names in _TERMS.items()
     }
     rollout, train = fits["rollout"].terms, fits["train"].terms
@@ -91,6 +74,14 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
         workload=workload(steps),
     )
     return costs, list(fits.values())
+
+
+def steps_of(rows: Sequence[Row], source: str) -> list[Row]:
+    """The rows of steps with a rollout, the first of which a fit does not count. Raises ConfigError for too few."""
+    steps = [row for row in rows if row["step"] > 0 and row.get("responses")]
+    if len(steps) < FEWEST + 1:
+        raise ConfigError(f"{source} has {len(steps)} steps with a rollout; a fit takes at least {FEWEST + 1}")
+    return steps
 
 
 def to_file(path: Path, costs: Costs, fits: Sequence[Fit], config: Config) -> None:
@@ -120,10 +111,13 @@ def from_file(path: str, config: Config) -> Costs:
 
 def _layout(config: Config) -> dict[str, int]:
     """What costs per engine and per rank depend on."""
+    judges = {f"reward.models.{name}": judge for name, judge in config.reward.models.items() if judge.path is not None}
+    sizes = {f"{at}.engine_args.tensor_parallel_size": engine_size(judge) for at, judge in judges.items()}
     return {
         "train.tp": config.train.tp,
         "train.pp": config.train.pp,
         "rollout.engine_args.tensor_parallel_size": engine_size(config.rollout),
+        **sizes,
     }
 
 
@@ -182,49 +176,3 @@ def _work(row: Row, lengths: Lengths, engines: int, ranks: int, siblings: int) -
         "squared token": trained * (prompt**2 + 2 * prompt * mean + square) / ranks,
         "fixed": 1.0,
     }
-
-
-def _fit(phase: str, seconds: Sequence[float], work: Sequence[Mapping[str, float]]) -> Fit:
-    """Non-negative least squares over the steps, without the terms that do not vary. Where that is the first one, the
-    phase's own work, it stands for the constant: a rollout of no token takes no time."""
-    y, names = np.asarray(seconds), list(work[0])
-    columns = np.array([[w[name] for name in names] for w in work])
-    means = columns.mean(axis=0)
-    varies = columns.std(axis=0) > VARIES * means
-    constant = names.index("fixed") if varies[0] else 0
-    kept = [i for i in range(len(names)) if varies[i] or i == constant]
-    found = np.zeros(len(names))
-    found[kept] = nnls(columns[:, kept] / means[kept], y) / means[kept]
-    error = math.sqrt(float(np.mean((columns @ found - y) ** 2)))
-    return Fit(
-        phase=phase,
-        mean=float(y.mean()),
-        residual=error / float(y.mean()) if y.mean() > 0 else 0.0,
-        terms={name: float(value) for name, value in zip(names, found, strict=True)},
-        unidentified=tuple(name for name, value in zip(names, found, strict=True) if value == 0),
-    )
-
-
-def nnls(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """argmin |a x - b| over x >= 0: [M, N], [M] -> [N].
-
-    The active-set method of Lawson and Hanson (Solving Least Squares Problems, 1974, chapter 23).
-    """
-    x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], dtype=bool)
-    gradient = a.T @ b
-    tolerance = 1e-10 * max(1.0, float(np.abs(gradient).max()))
-    for _ in range(3 * a.shape[1]):
-        if free.all() or gradient[~free].max() <= tolerance:
-            break
-        free[np.argmax(np.where(free, -np.inf, gradient))] = True
-        while True:
-            best = np.zeros_like(x)
-            best[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
-            over = free & (best <= 0)
-            if not over.any():
-                break
-            x += (x[over] / (x[over] - best[over])).min() * (best - x)
-            free &= x > 1e-14
-        x = best
-        gradient = a.T @ (b - a @ x)
-    return x

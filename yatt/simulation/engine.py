@@ -50,7 +50,7 @@ class SimulatedGenerator:
         self.name, self.slots, self.node = name, slots, node
         self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
         self.spans: list[PhaseSpan] = []
-        self._spell: float | None = None  # since when it samples without a break
+        self._spell: tuple[float, dict[str, int]] | None = None  # since when it samples, and what it had done by then
         self._costs, self._length, self._log = costs, length, log
         self._drawings: dict[SampleKey, Drawing] = {}
         self._waiting: deque[Drawing] = deque()
@@ -283,10 +283,17 @@ class SimulatedGenerator:
         if self._going:
             self._go_on(now)
         if self._batch and self._spell is None:
-            self._spell = now
+            self._spell = (now, self._done())
         elif not self._batch and self._spell is not None:
-            self.spans.append(self._span(name="sample", start=self._spell, stop=now))
+            start, before = self._spell
+            counts = {name: done - before[name] for name, done in self._done().items()}
+            self.spans.append(self._span(name="sample", start=start, stop=now, counts=counts))
             self._spell = None
+
+    def _done(self) -> dict[str, int]:
+        """What it has done by the end of the last step; a prefill that is still to do is not."""
+        read = self._read - round(self._debt / self._costs.prefill if self._costs.prefill else 0)
+        return {"requests": self._answered, "tokens": self._sampled, "steps": self._step, "read": read}
 
     def _go_on(self, now: float) -> None:
         """Put back what does not fit, take in what waits, and sleep to the next end or until the KV cache is full."""

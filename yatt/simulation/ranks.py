@@ -90,7 +90,9 @@ class Ranks:
             return
         for key in sorted(shares):
             self._on_trained(step, shares[key])
-        self._note("update", seconds)
+        samples = [s for share in shares.values() for update in share.updates for micro in update for s in micro]
+        mean = {"samples": len(samples), "tokens": sum(len(s.tokens) for s in samples)}
+        self._note("update", seconds, {name: count // len(self.nodes) for name, count in mean.items()})
         trained = sum(d.tokens for d in next(iter(shares.values())).denominators)
         self._log("ranks", "trained", step, trained)
         done.set_result(
@@ -117,9 +119,9 @@ class Ranks:
         self.check()
         self._note(name, seconds)
 
-    def _note(self, name: str, seconds: float) -> None:
+    def _note(self, name: str, seconds: float, counts: Mapping[str, int] = {}) -> None:
         now = asyncio.get_running_loop().time()
-        self.spans.append(self._span(name=name, start=now - seconds, stop=now))
+        self.spans.append(self._span(name=name, start=now - seconds, stop=now, counts=counts))
 
     def check(self) -> None:
         if self._dead is not None:
