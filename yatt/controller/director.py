@@ -138,6 +138,7 @@ class Director:
     ) -> None:
         self.layout = layout
         self.holders: tuple[Role, ...] = ()
+        self._begun: tuple[Role, ...] = ()  # who held what when the last rollout began
         self._mode = mode
         self._routers = routers
         self._gauges = gauges
@@ -163,12 +164,13 @@ class Director:
             gauge.begin()
         self._responses = responses
         loads = self._loads({role: responses * gauge.per_response for role, gauge in self._gauges.items()})
-        split = {role: self.holders.count(role) for role in self._routers} if self.holders else None
+        split = {role: self._begun.count(role) for role in self._routers} if self._begun else None
         measured = all(gauge.length for gauge in self._gauges.values())
         blocks = len(self.layout.blocks)
         choice = self._mode.start(blocks, loads if measured else None, split, self._switch)
         self._lasted, self._began = self._looked - self._began, self._clock.now()
         self._decide(choice)
+        self._begun = self.holders
         return self.holders
 
     async def rest(self) -> None:
