@@ -155,7 +155,13 @@ class Set:
             return choice
 
         first = Choice(split={"policy": slots, "judge": 0}, seconds=0.0, why="all to the policy")
-        mode = Mode(start=lambda *_: first, look=look)
+        self.befores: list[dict | None] = []
+
+        def start(blocks, loads, before, switch):
+            self.befores.append(before)
+            return first
+
+        mode = Mode(start=start, look=look)
         hub, self.routers, self.stages = Hub(2, 5), [], []
         for index in range(2):
             routers = {role: Router(Fleet(engines), clock=Still()) for role, engines in self.engines.items()}
@@ -235,6 +241,10 @@ async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard(
     assert world.stages[0].decisions(0) == () and world.stages[1].decisions(0) == ()
     await asyncio.gather(*(stage.enter("train") for stage in world.stages))
     assert sorted(world.log[6:]) == ["judge 1 sleeps", "policy 0 sleeps"]
+    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    assert world.befores == [None, {"policy": 2, "judge": 0}]  # as the last rollout began, not as it ended
+    for stage in world.stages:
+        await stage.close()
 
 
 async def test_what_is_coming_is_what_has_not_been_asked_yet():

@@ -54,9 +54,9 @@ class Choice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
     """How a placement mode decides. `start` is asked before each rollout: (blocks, loads of the whole step as expected
-    from the last ones or None in the first, split that the last one began with or None, seconds of switching a block) -> what to
-    `look` is asked every so often within one: (split now, loads now, seconds of switching a block) -> what to change
-    to, or None. A mode without `look` never moves within a step."""
+    from the last ones or None in the first, split that the last one began with or None, seconds of switching a block)
+    -> what to begin with. `look` is asked every so often within one: (split now, loads now, seconds of switching a
+    block) -> what to change to, or None. A mode without `look` never moves within a step."""
 
     start: Callable[[int, Loads | None, Split | None, float], Choice]
     look: Callable[[Split, Loads, float], Choice | None] | None = None
