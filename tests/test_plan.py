@@ -266,12 +266,12 @@ def test_workload_is_read_from_the_rows():
     assert work.lengths(1) == lengths_of(rows[0]) and work.lengths(2) == work.lengths(9) == lengths_of(rows[1])
 
 
-def judged_run(costs, mode="dynamic"):
+def judged_run(costs, mode="dynamic", devices=4):
     """A small simulated run with a judge: its config, its rows and its spans, as a run folder has them."""
     words = ["rollout.n=4", "rollout.max_tokens=1000", "train.batch_size=16", "train.tp=1", f"placement.mode={mode}"]
     words += ["reward.models.judge.engine_args.tensor_parallel_size=1", "reward.models.judge.max_tokens=80"]
     config = load_config(str(ROOT / PAPER), words)
-    report = simulate(config, costs, devices=4, controllers=2, steps=8, seed=1)
+    report = simulate(config, costs, devices=devices, controllers=2, steps=8, seed=1)
     rows = []
     for figures in report.steps:
         counts = figures.counts
@@ -326,6 +326,11 @@ def test_planted_costs_of_a_judged_run_are_found(planted_costs):
     judge = found.judges["judge"]
     assert [answers.median for answers in judge.answers] == pytest.approx([30.0] * 8)
     assert judge.template_tokens == pytest.approx(40, abs=1)
+
+
+def test_one_slot_that_draws_is_taken_in_turns(planted_costs):
+    *_, report = judged_run(planted_costs, "disaggregated", devices=2)
+    assert len(report.steps) == 8 and report.steps[1].decisions[0].slots == {"policy": 1, "judge": 0}
 
 
 @pytest.mark.parametrize("mode", ["colocated", "dynamic"])

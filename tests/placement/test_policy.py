@@ -64,6 +64,8 @@ def test_fixed_modes_by_hand():
     for name in ("dynamic", "disaggregated"):
         choice = mode(name, "a", "b").start(8, None, None, 1.0)
         assert choice.split == {"policy": 6, "a": 1, "b": 1} and "nothing measured yet" in choice.why
+        few = mode(name, "a", "b").start(2, None, None, 1.0)  # for three roles: they take turns
+        assert few.split == {"policy": 2, "a": 0, "b": 0} and "the judges' turn comes later" in few.why
     assert set(MODES) == {"colocated", "partial", "weighted", "dynamic", "disaggregated"}
 
 

@@ -321,8 +321,10 @@ def _words(split: Split) -> str:
 def _dynamic(given: Split, parameters: Mapping[Role, float]) -> Mode:
     def start(blocks: int, loads: Loads | None, before: Split | None, switching: float) -> Choice:
         if loads is None:
-            split = {role: 1 for role in parameters} | {POLICY: max(1, blocks - len(parameters) + 1)}
-            return Choice(split=split, seconds=0.0, why=f"nothing measured yet; {_words(split)}: one block per judge")
+            share = 1 if blocks >= len(parameters) else 0  # with fewer blocks than roles, they take turns
+            split = {role: share for role in parameters} | {POLICY: blocks - share * (len(parameters) - 1)}
+            why = "one block per judge" if share else "the judges' turn comes later"
+            return Choice(split=split, seconds=0.0, why=f"nothing measured yet; {_words(split)}: {why}")
         forecast = Forecast(loads=loads, blocks=blocks, hedge=HEDGE)
         best, seconds = forecast.best(np.vstack([_spreads(loads, blocks), _row({POLICY: blocks}, loads)]))
         if before is None or sum(before.values()) != blocks:
