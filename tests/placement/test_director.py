@@ -241,8 +241,18 @@ async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard(
     assert world.stages[0].decisions(0) == () and world.stages[1].decisions(0) == ()
     await asyncio.gather(*(stage.enter("train") for stage in world.stages))
     assert sorted(world.log[6:]) == ["judge 1 sleeps", "policy 0 sleeps"]
+
+
+@pytest.mark.parametrize(("last", "before"), [(to(1, 1), (1, 1)), (to(0, 2), (2, 0))])
+async def test_a_rollout_is_held_against_how_the_last_one_ended_or_began(last, before):
+    """As it ended, unless nobody drew then: two splits that are as good would take turns for ever."""
+    world = Set(2, [None, last])
     await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
-    assert world.befores == [None, {"policy": 2, "judge": 0}]  # as the last rollout began, not as it ended
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(responses(world.routers[0][role], 0, tokens=5) for role in SIZES))
+    await asyncio.gather(*(stage.enter("train") for stage in world.stages))
+    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    assert world.befores == [None, dict(zip(("policy", "judge"), before, strict=True))]
     for stage in world.stages:
         await stage.close()
 

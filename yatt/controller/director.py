@@ -164,7 +164,8 @@ class Director:
             gauge.begin()
         self._responses = responses
         loads = self._loads({role: responses * gauge.per_response for role, gauge in self._gauges.items()})
-        split = {role: self._begun.count(role) for role in self._routers} if self._begun else None
+        before = self.holders if POLICY in self.holders else self._begun  # no rollout begins with judges alone
+        split = {role: before.count(role) for role in self._routers} if before else None
         measured = all(gauge.length for gauge in self._gauges.values())
         blocks = len(self.layout.blocks)
         choice = self._mode.start(blocks, loads if measured else None, split, self._switch)

@@ -54,7 +54,7 @@ class Choice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
     """How a placement mode decides. `start` is asked before each rollout: (blocks, loads of the whole step as expected
-    from the last ones or None in the first, split that the last one began with or None, seconds of switching a block)
+    from the last ones or None in the first, split of before or None, seconds of switching a block)
     -> what to begin with. `look` is asked every so often within one: (split now, loads now, seconds of switching a
     block) -> what to change to, or None. A mode without `look` never moves within a step."""
 
