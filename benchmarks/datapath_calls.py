@@ -1,5 +1,6 @@
 """The data path's calls without any data: what parallel controllers that speak to every engine and every rank once a
-step cost on Ray, whatever they carry. No implementation on these actors can do with fewer CPU seconds."""
+step cost on Ray before they carry anything: the engines answered in one piece, a share for each rank from everyone,
+two meetings, and new weights."""
 
 from __future__ import annotations
 

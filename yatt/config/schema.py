@@ -223,6 +223,11 @@ class RewardConfig(Section):
     timeout: float = Field(10.0, gt=0, description="Seconds for one trajectory before its worker is killed.")
     workers: int = Field(1, ge=1, description="Worker processes per controller.")
 
+    @property
+    def served(self) -> dict[str, JudgeConfig]:
+        """The judges that the run serves itself."""
+        return {name: judge for name, judge in self.models.items() if judge.path is not None}
+
 
 class OptimizerConfig(Section):
     learning_rate: float = Field(1e-6, gt=0, description="AdamW's largest rate.")

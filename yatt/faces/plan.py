@@ -150,8 +150,7 @@ def _begun(report: SimulationReport) -> Mapping[Role, int]:
 
 def _judges(config: Config) -> dict[Role, ModelFacts]:
     """The models of the judges that the run serves."""
-    served = {name: judge for name, judge in config.reward.models.items() if judge.path is not None}
-    return {name: judge_facts(name, judge, weights=False) for name, judge in served.items()}
+    return {name: judge_facts(name, judge, weights=False) for name, judge in config.reward.served.items()}
 
 
 def _memory(config: Config, facts: ModelFacts, devices: int) -> dict[str, Any] | None:
@@ -225,7 +224,7 @@ def calibrate_run(run: Path, out: Path | None) -> int:
     if not devices:
         raise ConfigError(f"{folder.config} says no cluster.slots, and {folder.log} no ranks; set cluster.slots in it")
     rows, source = folder.read_metrics(), str(run)
-    if any(judge.path for judge in config.reward.models.values()):
+    if config.reward.served:
         costs, fits = calibrate_judged(config, rows, folder.read_spans(), source=source)
         unseen = UNSEEN_JUDGED
     else:

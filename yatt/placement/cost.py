@@ -26,7 +26,7 @@ class Need(NamedTuple):
 
 def served(config: Config) -> dict[Role, Mapping[str, Any]]:
     """The roles that have engines, with the options of these: the policy, and the judges that this run serves."""
-    judges = {name: judge.engine_args for name, judge in config.reward.models.items() if judge.path is not None}
+    judges = {name: judge.engine_args for name, judge in config.reward.served.items()}
     return {} if not config.algorithm.recipe.reinforces else {POLICY: config.rollout.engine_args, **judges}
 
 

@@ -111,7 +111,7 @@ def from_file(path: str, config: Config) -> Costs:
 
 def _layout(config: Config) -> dict[str, int]:
     """What costs per engine and per rank depend on."""
-    judges = {f"reward.models.{name}": judge for name, judge in config.reward.models.items() if judge.path is not None}
+    judges = {f"reward.models.{name}": judge for name, judge in config.reward.served.items()}
     sizes = {f"{at}.engine_args.tensor_parallel_size": engine_size(judge) for at, judge in judges.items()}
     return {
         "train.tp": config.train.tp,

@@ -3,7 +3,7 @@ fitted to what its own engines did when, as the timeline has it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from statistics import fmean
 
@@ -38,10 +38,9 @@ def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, sourc
     Raises ConfigError for a run too short, or one whose timeline does not say what the engines did.
     """
     steps = steps_of(rows, source)
-    seen = {step: list(_once(held)) for step, held in spans.items()}
+    seen = {step: _once(held) for step, held in spans.items()}
     later = [span for step, held in seen.items() if step > steps[0]["step"] for span in held]
-    settings: dict[Role, RolloutConfig | JudgeConfig] = {POLICY: config.rollout}
-    settings |= {name: judge for name, judge in config.reward.models.items() if judge.path is not None}
+    settings: dict[Role, RolloutConfig | JudgeConfig] = {POLICY: config.rollout, **config.reward.served}
     fits = {role: _engine_fit(role, later, source) for role in settings}
     fits[TRAINER] = _trainer_fit(later, source)
     engines = {role: _engine(role, fits[role], later, config, held) for role, held in settings.items()}
@@ -67,9 +66,9 @@ def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, sourc
     return costs, list(fits.values())
 
 
-def _once(spans: Iterable[PhaseSpan]) -> Iterator[PhaseSpan]:
+def _once(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
     """Of spans on several slots, one."""
-    return iter({(span.actor, span.name, span.start): span for span in spans}.values())
+    return list({(span.actor, span.name, span.start): span for span in spans}.values())
 
 
 def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> Fit:

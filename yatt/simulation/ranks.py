@@ -91,8 +91,8 @@ class Ranks:
         for key in sorted(shares):
             self._on_trained(step, shares[key])
         samples = [s for share in shares.values() for update in share.updates for micro in update for s in micro]
-        mean = {"samples": len(samples), "tokens": sum(len(s.tokens) for s in samples)}
-        self._note("update", seconds, {name: count // len(self.nodes) for name, count in mean.items()})
+        ranks, tokens = len(self.nodes), sum(len(s.tokens) for s in samples)
+        self._note("update", seconds, samples=len(samples) // ranks, tokens=tokens // ranks)
         trained = sum(d.tokens for d in next(iter(shares.values())).denominators)
         self._log("ranks", "trained", step, trained)
         done.set_result(
@@ -119,7 +119,7 @@ class Ranks:
         self.check()
         self._note(name, seconds)
 
-    def _note(self, name: str, seconds: float, counts: Mapping[str, int] = {}) -> None:
+    def _note(self, name: str, seconds: float, **counts: int) -> None:
         now = asyncio.get_running_loop().time()
         self.spans.append(self._span(name=name, start=now - seconds, stop=now, counts=counts))
 

@@ -322,7 +322,7 @@ class World:
 def _check(config: Config, devices: int) -> None:
     """Raises ConfigError where engines or ranks do not divide the devices."""
     sizes = {"train.tp * train.pp": config.train.tp * config.train.pp}
-    judges = {f"reward.models.{name}": judge for name, judge in config.reward.models.items() if judge.path is not None}
+    judges = {f"reward.models.{name}": judge for name, judge in config.reward.served.items()}
     for at, settings in {"rollout": config.rollout, **judges}.items():
         sizes[f"{at}.engine_args.tensor_parallel_size"] = engine_size(settings)
     for what, size in sizes.items():
