@@ -122,7 +122,7 @@ def make(count, clock=None, **options):
 
 
 async def test_a_group_goes_whole_to_the_generator_with_least_to_do_and_ties_begin_at_first():
-    engines, router = make(3, first=1)
+    engines, router = make(3, index=1, controllers=3)
     tasks = [start(router, requests(uid, n))[0] for uid, n in ((0, 3), (1, 1), (2, 2), (3, 1))]
     await settle()
     # 0 -> engine 1, 1 -> engine 2, 2 -> engine 0; then engine 2 has one request, the others two and three.
@@ -132,6 +132,19 @@ async def test_a_group_goes_whole_to_the_generator_with_least_to_do_and_ties_beg
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert all(not e.open for e in engines), "what nobody waits for any more runs on"
+
+
+async def test_ties_are_broken_among_those_awake():
+    """Four controllers, eight engines, of which the last four sleep: each begins at another one that is awake."""
+    for index in range(4):
+        engines, router = make(8, index=index, controllers=4)
+        router.fleet.awake[4:] = False
+        await router.follow()
+        task, _ = start(router, requests(0, 2))
+        await settle()
+        assert [len(engine.calls) for engine in engines] == [n == index for n in range(8)]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_work_is_measured_in_tokens_once_lengths_are_known():

@@ -1,7 +1,7 @@
 """A rollout and its judging in small: responses end one by one on the blocks that their role holds.
 
 The independent reference of the tests of the policy: every length is drawn, engines of a role share its requests
-evenly, blocks that change hands stand still for a while, and what ran on lost ones is read anew.
+evenly, blocks that change hands stand still for a while, and what moves to others is read anew.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from yatt.placement.forecast import Load, Loads, Speed, block_seconds
 from yatt.placement.plan import POLICY
-from yatt.placement.policy import Choice, Load, Loads, Speed
+from yatt.placement.policy import Choice
 
 Look = Callable[[Mapping[str, int], Loads, float], Choice | None]
 
@@ -81,8 +82,8 @@ class Side:
         return ended
 
     def resize(self, blocks: float) -> None:
-        if blocks < self.blocks:
-            moved = len(self.running) * (1 - blocks / self.blocks)
+        if self.blocks:  # what runs on lost blocks moves, or a share of it to new ones
+            moved = len(self.running) * (1 - min(blocks, self.blocks) / max(blocks, self.blocks))
             self.reading += moved * self.work.prompt * self.work.speed.prefill
         self.blocks = blocks
         room = int(self.engines * self.work.speed.capacity)
@@ -108,7 +109,7 @@ class Measure:
     def _about(self, value: float) -> float:
         return value * (1 + self._random.uniform(-self.noise, self.noise))
 
-    def load(self, work: Work, left: Sequence[float], coming: Sequence[float]) -> Load:
+    def load(self, work: Work, left: Sequence[float], coming: Sequence[float], unread: float = 0.0) -> Load:
         mean = float(np.mean(work.lengths))
         tokens, longest = float(np.mean(left)) if left else 0.0, max([*left, *coming], default=0.0)
         if self.blind:
@@ -121,6 +122,7 @@ class Measure:
             length=self._about(mean),
             longest=self._about(longest),
             prefix=self._about(work.prompt),
+            unread=min(self._about(unread), len(left)),
             speed=speed,
         )
 
@@ -171,7 +173,8 @@ def play(
         loads = {}
         for role, side in sides.items():
             left = [end - side.steps for end in side.running] + [tokens for tokens, _ in side.waiting]
-            loads[role] = see.load(side.work, left, to_come.get(role, []))
+            debt = side.reading / (side.work.prompt * side.work.speed.prefill) if side.reading else 0.0
+            loads[role] = see.load(side.work, left, to_come.get(role, []), len(side.waiting) + debt)
         choice = None if arriving else look(splits[-1], loads, switching)
         if choice is not None:
             for role, side in sides.items():
@@ -182,3 +185,16 @@ def play(
                     arriving.append((now + switching, role, change))
             splits.append(dict(choice.split))
     return now, splits
+
+
+def bound(loads: Loads, blocks: int) -> float:
+    """Seconds that no placement goes below: all work at full batches on all blocks, or the longest response and its
+    judgement with an engine for itself."""
+    work = sum(block_seconds(load) for load in loads.values()) / blocks
+    judged = [_single(load, load.length, load.prefix) for role, load in loads.items() if role != POLICY]
+    longest = loads[POLICY].longest
+    return max(work, _single(loads[POLICY], longest, 0.0) + max(judged, default=0.0))
+
+
+def _single(load: Load, tokens: float, read: float) -> float:
+    return tokens * (load.speed.step + load.speed.per_request) + read * load.speed.prefill

@@ -30,6 +30,11 @@ def test_as_few_blocks_as_possible_change_hands():
     assert arrange({"policy": 1, "judge": 2}, ("policy", "policy", "judge")) == ("policy", "judge", "judge")
     assert arrange({"policy": 3, "judge": 0}, ("policy", "judge", "judge")) == ("policy", "policy", "policy")
 
+    # Of a role that loses blocks those with the least work; the last ones among equals.
+    held = ("policy", "policy", "policy", "judge")
+    assert arrange({"policy": 1, "judge": 3}, held, (5, 2, 3, 0)) == ("policy", "judge", "judge", "judge")
+    assert arrange({"policy": 2, "judge": 2}, held, (5, 2, 2, 0)) == ("policy", "policy", "judge", "judge")
+
 
 @given(before=st.lists(st.sampled_from(ROLES), min_size=1, max_size=12), data=st.data())
 def test_any_split_is_reached_by_the_fewest_changes(before, data):

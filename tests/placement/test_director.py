@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from doubles import RecordingTrainer, Ticks
 
-from yatt.controller.director import Director, Fit, Gauge
+from yatt.controller.director import Director
 from yatt.controller.fleet import Fleet
+from yatt.controller.gauge import Fit, Gauge
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.recorder import Recorder
 from yatt.controller.router import Router
@@ -68,6 +69,55 @@ def test_length_is_that_of_the_last_rollouts():
     found.see({0: Pulse(running=0, tokens=180, ended=6, steps=60)})
     found.begin()
     assert found.length == pytest.approx(34)
+
+
+def test_prompts_are_as_long_as_in_the_mean_over_the_last_rollouts():
+    """Not as the last requests': judgements of the longest responses, which read most, come last."""
+    found = gauge()
+    assert found.load(1.0, 12.0, found.fit).prefix == 12.0
+    found.asked = (4, 400.0)
+    assert found.load(1.0, 12.0, found.fit).prefix == 100.0
+    found.begin()
+    found.asked = (8, 1600.0)  # 300 each
+    assert found.load(1.0, 12.0, found.fit).prefix == 100.0
+    found.begin()
+    assert found.load(1.0, 12.0, found.fit).prefix == pytest.approx(0.3 * 100 + 0.7 * 300)
+
+
+def test_what_engines_have_not_read_yet_is_known():
+    """10 requests of 100 tokens came, 3 have ended, 450 tokens are read: 4.5 requests' worth, so 5.5 are unread."""
+    found = gauge(capacity=20)
+    found.see({0: Pulse(running=0, read=7000, steps=5, tokens=5)})
+    found.begin()
+    found.asked = (10, 1000.0)
+    found.see({0: Pulse(running=10, read=7000, steps=5, tokens=5)})
+    assert found.load(0.0, 0.0, found.fit).unread == 10
+    found.see({0: Pulse(running=7, read=7450, steps=9, tokens=9, ended=3, seconds=1.0)})
+    assert found.load(0.0, 0.0, found.fit).unread == pytest.approx(5.5)
+    found.see({0: Pulse(running=7, read=9000, steps=10, tokens=12, ended=3, seconds=1.1)})  # some were read twice
+    assert found.load(0.0, 0.0, found.fit).unread == 0
+
+
+def test_the_longest_response_has_less_to_go_the_longer_it_lasts():
+    """100 tokens at the longest. What was there from the first has a token of each step; who comes later none of it."""
+    found = gauge(longest=100.0, capacity=4, limit=1000)
+    found.see({0: Pulse(running=3, steps=40, tokens=40), 1: Pulse(running=1, steps=7, tokens=7)})
+    found.see({0: Pulse(running=2, steps=70, tokens=70, ended=1), 1: Pulse(running=1, steps=17, tokens=17)})
+    load = found.load(0.0, 0.0, found.fit)
+    assert (load.longest, load.gone) == (70.0, 30)
+    found.see({0: Pulse(running=1, steps=180, tokens=180, ended=2), 1: Pulse(running=1, steps=30, tokens=30)})
+    load = found.load(0.0, 0.0, found.fit)
+    assert (load.longest, load.gone) == (20.0, 80.0)  # longer than expected: a fifth is left
+    found.see(
+        {0: Pulse(running=1, steps=190, tokens=190, ended=2), 1: Pulse(running=2, steps=40, tokens=40)}
+    )  # another one came
+    assert found.load(0.0, 0.0, found.fit).longest == 100
+    found.see({0: Pulse(running=0, steps=200, tokens=200, ended=3), 1: Pulse(running=2, steps=60, tokens=60)})
+    assert found.load(0.0, 0.0, found.fit).longest == 80
+    found.begin()
+    found.see({0: Pulse(running=9, steps=210, tokens=210, ended=3), 1: Pulse(running=4, steps=70, tokens=70, ended=2)})
+    found.see({0: Pulse(running=8, steps=240, tokens=240, ended=4), 1: Pulse(running=0, steps=90, tokens=90, ended=6)})
+    assert found.load(0.0, 0.0, found.fit).longest == 100  # some still wait behind four
 
 
 def test_an_engine_that_was_started_anew_counts_from_its_next_look():
@@ -243,16 +293,16 @@ async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard(
     assert sorted(world.log[6:]) == ["judge 1 sleeps", "policy 0 sleeps"]
 
 
-@pytest.mark.parametrize(("last", "before"), [(to(1, 1), (1, 1)), (to(0, 2), (2, 0))])
-async def test_a_rollout_is_held_against_how_the_last_one_ended_or_began(last, before):
-    """As it ended, unless nobody drew then: two splits that are as good would take turns for ever."""
+@pytest.mark.parametrize("last", [to(1, 1), to(0, 2)])
+async def test_a_rollout_is_held_against_how_the_last_one_began(last):
+    """Not as it ended: that was chosen for its tail."""
     world = Set(2, [None, last])
     await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
     async with asyncio.timeout(20):
         await asyncio.gather(*(responses(world.routers[0][role], 0, tokens=5) for role in SIZES))
     await asyncio.gather(*(stage.enter("train") for stage in world.stages))
     await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
-    assert world.befores == [None, dict(zip(("policy", "judge"), before, strict=True))]
+    assert world.befores == [None, {"policy": 2, "judge": 0}]
     for stage in world.stages:
         await stage.close()
 

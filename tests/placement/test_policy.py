@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fluid import Measure, Work, lognormal, play, whole
+from fluid import Measure, Work, bound, lognormal, play, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yatt.placement.plan import POLICY
-from yatt.placement.policy import MODES, Choice, Forecast, Load, Speed, apportion, bound, open_mode, text
+from yatt.placement.forecast import Forecast, Load, Speed
+from yatt.placement.plan import POLICY, apportion
+from yatt.placement.policy import MODES, Choice, open_mode, text
 
 SPEED = Speed(step=0.01, per_request=1e-4, prefill=3e-5, capacity=256, engines=1)
 JUDGE = "judge"
@@ -106,6 +107,47 @@ def test_forecast_by_hand():
     assert seconds([0, 3], {POLICY: replace(even, requests=0), JUDGE: load(requests=6, speed=slow)}) == pytest.approx(
         100 * 0.11
     )
+
+
+def test_what_has_not_been_read_and_what_moves_by_hand():
+    """8 judgements of 20 tokens and a prompt of 100, on 2 blocks of 2 engines: 2 at once, 20 steps of 0.12 s."""
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.01, capacity=10, engines=2)
+    judge = load(requests=8, tokens=20, length=20, longest=20, prefix=100, speed=slow)
+    loads = {POLICY: load(speed=slow), JUDGE: judge}
+
+    def seconds(split, *, before=None, **changed):
+        known = {**loads, JUDGE: replace(judge, **changed)}
+        held = None if before is None else np.array(before, dtype=float)
+        forecast = Forecast(loads=known, blocks=6, switching=3.0, before=held)
+        return float(forecast.seconds(np.array([split], dtype=float))[0])
+
+    assert seconds([4, 2]) == pytest.approx(2.4)
+    assert seconds([4, 2], unread=4) == pytest.approx(2.4 + 1 * 100 * 0.01)  # one on each engine
+    assert seconds([4, 2], unread=1) == pytest.approx(2.4 + 100 * 0.01)  # a prompt is read by one engine
+    # From 4 blocks to 2: half of them move, those that run on the blocks lost, 4 onto 4 engines.
+    assert seconds([4, 2], before=[2, 4]) == pytest.approx(2.4 + 1 * 100 * 0.01)
+    # All of them run on two of the four blocks: the others are the ones to lose.
+    assert seconds([4, 2], before=[2, 4], held=(4, 0, 4, 0)) == pytest.approx(2.4)
+    assert seconds([4, 2], before=[2, 4], held=(4, 1, 3, 0)) == pytest.approx(2.4 + 1 / 4 * 100 * 0.01)
+    # From 1 block to 2, after half of the switching: 4 move to the new block's 2 engines; not if all are unread.
+    assert seconds([4, 2], before=[5, 1]) == pytest.approx(2.4 + 1.5 + 2 * 100 * 0.01)
+    assert seconds([4, 2], before=[5, 1], unread=8) == pytest.approx(2.4 + 1.5 + 2 * 100 * 0.01)  # read once, by all 4
+    assert seconds([4, 2], before=[6, 0]) == pytest.approx(2.4 + 3.0 + 2 * 100 * 0.01)  # asleep, it has read nothing
+
+
+def test_the_longest_may_turn_out_otherwise_by_hand():
+    """One response on one engine, 0.11 s a step, of 300 tokens as far as is known, 200 of which are drawn."""
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=1)
+    one = replace(load(requests=1, tokens=50, length=50, longest=100, speed=slow), gone=200)
+
+    def seconds(*spread):
+        forecast = Forecast(loads={POLICY: one}, blocks=1, spread=spread)
+        return float(forecast.seconds(np.array([[1.0]]))[0])
+
+    assert seconds(1.0) == pytest.approx(100 * 0.11)
+    assert seconds(1.5) == pytest.approx(250 * 0.11)
+    assert seconds(0.5) == pytest.approx(60 * 0.11)  # it is longer by now: a fifth is left
+    assert seconds(0.5, 1.0, 1.5) == pytest.approx((60 + 100 + 250) / 3 * 0.11)
 
 
 def test_colocated_is_serial():

@@ -11,10 +11,11 @@ from yatt.algorithm.rewards import RewardShaper, part_weights
 from yatt.algorithm.samples import samples
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
-from yatt.controller.director import Director, Gauge
+from yatt.controller.director import Director
 from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
+from yatt.controller.gauge import Gauge
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
 from yatt.controller.router import Router
@@ -22,8 +23,8 @@ from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.controller.survey import Survey
 from yatt.placement.cost import served
-from yatt.placement.plan import POLICY, EngineSite, Layout, Role, arrange
-from yatt.placement.policy import Mode, apportion, open_mode
+from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
+from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Prompt, Sample
 
@@ -93,7 +94,8 @@ class Assembly:
             clock=self._parts.clock,
             # Twice what an engine runs at once, over all controllers: enough that it never waits for them.
             limit=max(siblings, -(-2 * running(config, role) // peers.count)),
-            first=peers.index * len(fleet) // peers.count,
+            index=peers.index,
+            controllers=peers.count,
             timeout=config.cluster.step_timeout,
         )
 

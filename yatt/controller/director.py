@@ -1,127 +1,24 @@
-"""Measures what the roles have to do, asks the placement policy, and keeps what was decided. On the leader only."""
+"""Gathers what the roles have to do, asks the placement policy, and keeps what was decided. On the leader only."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-import numpy as np
-
+from yatt.controller.gauge import Fit, Gauge
 from yatt.controller.router import Router
+from yatt.placement.forecast import Load
 from yatt.placement.plan import POLICY, Layout, Role, arrange
-from yatt.placement.policy import Choice, Load, Mode, Speed
+from yatt.placement.policy import Choice, Mode
 from yatt.protocols import Clock
 from yatt.reports import Decision
-from yatt.types import Pulse
 
 LOOKS = 100
 """Looks in a rollout as long as the last one; in a longer one they become rarer as it lasts."""
 SOONEST, LATEST = 0.1, 5.0
 """Seconds between looks, whatever the rollout takes."""
-FORGET = 0.98
-"""Weight of what was known of an engine's speed when another look comes in."""
-WORST = 1e6
-"""Condition number of the fit beyond which terms are not told apart."""
-UNSEEN = 0.25
-"""Share of the limit that a response is taken for, until some have ended."""
-LONGEST = 4.0
-"""The longest response in means, where it is not known."""
 _log = logging.getLogger(__name__)
-
-
-class Fit:
-    """Seconds of an engine, fitted to what it did in them: a for a decode step, b for a token sampled, c for a prompt
-    token read, all at least 0. Least squares over the looks, old ones fading."""
-
-    def __init__(self) -> None:
-        self._products = np.zeros((3, 3))
-        self._sums = np.zeros(3)
-        self.looks = 0
-
-    def see(self, rows: Sequence[Sequence[float]]) -> None:
-        """One look: of each engine steps, tokens sampled, tokens read, and seconds. [engines, 4]"""
-        did, seconds = np.array(rows, dtype=np.float64)[:, :3], np.array(rows, dtype=np.float64)[:, 3]
-        self._products = FORGET * self._products + did.T @ did
-        self._sums = FORGET * self._sums + did.T @ seconds
-        self.looks += 1
-
-    def costs(self) -> np.ndarray:
-        """[3] seconds. Of the sets of terms whose costs are positive, the one that explains most; where terms cannot be
-        told apart, the fewest of them."""
-        best, explained = np.zeros(3), 0.0
-        scale = np.sqrt(np.maximum(np.diag(self._products), 1e-30))
-        for chosen in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
-            part = (self._products / np.outer(scale, scale))[np.ix_(chosen, chosen)]
-            if np.linalg.cond(part) > WORST:
-                continue
-            found = np.linalg.solve(part, (self._sums / scale)[chosen])
-            gain = float(found @ (self._sums / scale)[chosen])
-            if found.min() > 0 and gain > explained * (1 + 1e-6):
-                best, explained = np.zeros(3), gain
-                best[chosen] = found / scale[chosen]
-        return best
-
-
-@dataclass(slots=True)
-class Gauge:
-    """What the pulses of a role's engines say. `per_response` requests come to it for each response of the policy;
-    one samples at most `limit` tokens."""
-
-    per_response: float
-    limit: int
-    capacity: int
-    engines: int  # in a block
-    requests: int = 0
-    ended: int = 0  # in this rollout
-    tokens: int = 0
-    length: float = 0.0  # mean tokens of a response, as of the last rollouts
-    longest: float = 0.0  # tokens of the longest, where it is known
-    before: dict[int, Pulse] = field(default_factory=dict)
-    fit: Fit = field(default_factory=Fit)
-
-    def see(self, pulses: Mapping[int, Pulse]) -> None:
-        """Take one look at all engines of the role in."""
-        self.requests = sum(pulse.running for pulse in pulses.values())
-        rows = []
-        for number, pulse in pulses.items():
-            before = self.before.get(number, pulse)
-            steps, tokens = pulse.steps - before.steps, pulse.tokens - before.tokens
-            if steps > 0:
-                self.ended += pulse.ended - before.ended
-                self.tokens += tokens
-                rows.append((steps, tokens, pulse.read - before.read, pulse.seconds - before.seconds))
-            if steps or number not in self.before:  # an engine that only reads is looked at once it has sampled
-                self.before[number] = pulse
-        if rows:
-            self.fit.see(rows)
-
-    def begin(self) -> None:
-        """A rollout begins: what was seen in the last one, as it is over, says how long responses are."""
-        if self.ended:
-            mean = self.tokens / self.ended
-            self.length = mean if not self.length else 0.3 * self.length + 0.7 * mean
-        self.ended = self.tokens = 0
-
-    def load(self, coming: float, prompt: float, fit: Fit) -> Load:
-        """The role's work now; `prompt` are tokens read for a request, `fit` says how fast that goes. What a request
-        has still to sample is taken to be a whole response, as it would be if lengths had no memory."""
-        length = min(self.length or UNSEEN * self.limit, self.limit)
-        return Load(
-            requests=self.requests,
-            coming=coming,
-            tokens=length,
-            length=length,
-            longest=self.longest or min(float(self.limit), LONGEST * length),
-            prefix=prompt,
-            drawn=length / 2,
-            speed=self._speed(*fit.costs().tolist()),
-        )
-
-    def _speed(self, step: float, token: float, read: float) -> Speed:
-        return Speed(
-            step=max(step, 1e-9), per_request=token, prefill=read, capacity=self.capacity, engines=self.engines
-        )
 
 
 class Director:
@@ -143,6 +40,8 @@ class Director:
         self._routers = routers
         self._gauges = gauges
         self._clock = clock
+        self._block_of = {slot: block for block, slots in enumerate(layout.blocks) for slot in slots}
+        self._running: dict[Role, list[int]] = {}  # requests on each block
         self._responses = 0.0
         self._switch = 0.0
         self._began = self._looked = 0.0
@@ -164,8 +63,7 @@ class Director:
             gauge.begin()
         self._responses = responses
         loads = self._loads({role: responses * gauge.per_response for role, gauge in self._gauges.items()})
-        before = self.holders if POLICY in self.holders else self._begun  # no rollout begins with judges alone
-        split = {role: before.count(role) for role in self._routers} if before else None
+        split = {role: self._begun.count(role) for role in self._routers} if self._begun else None
         measured = all(gauge.length for gauge in self._gauges.values())
         blocks = len(self.layout.blocks)
         choice = self._mode.start(blocks, loads if measured else None, split, self._switch)
@@ -227,10 +125,15 @@ class Director:
         """What everyone has to do. Of whom nothing has been seen yet, it is taken to be as fast as one that was seen,
         and to read what the policy writes."""
         seen = next((gauge.fit for gauge in self._gauges.values() if gauge.fit.looks), Fit())
-        loads: dict[Role, Load] = {}
+        loads, written = dict[Role, Load](), 0.0
         for role, gauge in self._gauges.items():
-            prompt = self._routers[role].prompt or self._routers[POLICY].prompt + self._gauges[POLICY].length
-            loads[role] = gauge.load(max(0.0, coming[role]), prompt, gauge.fit if gauge.fit.looks else seen)
+            fit = gauge.fit if gauge.fit.looks else seen
+            held = [
+                running for running, holder in zip(self._running[role], self.holders, strict=False) if holder == role
+            ]
+            loads[role] = replace(gauge.load(max(0.0, coming[role]), written, fit), held=tuple(held))
+            if role == POLICY:
+                written = loads[role].prefix + loads[role].length
         return loads
 
     def learn(self, longest: int) -> None:
@@ -249,12 +152,22 @@ class Director:
         return decisions
 
     def _decide(self, choice: Choice) -> None:
-        self.holders = self._livable(arrange(choice.split, self.holders or None))
+        self.holders = self._livable(arrange(choice.split, self.holders or None, self._work()))
         size = len(self.layout.blocks[0])
         slots = {role: size * self.holders.count(role) for role in self._routers}
         self._decisions.append(Decision(at=self._clock.now(), text=choice.why, slots=slots))
         _log.info("placement %s: %s", slots, choice.why)
 
+    def _work(self) -> list[int]:
+        """Requests on each block of who holds it."""
+        return [self._running[role][block] for block, role in enumerate(self.holders)]
+
     async def _pulses(self) -> None:
+        """Look at every engine."""
         for role, router in self._routers.items():
-            self._gauges[role].see(await router.fleet.each(lambda _, generator: generator.pulse()))
+            pulses = await router.fleet.each(lambda _, generator: generator.pulse())
+            self._gauges[role].see(pulses)
+            self._gauges[role].asked = (router.asked, router.asked_tokens)
+            self._running[role] = [0] * len(self.layout.blocks)
+            for number, pulse in pulses.items():
+                self._running[role][self._block_of[router.fleet.generators[number].slots[0]]] += pulse.running

@@ -22,14 +22,10 @@ WATCH_SECONDS = 10.0
 """How often busy generators are looked at."""
 PULSE_DEADLINE = 120.0
 """A generator that does not say how it is doing for so long is given up for dead."""
-SLOW = 4.0
-"""A generator is slow when others are this many times as fast, both in all and per request."""
-
-LATEST = 0.05
-"""Weight of a group's prompt in the mean."""
-
 UNEVEN = 1.5
 """An engine with so many times its share gives some of it to others that have woken."""
+SLOW = 4.0
+"""A generator is slow when others are this many times as fast, both in all and per request."""
 
 Inbox = asyncio.Queue["list[Completion] | Exception"]
 
@@ -64,26 +60,36 @@ class Router:
     A group goes whole to the generator with the least outstanding work, so that its prompt is read once. Each generator
     is given at most `limit` requests at a time: where none has room for the whole group it is split over those that
     have some, and where all are full together it waits its turn, at most `timeout` seconds in which nothing ends. Ties
-    begin at generator `first`, so that controllers do not all start at the same one.
+    begin at the first generator of the share that controller `index` of `controllers` would have of the open ones, so
+    that they do not all start at the same one.
 
     What a dead generator had not answered is drawn anew elsewhere; what a slow one has begun is ended there and goes on
     elsewhere after the tokens so far, each with its logprob and version.
     """
 
     def __init__(
-        self, fleet: Fleet, *, clock: Clock, limit: int = 512, first: int = 0, timeout: float = 3600.0
+        self,
+        fleet: Fleet,
+        *,
+        clock: Clock,
+        limit: int = 512,
+        index: int = 0,
+        controllers: int = 1,
+        timeout: float = 3600.0,
     ) -> None:
         self.fleet = fleet
         self._clock = clock
         self._limit = limit
         self._timeout = timeout
+        self._index, self._controllers = index, controllers
+        self._ties = self._order()
         size = len(fleet)
-        self._ties = 1e-6 * ((np.arange(size) - first) % max(1, size))
         self._counts = np.zeros(size, dtype=np.int64)
         self._work = np.zeros(size)
         self._pace = np.ones(size)
         self._length = 0.0  # mean response tokens seen so far
-        self.prompt = 0.0  # mean prompt tokens of the last requests; siblings share theirs
+        self.asked = 0  # requests
+        self.asked_tokens = 0.0  # of their prompts; siblings share theirs
         self._ended = 0
         self._calls: dict[_Call, asyncio.Task[None]] = {}
         self._waiting: deque[_Waiting] = deque()
@@ -97,8 +103,8 @@ class Router:
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Completions of one group, in the order they end. Left early, it ends what is still running."""
         inbox: Inbox = asyncio.Queue()
-        mine = len(requests[0].tokens) / len(requests)
-        self.prompt += (mine - self.prompt) * (LATEST if self.prompt else 1.0)
+        self.asked += len(requests)
+        self.asked_tokens += len(requests[0].tokens)
         if not await self._admit(requests):
             yield [_unbegun(request) for request in requests]
             return
@@ -139,6 +145,7 @@ class Router:
         """Others are awake than before: what lies at engines that sleep now goes on at those that are awake, and what
         came last to the fullest is shared with the new. Where none is awake, all stays where it is and waits."""
         self._looked.clear()
+        self._ties = self._order()
         for call in list(self._calls):
             if not self.fleet.open[call.number]:
                 await self._move(call.pending)
@@ -147,6 +154,11 @@ class Router:
             here = [key for call in self._calls if call.number == number for key in call.pending]
             await self._move(here[fair:])
         self._let_in()
+
+    def _order(self) -> np.ndarray:
+        """[generators] Less than any work: who comes first among equals."""
+        place, count = np.cumsum(self.fleet.open) - 1, max(1, int(self.fleet.open.sum()))
+        return 1e-6 * ((place - self._index * count // self._controllers) % count)
 
     def fail(self, error: Exception) -> None:
         """Everyone who waits for a response hears of this error instead."""

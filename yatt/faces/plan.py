@@ -26,8 +26,7 @@ from yatt.faces.plan_page import page
 from yatt.faces.plan_words import COLUMNS, cells, choices, remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.placement.cost import mistakes, needs
-from yatt.placement.plan import POLICY, Role
-from yatt.placement.policy import apportion
+from yatt.placement.plan import POLICY, Role, apportion
 from yatt.reports import StepReport
 from yatt.simulation.calibrate import UNSEEN, calibrate, from_file, to_file
 from yatt.simulation.calibrate_judged import UNSEEN as UNSEEN_JUDGED

@@ -50,16 +50,29 @@ class Layout:
         return {slot: frozenset({role}) for block, role in zip(self.blocks, holders, strict=True) for slot in block}
 
 
-def arrange(split: Split, before: Sequence[Role] | None = None) -> tuple[Role, ...]:
-    """The role of each block, so that each has as many as `split` says and as few as possible change hands. Without
-    `before`, roles stand side by side in the order of `split`."""
+def arrange(split: Split, before: Sequence[Role] | None = None, work: Sequence[float] = ()) -> tuple[Role, ...]:
+    """The role of each block, so that each has as many as `split` says and as few as possible change hands: of a role
+    that loses some those with the least `work`, the last ones among equals. Without `before`, roles stand side by side
+    in the order of `split`."""
     if before is None:
         return tuple(role for role, count in split.items() for _ in range(count))
     spare = {role: before.count(role) - split.get(role, 0) for role in before}
     wanted = [role for role, count in split.items() for _ in range(count - before.count(role))]
     after = list(before)
-    for block in reversed(range(len(before))):
+    for block in sorted(reversed(range(len(before))), key=lambda b: work[b] if work else 0.0):
         if wanted and spare[before[block]] > 0:
             spare[before[block]] -= 1
             after[block] = wanted.pop(0)
     return tuple(after)
+
+
+def apportion(blocks: int, weights: Mapping[Role, float]) -> dict[Role, int]:
+    """Blocks in proportion to weights by largest remainder, at least one each."""
+    total = sum(weights.values())
+    quota = {role: blocks * weight / total if total else blocks / len(weights) for role, weight in weights.items()}
+    split = {role: max(1, int(share)) for role, share in quota.items()}
+    while sum(split.values()) < blocks:
+        split[max(split, key=lambda role: quota[role] - split[role])] += 1
+    while sum(split.values()) > blocks:
+        split[min((r for r in split if split[r] > 1), key=lambda role: quota[role] - split[role])] -= 1
+    return split
