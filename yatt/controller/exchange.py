@@ -52,12 +52,13 @@ class Exchange:
         ranks have done. Only what is to be trained is divided into updates. Collective; waits for every controller's
         lengths."""
         rows = [(*sample.key, len(sample.tokens), sample.second, sample.trained_tokens) for sample in samples]
-        mine = np.array(rows, dtype=np.int64).reshape(-1, 5)
+        mine = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 5).T]
         tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
         tables, nodes = zip(*await self._peers.all_gather(tag, (mine, self._node)), strict=True)
-        uid, sibling, tokens, seconds, trained = np.concatenate(tables).T
+        uid, sibling, tokens, seconds, trained = (np.concatenate(c).astype(np.int64) for c in zip(*tables, strict=True))
+        counts = [len(table[0]) for table in tables]
         order = np.lexsort((sibling, uid))
-        owner = np.repeat(np.arange(len(tables)), [len(table) for table in tables])[order]
+        owner = np.repeat(np.arange(len(tables)), counts)[order]
         plan = self._assign(
             tokens[order],
             updates=self._updates if work == "update" else 1,
@@ -72,7 +73,7 @@ class Exchange:
         sends[0, 0] |= not sends[0].any()
         me = self._peers.index
         held = np.flatnonzero(owner == me)
-        laid = _lay_out(plan, held, [samples[i] for i in order[held] - sum(map(len, tables[:me]))], sends[me])
+        laid = _lay_out(plan, held, [samples[i] for i in order[held] - sum(counts[:me])], sends[me])
         denominators = _denominators(plan, trained[order])
         return [
             Share(
@@ -85,6 +86,11 @@ class Exchange:
             )
             for rank, updates in laid.items()
         ]
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    """The same numbers, none below 0, in as few bytes as hold them: everyone is sent everyone's."""
+    return column.astype(np.min_scalar_type(int(column.max(initial=0))))
 
 
 def _lay_out(
