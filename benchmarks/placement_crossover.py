@@ -7,7 +7,8 @@ real vLLM generator, at several batches. Then the real controllers, router, dire
 take this time, policy and judge alike, each slot on a core of its own. What controllers compute takes no time, nor does
 reading a KV cache. A step draws PROMPTS prompts of 8 responses for each slot, of a mean of MEAN tokens; `longest` is
 the expected longest of a step over the mean, `judged` the tokens of a judgement over those of a response. Seconds are
-means of the rollout, judgements included, over STEPS steps, the first one left out. `partial` is the best of all
+means of the rollout, judgements included, over STEPS steps, but for the first LEARNING, in which dynamic finds out what
+its forecasts miss. `partial` is the best of all
 splits, from 8 slots on of those by quarters.
 """
 
@@ -44,7 +45,8 @@ from yatt.types import Request, SampleKey, SamplingParams
 
 BATCHES, TOKENS, PROMPT, ROUNDS = (1, 4, 16, 64, 192), 48, 8, 5
 NEVER = 1_000_000  # a stop token outside the vocabulary: every response has its full length
-PROMPTS, SIBLINGS, MEAN, STEPS = 24, 8, 18.0, 4
+PROMPTS, SIBLINGS, MEAN = 24, 8, 18.0
+STEPS, LEARNING = 8, 3
 LONGEST = (2, 6, 14, 50)
 JUDGED = (0.5, 2.0, 8.0)
 CONTROLLERS = 2
@@ -128,7 +130,7 @@ def seconds(config: Config, costs: Costs, slots: int, mode: str, split: Mapping[
     placement = config.placement.model_copy(update={"mode": mode, "split": split or {}})
     config = config.model_copy(update={"placement": placement})
     report = simulate(config, costs, devices=slots, controllers=CONTROLLERS, steps=STEPS, seed=0)
-    return fmean(max(step.rollouts) for step in report.steps[1:])
+    return fmean(max(step.rollouts) for step in report.steps[LEARNING:])
 
 
 def row(costs: EngineCosts, slots: int, longest: float, judged: float) -> dict[str, Any]:

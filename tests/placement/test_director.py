@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ class Set:
         first = Choice(split={"policy": slots, "judge": 0}, seconds=0.0, why="all to the policy")
         self.befores: list[dict | None] = []
 
-        def start(blocks, loads, before, switch):
+        def start(blocks, loads, before, switch, missed):
             self.befores.append(before)
             return first
 
@@ -305,6 +306,50 @@ async def test_a_rollout_is_held_against_how_the_last_one_began(last):
     assert world.befores == [None, {"policy": 2, "judge": 0}]
     for stage in world.stages:
         await stage.close()
+
+
+async def test_what_a_forecast_missed_is_known_at_the_next_start():
+    """8 responses of 10 tokens on 2 engines: 10 steps of 0.01 + 4 * 0.02 s; the judgements after them take as long, and
+    2 % are added for putting their turn off: 1.83 s. Where it took half as long again, half of that is believed."""
+    now, seen = [0.0], []
+    clock = SimpleNamespace(now=lambda: now[0])
+
+    def start(blocks, loads, before, switch, missed):
+        seen.append(missed)
+        return to(2, 0) if len(seen) < 4 else to(1, 1)
+
+    async def pulse():
+        return Pulse(running=0, tokens=0)
+
+    def router():
+        engines = [SimpleNamespace(slots=(slot,), pulse=pulse) for slot in range(2)]
+        return SimpleNamespace(fleet=Fleet(engines), asked=0, asked_tokens=0.0)
+
+    gauges = {role: gauge(limit=10) for role in SIZES}
+    director = Director(
+        mode=Mode(start=start, look=lambda split, loads, switch: None),
+        layout=Layout(slots=(0, 1), sizes=SIZES),
+        routers={role: router() for role in SIZES},
+        gauges=gauges,
+        clock=clock,
+    )
+
+    async def rollout(seconds):
+        await director.start(8)
+        now[0] += seconds
+        director.stop()
+
+    await rollout(5.0)  # nothing was known of it
+    for one in gauges.values():
+        one.length = 10.0
+        one.fit.see([(10, 20, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 10 * 0.01 + 60 * 0.02)])
+    for seconds in (2.72, 9.0, 0.9):
+        await rollout(seconds)
+    await rollout(0.0)
+    assert seen[:2] == [(1.0, 1.0), (1.0, 1.0)]
+    assert seen[2] == (1.0, pytest.approx((1 + 1.5) / 2, rel=0.02))
+    assert seen[3] == (1.0, pytest.approx((seen[2][1] + 2.0) / 2))  # at most twice
+    assert seen[4] == (pytest.approx((1 + 0.5) / 2, rel=0.02), seen[3][1])  # of divided blocks; at least a half
 
 
 async def test_what_is_coming_is_what_has_not_been_asked_yet():

@@ -406,6 +406,16 @@ def test_a_start_leaves_a_split_that_has_become_wrong():
     assert opened.start(16, loads, {POLICY: 2, JUDGE: 10}, 1e6).split == best.split  # of another number of blocks
 
 
+def test_what_forecasts_missed_counts_at_the_start():
+    """All blocks to the policy is best by the forecast; where that has been too good by half, they are divided."""
+    loads, opened = whole(works(2048, 1000, 300)), mode("dynamic", JUDGE)
+    turned = opened.start(16, loads, None, 2.0, (1.0, 1.0))
+    assert turned.split == {POLICY: 16, JUDGE: 0} and opened.start(16, loads, None, 2.0) == turned
+    divided = opened.start(16, loads, turned.split, 2.0, (1.0, 1.5))
+    assert divided.split[JUDGE] > 0 and turned.seconds < divided.seconds < 1.5 * turned.seconds
+    assert opened.start(16, loads, divided.split, 2.0, (1.5, 1.0)).split == turned.split
+
+
 def test_choices_are_plain_numbers():
     choice = mode("dynamic", JUDGE).start(8, whole(works(64, 100, 100)), None, 1.0)
     assert isinstance(choice, Choice) and {type(count) for count in choice.split.values()} == {int}

@@ -10,7 +10,7 @@ from yatt.controller.gauge import Fit, Gauge
 from yatt.controller.router import Router
 from yatt.placement.forecast import Load
 from yatt.placement.plan import POLICY, Layout, Role, arrange
-from yatt.placement.policy import Choice, Mode
+from yatt.placement.policy import FAIR, Choice, Mode, miss
 from yatt.protocols import Clock
 from yatt.reports import Decision
 
@@ -44,8 +44,10 @@ class Director:
         self._running: dict[Role, list[int]] = {}  # requests on each block
         self._responses = 0.0
         self._switch = 0.0
-        self._began = self._looked = 0.0
+        self._began = self._ended = 0.0
         self._lasted = 0.0
+        self._foreseen = False  # whether the last rollout began with a forecast
+        self._missed = FAIR
         self._decisions: list[Decision] = []
 
     @property
@@ -61,16 +63,27 @@ class Director:
         await self._pulses()
         for gauge in self._gauges.values():
             gauge.begin()
-        self._responses = responses
-        loads = self._loads({role: responses * gauge.per_response for role, gauge in self._gauges.items()})
         split = {role: self._begun.count(role) for role in self._routers} if self._begun else None
-        measured = all(gauge.length for gauge in self._gauges.values())
-        blocks = len(self.layout.blocks)
-        choice = self._mode.start(blocks, loads if measured else None, split, self._switch)
-        self._lasted, self._began = self._looked - self._began, self._clock.now()
+        blocks, lasted = len(self.layout.blocks), self._ended - self._began
+        if split is not None and self._foreseen and lasted > 0 and sum(split.values()) == blocks:
+            self._learn(miss(self._whole(self._responses), split, lasted), alone=split[POLICY] == blocks)
+        self._responses = responses
+        self._foreseen = all(gauge.length for gauge in self._gauges.values())
+        loads = self._whole(responses) if self._foreseen else None
+        choice = self._mode.start(blocks, loads, split, self._switch, self._missed)
+        self._lasted, self._began = max(0.0, lasted), self._clock.now()
         self._decide(choice)
         self._begun = self.holders
         return self.holders
+
+    def stop(self) -> None:
+        """The rollout is over."""
+        self._ended = self._clock.now()
+
+    def _learn(self, missed: float, *, alone: bool) -> None:
+        """The forecast of the last rollout missed by so much."""
+        divided, whole = self._missed
+        self._missed = (divided, (whole + missed) / 2) if alone else ((divided + missed) / 2, whole)
 
     async def rest(self) -> None:
         """Wait until it is time to look."""
@@ -81,7 +94,6 @@ class Director:
         """Who is to hold each block from now on; None where nothing is to change."""
         assert self._mode.look is not None
         await self._pulses()
-        self._looked = self._clock.now()
         if not any(gauge.fit.looks for gauge in self._gauges.values()):
             return None  # nobody has done anything yet
         policy = self._gauges[POLICY]
@@ -135,6 +147,10 @@ class Director:
             if role == POLICY:
                 written = loads[role].prefix + loads[role].length
         return loads
+
+    def _whole(self, responses: float) -> dict[Role, Load]:
+        """What everyone has to do in a rollout of so many responses."""
+        return self._loads({role: responses * gauge.per_response for role, gauge in self._gauges.items()})
 
     def learn(self, longest: int) -> None:
         """The longest response of the policy in the last rollout."""

@@ -104,10 +104,10 @@ class Gauge:
     def begin(self) -> None:
         """A rollout begins: what was seen in the last one, as it is over, says how long responses and prompts are."""
         if self.ended:
-            self.length = _newer(self.length, self.tokens / self.ended)
+            self.length = newer(self.length, self.tokens / self.ended)
         self.ended = self.tokens = self.came = self.drawn = 0
         if self._prompt_so_far:
-            self.prompt = _newer(self.prompt, self._prompt_so_far)
+            self.prompt = newer(self.prompt, self._prompt_so_far)
         self.asked_before, self.reads_before = self.asked, sum(self.reads.values())
 
     @property
@@ -143,6 +143,6 @@ class Gauge:
         )
 
 
-def _newer(before: float, now: float) -> float:
-    """A mean in which the last rollout counts most."""
+def newer(before: float, now: float) -> float:
+    """A mean in which the last rollout counts most; `before` is 0 where there was none."""
     return 0.3 * before + 0.7 * now if before else now

@@ -75,6 +75,7 @@ class Stage:
             return
         self._phase = phase
         if phase == "train":
+            self._director.stop()
             await self._stop_watching()
         if self._leads:
             async with self._changing:

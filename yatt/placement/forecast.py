@@ -135,13 +135,16 @@ def _longest(longest: float, mean: float, some: Array, count: float) -> Array:
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Predicts when the phase ends under a split. `before` [roles] is the split now; without it none is a change.
-    `spread`: parts of the whole longest response that it may turn out to be, over which the prediction is the mean."""
+    `spread`: parts of the whole longest response that it may turn out to be, over which the prediction is the mean.
+    `missed` is what such predictions have proved to be multiplied by, where blocks are divided and where the policy has
+    all of them for now."""
 
     loads: Loads
     blocks: int
     switching: float = 0.0
     before: Array | None = None
     spread: tuple[float, ...] = (1.0,)
+    missed: tuple[float, float] = (1.0, 1.0)
 
     @property
     def working(self) -> int:
@@ -163,7 +166,8 @@ class Forecast:
     def seconds(self, splits: Array) -> Array:
         """Seconds to the end under `splits` [C, roles]. All blocks to the policy stands for giving some away later;
         judges that have requests do not lose all blocks so."""
-        return np.mean([case._seconds(splits) for case in self._cases], axis=0)
+        found: Array = np.mean([case._seconds(splits) for case in self._cases], axis=0)
+        return found * np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, *reversed(self.missed))
 
     @cached_property
     def _cases(self) -> list[Forecast]:

@@ -20,14 +20,19 @@ class Choice:
     why: str
 
 
+Missed = tuple[float, float]
+"""What forecasts of a rollout have to be multiplied by: begun with divided blocks, and with all at the policy."""
+FAIR: Missed = (1.0, 1.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
     """How a placement mode decides. `start` is asked before each rollout: (blocks, loads of the whole step as expected
-    from the last ones or None in the first, split of before or None, seconds of switching a block)
-    -> what to begin with. `look` is asked every so often within one: (split now, loads now, seconds of switching a
-    block) -> what to change to, or None. A mode without `look` never moves within a step."""
+    from the last ones or None in the first, split that the last one began with or None, seconds of switching a block,
+    what forecasts have missed) -> what to begin with. `look` is asked every so often within one: (split now, loads
+    now, seconds of switching a block) -> what to change to, or None. Without `look` nothing moves within a step."""
 
-    start: Callable[[int, Loads | None, Split | None, float], Choice]
+    start: Callable[[int, Loads | None, Split | None, float, Missed], Choice]
     look: Callable[[Split, Loads, float], Choice | None] | None = None
 
 
@@ -40,6 +45,13 @@ def open_mode(name: str, *, given: Split, parameters: Mapping[Role, float]) -> M
     """The mode of this name. `given` is the split in blocks, for `partial`; `parameters` the size of each role's model,
     the policy's first."""
     return MODES[name](given, parameters)
+
+
+def miss(loads: Loads, split: Split, took: float) -> float:
+    """What the forecast of a rollout would have had to be multiplied by that began with `split`, had these loads, and
+    took so long; at least a half and at most twice."""
+    seconds = float(Forecast(loads=loads, blocks=sum(split.values())).seconds(row(split, loads))[0])
+    return min(max(took / seconds, 0.5), 2.0) if seconds > 0 else 1.0
 
 
 def text(loads: Loads, before: Split, now: float, after: Split, then: float, switching: float) -> str:
@@ -61,13 +73,15 @@ def _words(split: Split) -> str:
 
 
 def _dynamic(given: Split, parameters: Mapping[Role, float]) -> Mode:
-    def start(blocks: int, loads: Loads | None, before: Split | None, switching: float) -> Choice:
+    def start(
+        blocks: int, loads: Loads | None, before: Split | None, switching: float, missed: Missed = FAIR
+    ) -> Choice:
         if loads is None:
             share = 1 if blocks >= len(parameters) else 0  # with fewer blocks than roles, they take turns
             split = {role: share for role in parameters} | {POLICY: blocks - share * (len(parameters) - 1)}
             why = "one block per judge" if share else "the judges' turn comes later"
             return Choice(split=split, seconds=0.0, why=f"nothing measured yet; {_words(split)}: {why}")
-        forecast = Forecast(loads=loads, blocks=blocks, spread=SPREAD)
+        forecast = Forecast(loads=loads, blocks=blocks, spread=SPREAD, missed=missed)
         best, seconds = forecast.best(np.vstack([spreads(loads, blocks), row({POLICY: blocks}, loads)]))
         if before is None or sum(before.values()) != blocks:
             return Choice(split=best, seconds=seconds, why=text(loads, best, seconds, best, seconds, switching))
@@ -110,7 +124,9 @@ def _serial(split: Split, loads: Loads, switching: float) -> Choice | None:
 def _standing(words: str, choose: Callable[[int], Split]) -> Mode:
     """A split that does not depend on what is measured."""
 
-    def start(blocks: int, loads: Loads | None, before: Split | None, switching: float) -> Choice:
+    def start(
+        blocks: int, loads: Loads | None, before: Split | None, switching: float, missed: Missed = FAIR
+    ) -> Choice:
         split = choose(blocks)
         seconds = float(Forecast(loads=loads, blocks=blocks).seconds(row(split, loads))[0]) if loads else 0.0
         return Choice(split=split, seconds=seconds, why=f"{_words(split)}: {words}")
