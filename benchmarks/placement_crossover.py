@@ -8,8 +8,7 @@ take this time, policy and judge alike, each slot on a core of its own. What con
 reading a KV cache. A step draws PROMPTS prompts of 8 responses for each slot, of a mean of MEAN tokens; `longest` is
 the expected longest of a step over the mean, `judged` the tokens of a judgement over those of a response. Seconds are
 means of the rollout, judgements included, over STEPS steps, but for the first LEARNING, in which dynamic finds out what
-its forecasts miss. `partial` is the best of all
-splits, from 8 slots on of those by quarters.
+its forecasts miss. `partial` is the best of all splits, from 8 slots on of those by quarters.
 """
 
 from __future__ import annotations

@@ -64,14 +64,15 @@ class Director:
         for gauge in self._gauges.values():
             gauge.begin()
         split = {role: self._begun.count(role) for role in self._routers} if self._begun else None
-        blocks, lasted = len(self.layout.blocks), self._ended - self._began
-        if split is not None and self._foreseen and lasted > 0 and sum(split.values()) == blocks:
-            self._learn(miss(self._whole(self._responses), split, lasted), alone=split[POLICY] == blocks)
+        blocks, now, over = len(self.layout.blocks), self._clock.now(), self._ended > self._began
+        self._lasted = (self._ended if over else now) - self._began if split else 0.0
+        if split and over and self._foreseen:
+            self._learn(miss(self._whole(self._responses), split, self._lasted), alone=split[POLICY] == blocks)
         self._responses = responses
         self._foreseen = all(gauge.length for gauge in self._gauges.values())
         loads = self._whole(responses) if self._foreseen else None
         choice = self._mode.start(blocks, loads, split, self._switch, self._missed)
-        self._lasted, self._began = max(0.0, lasted), self._clock.now()
+        self._began = now
         self._decide(choice)
         self._begun = self.holders
         return self.holders
