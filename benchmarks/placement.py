@@ -188,14 +188,15 @@ def search(case: Case) -> dict[int, list[float]]:
         for count in range(low, high + 1):
             measure(count)
         return tried
-    while high - low > 1 and len(tried) < TRIES:  # a split is worse the further it is from the best
-        left, right = low + (high - low) * 3 // 8, high - (high - low) * 3 // 8
-        if left == right:
-            right += 1
-        if measure(left) < measure(right):
-            high = right
+    while high - low > 2 and len(tried) < TRIES:  # a split is worse the further it is from the best
+        third = (high - low) * 3 // 8
+        if measure(low + third) < measure(high - third):
+            high -= third
         else:
-            low = left
+            low += third
+    if high - low <= 2:
+        for count in range(low, high + 1):
+            measure(count)
     return tried
 
 
