@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from yatt.controller.gauge import Fit, Gauge
 from yatt.controller.router import Router
-from yatt.placement.forecast import Load
+from yatt.placement.forecast import FAIR, Load
 from yatt.placement.plan import POLICY, Layout, Role, arrange
-from yatt.placement.policy import FAIR, Choice, Mode, miss
+from yatt.placement.policy import Choice, Mode, miss
 from yatt.protocols import Clock
 from yatt.reports import Decision
 
@@ -141,10 +141,8 @@ class Director:
         loads, written = dict[Role, Load](), 0.0
         for role, gauge in self._gauges.items():
             fit = gauge.fit if gauge.fit.looks else seen
-            held = [
-                running for running, holder in zip(self._running[role], self.holders, strict=False) if holder == role
-            ]
-            loads[role] = replace(gauge.load(max(0.0, coming[role]), written, fit), held=tuple(held))
+            held = tuple(self._running[role][block] for block, holder in enumerate(self.holders) if holder == role)
+            loads[role] = replace(gauge.load(max(0.0, coming[role]), written, fit), held=held)
             if role == POLICY:
                 written = loads[role].prefix + loads[role].length
         return loads

@@ -43,7 +43,9 @@ class Load:
 
 
 Loads = Mapping[Role, Load]
-
+Missed = tuple[float, float]
+"""What to multiply forecasts of a rollout by: one begun with divided blocks, and one with all at the policy."""
+FAIR: Missed = (1.0, 1.0)
 
 LATER = 0.02
 """Share of the predicted seconds that putting a change off must gain; else it would be put off for ever."""
@@ -136,15 +138,14 @@ def _longest(longest: float, mean: float, some: Array, count: float) -> Array:
 class Forecast:
     """Predicts when the phase ends under a split. `before` [roles] is the split now; without it none is a change.
     `spread`: parts of the whole longest response that it may turn out to be, over which the prediction is the mean.
-    `missed` is what such predictions have proved to be multiplied by, where blocks are divided and where the policy has
-    all of them for now."""
+    Predictions are multiplied by what they have `missed`."""
 
     loads: Loads
     blocks: int
     switching: float = 0.0
     before: Array | None = None
     spread: tuple[float, ...] = (1.0,)
-    missed: tuple[float, float] = (1.0, 1.0)
+    missed: Missed = FAIR
 
     @property
     def working(self) -> int:
@@ -167,7 +168,8 @@ class Forecast:
         """Seconds to the end under `splits` [C, roles]. All blocks to the policy stands for giving some away later;
         judges that have requests do not lose all blocks so."""
         found: Array = np.mean([case._seconds(splits) for case in self._cases], axis=0)
-        return found * np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, *reversed(self.missed))
+        divided, whole = self.missed
+        return found * np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, whole, divided)
 
     @cached_property
     def _cases(self) -> list[Forecast]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yatt.placement.forecast import SPREAD, Forecast, Load, Loads, block_seconds, row, spreads
+from yatt.placement.forecast import FAIR, SPREAD, Forecast, Load, Loads, Missed, block_seconds, row, spreads
 from yatt.placement.plan import POLICY, Role, Split, apportion
 
 
@@ -18,11 +18,6 @@ class Choice:
     split: Split
     seconds: float
     why: str
-
-
-Missed = tuple[float, float]
-"""What forecasts of a rollout have to be multiplied by: begun with divided blocks, and with all at the policy."""
-FAIR: Missed = (1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
