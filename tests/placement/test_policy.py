@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from yatt.placement.forecast import Forecast, Load, Speed
 from yatt.placement.plan import POLICY, apportion
-from yatt.placement.policy import MODES, Choice, open_mode, text
+from yatt.placement.policy import MODES, Choice, miss, open_mode, text
 
 SPEED = Speed(step=0.01, per_request=1e-4, prefill=3e-5, capacity=256, engines=1)
 JUDGE = "judge"
@@ -404,6 +404,13 @@ def test_a_start_leaves_a_split_that_has_become_wrong():
     assert opened.start(16, loads, {POLICY: 2, JUDGE: 14}, 2.0).split == best.split
     assert opened.start(16, loads, {POLICY: 2, JUDGE: 14}, 1e6).split == {POLICY: 2, JUDGE: 14}
     assert opened.start(16, loads, {POLICY: 2, JUDGE: 10}, 1e6).split == best.split  # of another number of blocks
+
+
+def test_a_rollout_whose_end_was_not_foreseen_teaches_nothing():
+    loads = {POLICY: load(coming=8), JUDGE: load(coming=8)}
+    foreseen = float(Forecast(loads=loads, blocks=2).seconds(np.array([[1.0, 1.0]]))[0])
+    assert miss(loads, {POLICY: 1, JUDGE: 1}, 1.5 * foreseen) == pytest.approx(1.5)
+    assert miss(loads, {POLICY: 0, JUDGE: 2}, 5.0) == 1.0  # it would never have ended
 
 
 def test_what_forecasts_missed_counts_at_the_start():

@@ -23,6 +23,7 @@ from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.controller.survey import Survey
 from yatt.placement.cost import served
+from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
@@ -192,7 +193,7 @@ def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
     blocks = range(len(layout.blocks))
     if mode.look is not None or len(layout.sizes) == 1:
         return {role: layout.engines(role, blocks) for role in layout.sizes}
-    holders = arrange(mode.start(len(blocks), None, None, 0.0).split)
+    holders = arrange(mode.start(len(blocks), None, None, 0.0, FAIR).split)
     return {role: layout.engines(role, [b for b in blocks if holders[b] == role]) for role in layout.sizes}
 
 

@@ -181,6 +181,7 @@ class Forecast:
         return [replace(self, loads={**self.loads, POLICY: replace(policy, longest=one)}) for one in longest]
 
     def _seconds(self, splits: Array) -> Array:
+        """The same where the longest response is as long as its load says."""
         at = list(self.loads).index(POLICY)
         late = self._late(splits)
         seconds = self._held(splits, late)
@@ -224,10 +225,10 @@ class Forecast:
         late: Array = self.switching * np.maximum(splits - self.before, 0) / np.maximum(splits, 1)
         for i, load in enumerate(self.loads.values()):
             had, now, speed = self.before[i], splits[:, i], load.speed
-            read = load.requests - self._unread(i, load)
-            away = np.minimum(read, self._lightest(load, had, had - now)) / np.maximum(now, 1)
-            shared = np.maximum(load.requests * (1 - had / np.maximum(now, 1)) - (load.requests - read), 0)
-            over = np.where(now > had, shared / np.maximum(now - had, 1), away)
+            unread = self._unread(i, load)
+            away = np.minimum(load.requests - unread, self._lightest(load, had, had - now))
+            shared = np.maximum(load.requests * (1 - had / np.maximum(now, 1)) - unread, 0)
+            over = np.where(now > had, shared / np.maximum(now - had, 1), away / np.maximum(now, 1))
             late[:, i] += over * (load.prefix + load.drawn) * speed.prefill / speed.engines
         return late
 

@@ -44,9 +44,9 @@ def open_mode(name: str, *, given: Split, parameters: Mapping[Role, float]) -> M
 
 def miss(loads: Loads, split: Split, took: float) -> float:
     """What the forecast of a rollout would have had to be multiplied by that began with `split`, had these loads, and
-    took so long; at least a half and at most twice."""
+    took so long; at least a half and at most twice, and 1 where there was no forecast of an end."""
     seconds = float(Forecast(loads=loads, blocks=sum(split.values())).seconds(row(split, loads))[0])
-    return min(max(took / seconds, 0.5), 2.0) if seconds > 0 else 1.0
+    return min(max(took / seconds, 0.5), 2.0) if 0 < seconds < np.inf else 1.0
 
 
 def text(loads: Loads, before: Split, now: float, after: Split, then: float, switching: float) -> str:
