@@ -1,7 +1,7 @@
 """One RLHF step's data movement on Ray, its engines and ranks taking no time: parallel controllers and their controls.
 
     python -m benchmarks.datapath                  every case, the sides in turn
-    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central naive|arrays|lean|calls] [--json]
+    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central naive|arrays|lean|packed|calls] [--json]
 
 The real cluster, controllers, loader, router and exchange run; engine, rank, reward and tokenizer are those of
 `datapath_parts`. The controls, one process in place of the controllers, are in `datapath_central`; `calls`, in
@@ -16,9 +16,9 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
 - `object_store_peak`: most bytes in the store at once; `object_store_created`: bytes put there.
 
 The last two and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are run, rows of
-parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu` are CPU seconds over the row's,
+parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are CPU seconds over the row's,
 `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their size.
-Parallel, lean and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`, `cpu_tree_s_turns` has all.
+Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`, `cpu_tree_s_turns` has all.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 
 from benchmarks.common import main, significant
 from benchmarks.datapath_calls import Calls
-from benchmarks.datapath_central import Arrays, Lean, Naive
+from benchmarks.datapath_central import Arrays, Lean, Naive, Packed
 from benchmarks.datapath_meters import (
     MemoryMeter,
     StoreMeter,
@@ -76,7 +76,14 @@ class Parallel(ClusterCrew):
         return await self._on_controllers("__ray_call__", function)
 
 
-SIDES: dict[str, Any] = {"none": Parallel, "naive": Naive, "arrays": Arrays, "lean": Lean, "calls": Calls}
+SIDES: dict[str, Any] = {
+    "none": Parallel,
+    "naive": Naive,
+    "arrays": Arrays,
+    "lean": Lean,
+    "packed": Packed,
+    "calls": Calls,
+}
 
 
 async def measure_side(config: Config, side: Any, steps: int) -> dict[str, Any]:
@@ -159,14 +166,15 @@ def every(sizes: list[Size], alone: list[Size], steps: int, rounds: int) -> list
     rows = []
     for number, size in enumerate(sizes, 1):
         print(f"case {number} of {len(sizes)}: {size}", file=sys.stderr, flush=True)
-        ours, lean, calls = in_turns(size, ("none", "lean", "calls"), steps, rounds)
+        sides = ("none", "lean", *(("packed",) if size.image_bytes else ()), "calls")
+        ours, *others = in_turns(size, sides, steps, rounds)
         naive = apart(size, "naive", steps)
-        rows += [ours, naive, lean, calls]
+        rows += [ours, naive, *others]
         if size.image_bytes >= MB:
             rows.append(apart(size, "arrays", steps))
         for side in rows[rows.index(ours) + 1 :]:
             ours[f"{side['central']}_cpu"] = significant(side["cpu_tree_s"] / ours["cpu_tree_s"])
-        ours["growth"] = significant(max(ours["controller_anon_peak"]) / lean["controller_anon_peak"][0])
+        ours["growth"] = significant(max(ours["controller_anon_peak"]) / others[0]["controller_anon_peak"][0])
     rows += [apart(size, "none", steps) for size in alone]
     for row in rows:
         same = [r for r in rows if r["central"] == row["central"] and r["prompts"] == row["prompts"]]

@@ -20,7 +20,7 @@ import torch
 from benchmarks.datapath_meters import pid_of
 from benchmarks.datapath_parts import PROMPT, Engine, Rank, Reward, Tokenizer
 from yatt.algorithm.samples import samples
-from yatt.cluster.media import RayMediaStore
+from yatt.cluster.media import RayMediaStore, address, opened
 from yatt.cluster.wire import (
     CompletionColumns,
     RequestColumns,
@@ -65,11 +65,11 @@ class Worker:
         self.params = SamplingParams(max_tokens=config.rollout.max_tokens)
 
     def generate_columns(self, columns: RequestColumns, *images: Any) -> CompletionColumns:
-        streams = read_requests(columns, images)
+        streams = read_requests(columns, opened(images))
         return pack_completions([(stream, list(map(self.engine.answer, requests))) for stream, requests in streams])
 
     def update_columns(self, columns: ShareColumns, *images: Any) -> UpdateReport:
-        return self.rank.update([read_share(columns, images)])
+        return self.rank.update([read_share(columns, opened(images))])
 
     def generate(self, batch: Batch) -> Batch:
         ended = [self.engine.answer(self._request(batch, row)) for row in range(len(batch["seeds"]))]
@@ -179,31 +179,39 @@ class Central:
 class Lean(Central):
     """One image per prompt in the store, columns, two hops."""
 
+    together = False
+
     def __init__(self, config: Config) -> None:
-        super().__init__(config, RayMediaStore())
+        super().__init__(config, RayMediaStore(self.together))
 
     async def step(self, step: int) -> None:
         prompts = self.draw()
         parts = [prompts[number :: len(self.engines)] for number in range(len(self.engines))]
         calls = []
         for engine, part in zip(self.engines, parts, strict=True):
-            columns, images = pack_requests([(0, [r for prompt in part for r in self.requests(prompt)])])
-            calls.append(engine.generate_columns.remote(columns, *images))
+            columns, handles = pack_requests([(0, [r for prompt in part for r in self.requests(prompt)])])
+            calls.append(engine.generate_columns.remote(columns, *address(handles)))
         by_key = {c.key: c for columns in ray.get(calls) for c in read_completions(columns)[0][1]}
         keys = [SampleKey(p.uid, sibling) for p in prompts for sibling in range(self.config.rollout.n)]
         shares = await self.exchange.balance(step, await self.judge(prompts, [by_key[key] for key in keys]))
         calls = []
         for share in shares:
-            columns, images = pack_share(share)
-            calls.append(self.ranks[share.rank].update_columns.remote(columns, *images))
+            columns, handles = pack_share(share)
+            calls.append(self.ranks[share.rank].update_columns.remote(columns, *address(handles)))
         ray.get(calls)
+
+
+class Packed(Lean):
+    """The same with the parcels of the parallel controllers: several images are one object of the store."""
+
+    together = True
 
 
 class OwnMemory:
     """Keeps images in this process."""
 
-    def hold(self, data: np.ndarray) -> Media:
-        return Media(handle=data, nbytes=data.nbytes)
+    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
+        return tuple(Media(handle=image, nbytes=image.nbytes) for image in images)
 
 
 class Naive(Central):

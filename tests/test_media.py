@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import weakref
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow
@@ -12,6 +14,8 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from tiny_models import tiny_tokenizer
 
+from yatt.cluster import media
+from yatt.cluster.media import RayMediaStore, address, opened
 from yatt.config.schema import DataConfig
 from yatt.data.media import read_media
 from yatt.data.prompts import PromptEncoder
@@ -29,9 +33,10 @@ class ListStore:
     def __init__(self) -> None:
         self.held: list[np.ndarray] = []
 
-    def hold(self, data: np.ndarray) -> Media:
-        self.held.append(data)
-        return Media(handle=len(self.held) - 1, nbytes=data.nbytes)
+    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
+        first = len(self.held)
+        self.held += images
+        return tuple(Media(handle=first + i, nbytes=image.nbytes) for i, image in enumerate(images))
 
 
 @pytest.fixture
@@ -138,3 +143,62 @@ def test_rows_of_a_jsonl_file_name_theirs(place):
     store = ListStore()
     encoder(store)(open_files("rows.jsonl", "data.path").row(0), 0, 0)
     assert [h.tobytes() for h in store.held] == [IMAGE]
+
+
+@pytest.fixture
+def put(monkeypatch):
+    """What has been put into the store."""
+    objects: list[list[np.ndarray]] = []
+    monkeypatch.setattr(media.ray, "put", lambda value: objects.append(value) or len(objects) - 1)
+    return objects
+
+
+def image(value: int, nbytes: int = 1000) -> np.ndarray:
+    return np.full(nbytes, value, dtype=np.uint8)
+
+
+def received(message: tuple, objects: list) -> list[int]:
+    """The images that come out of a message, each by its first byte; Ray opens what it refers to."""
+    return [int(i[0]) for i in opened([message[0], *(objects[ref] for ref in message[1:])] if message else ())]
+
+
+def test_images_drawn_one_after_another_are_one_object_once_sent(put):
+    store = RayMediaStore(together=True)
+    prompts = [store.hold([image(2 * k), image(2 * k + 1)]) for k in range(3)]
+    assert put == [], "nothing has been sent"
+    engine = address([m.handle for m in (*prompts[2], *prompts[0])])
+    assert received(engine, put) == [4, 5, 0, 1]
+    assert [len(o) for o in put] == [6] and len(engine) == 2
+    later = store.hold([image(9)])
+    rank = address([m.handle for m in (*later, *prompts[1])])
+    assert received(rank, put) == [9, 2, 3]
+    assert [len(o) for o in put] == [6, 1] and len(rank) == 3
+    assert (address([]), opened(()), store.hold([])) == ((), [], ())
+
+
+def test_a_parcel_is_put_away_when_it_is_full(put, monkeypatch):
+    monkeypatch.setattr(media, "PARCEL_BYTES", 2500)
+    store = RayMediaStore(together=True)
+    held = [store.hold([image(k)])[0] for k in range(7)]
+    assert [[int(i[0]) for i in o] for o in put] == [[0, 1, 2], [3, 4, 5]]
+    assert received(address([held[k].handle for k in (6, 0, 5)]), put) == [6, 0, 5]
+
+
+def test_across_nodes_each_prompt_has_an_object_of_its_own(put):
+    store = RayMediaStore(together=False)
+    held = [store.hold([image(2 * k), image(2 * k + 1)]) for k in range(3)]
+    assert [[int(i[0]) for i in o] for o in put] == [[0, 1], [2, 3], [4, 5]]
+    assert received(address([m.handle for m in (*held[2], *held[0])]), put) == [4, 5, 0, 1]
+
+
+def test_a_parcel_goes_with_its_last_image(put):
+    """The store itself keeps none, or the last of a step would stay until the next is drawn."""
+    store = RayMediaStore(together=True)
+    first, second = store.hold([image(1)]), store.hold([image(2)])
+    parcel = weakref.ref(first[0].handle.parcel)
+    assert second[0].handle.parcel is parcel()
+    address([first[0].handle])
+    del first
+    assert parcel() is not None
+    del second
+    assert parcel() is None

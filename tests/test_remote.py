@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.doubles import ScriptedGenerator
 from tests.generator_contract import LONG, GeneratorContract, answers, check_close, publish, requests, until_sampled
 from tests.test_generator_double import double
 from yatt.cluster import generator as generator_module
@@ -18,6 +19,7 @@ from yatt.cluster.backends import Backends
 from yatt.cluster.generator import GeneratorActor, RemoteGenerator
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
+from yatt.cluster.wire import pack_requests, read_completions
 from yatt.config.schema import Config
 from yatt.errors import BackendError, WaitTimeout
 from yatt.reports import UpdateReport
@@ -193,3 +195,41 @@ async def test_an_evaluation_and_an_update_of_the_same_step_do_not_mix(ranks):
 async def test_a_rank_names_the_controllers_whose_shares_did_not_come(ranks):
     with pytest.raises(WaitTimeout, match=r"rank 0 waited in step 7 for the shares of controllers \[1, 4\]"):
         await trainer(ranks).update([share(0, 0, (0, 1, 4), 1)])
+
+
+class Held(ScriptedGenerator):
+    """Answers one call at once, and all others when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.sampling = True
+        self.told = asyncio.Event()
+
+    async def generate(self, requests):
+        if requests[0].key.uid:
+            await self.told.wait()
+        async for completions in super().generate(requests):
+            yield completions
+
+
+async def test_an_answer_waits_for_more_only_while_there_is_more_to_come(monkeypatch):
+    held = Held()
+    monkeypatch.setattr(generator_module, "settle", lambda process: None)
+    monkeypatch.setattr(generator_module, "load", lambda backend: lambda **_: held)
+    monkeypatch.setattr(generator_module, "LINGER", 0.3)
+    actor = GeneratorActor(PROCESS, CONFIG, "m", Backends(generator="b"))
+    loop = asyncio.get_running_loop()
+
+    async def drained(client: str, *first_keys: int) -> tuple[int, float]:
+        start = loop.time()
+        asked = [(k, [replace(r, key=SampleKey(k, r.key.sibling)) for r in requests(2)]) for k in first_keys]
+        ended = read_completions(await actor.drain(client, pack_requests(asked)[0]))
+        return sum(len(completions) for _, completions in ended), loop.time() - start
+
+    ended, seconds = await drained("a", 0, 1)
+    assert ended == 2 and seconds >= 0.3, "two of four were to come"
+    ended, seconds = await drained("b", 0)
+    assert ended == 2 and seconds < 0.2, "nothing of b was to come, though a waited"
+    loop.call_later(0.05, held.told.set)
+    ended, seconds = await drained("a")
+    assert ended == 2 and seconds < 0.2, "nothing was to come after these"

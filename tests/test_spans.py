@@ -87,7 +87,7 @@ async def test_an_engine_and_a_rank_tell_what_they_did_once(actors):
     await engine.call("wake")
     await engine.call("resume")
     await engine.submit("c", pack_requests([(0, requests(3))])[0])
-    while engine._tasks:
+    while engine._tasks["c"]:
         await asyncio.sleep(0)
     await engine.call("pause")
     await engine.call("sleep")
@@ -116,7 +116,7 @@ async def test_an_engine_that_fails_has_a_span_all_the_same(actors, monkeypatch)
     await engine.call("resume")
     monkeypatch.setattr(engine._generator, "generate", refuse)
     await engine.submit("c", pack_requests([(0, requests(3))])[0])
-    while engine._tasks:
+    while engine._tasks["c"]:
         await asyncio.sleep(0)
     assert told(await engine.take_spans())[1][0::4] == ("sample", {"requests": 3, "tokens": 0, "steps": 0, "read": 0})
 

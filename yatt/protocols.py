@@ -83,8 +83,8 @@ class Scorer(Protocol):
 class MediaStore(Protocol):
     """Where a controller's images lie until the step is over: once each, on its own node."""
 
-    def hold(self, data: np.ndarray) -> Media:
-        """Take the bytes ([N] uint8) in; they are freed when the last reference to the answer is gone."""
+    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
+        """Take the images of one prompt in, each [N] uint8; they are freed when nobody names one of them any more."""
         ...
 
 

@@ -120,14 +120,15 @@ class ControllerActor:
         self._scorer = load(self._backends.scorer)(config.reward, ask, **place)
         await self._scorer.start()
         reading = Reading(decode=partial(_decode, tokenizer), scorer=self._scorer)
-        store = RayMediaStore()
+        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
+        store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
-            held_out = held_out_rows(config, tokenizer, **place, store=store)
+            held_out = held_out_rows(config, tokenizer, **place, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
         if wiring.ranks:
             drop = load_filter(config.rollout)
             source = open_source(config.data, config.run.seed)
-            loader = self._loader(source, row_encoder(config, tokenizer, source, store))
+            loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
     def _offline(self, parts: Parts, tokenizer: Any) -> OfflineController:
@@ -175,7 +176,7 @@ class ControllerActor:
                 head_dim=facts.head_dim,
                 vocab=facts.vocab_size,
             ),
-            node=ray.get_runtime_context().get_node_id(),
+            node=_node(),
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],
         )
 
@@ -240,6 +241,11 @@ class HubOverTheWire:
 
     async def hear(self, seen: int) -> tuple[int, Any]:
         return await self._actor.hear.remote(seen)
+
+
+def _node() -> str:
+    """The node of this process."""
+    return ray.get_runtime_context().get_node_id()
 
 
 def _decode(tokenizer: Any, tokens: np.ndarray) -> str:

@@ -6,11 +6,13 @@ import asyncio
 import gc
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 from yatt.cluster.backends import Backends, load
 from yatt.cluster.calls import wait_one
+from yatt.cluster.media import address, opened
 from yatt.cluster.process import SlotProcess, settle
 from yatt.cluster.wire import (
     CompletionColumns,
@@ -29,7 +31,8 @@ from yatt.reports import PhaseSpan
 from yatt.types import Completion, Pulse, Request, SampleKey, WeightManifest
 
 LINGER = 0.02
-"""Seconds a full answer waits for more completions: the batch that a decode step ends travels as one call."""
+"""Seconds an answer waits for more completions while some are to come: the batch that a decode step ends travels as
+one call."""
 POLL = 30.0
 """Seconds an empty answer is held back."""
 
@@ -98,7 +101,7 @@ class GeneratorActor:
             setting=settings_of(process.role),
         )
         self._mail: dict[str, asyncio.Queue[tuple[int, list[Completion] | str]]] = {}
-        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._tasks: defaultdict[str, dict[int, asyncio.Task[None]]] = defaultdict(dict)
 
     async def start(self, asleep: bool) -> None:
         """Load the engine. It comes up paused, or asleep where its slots serve others too."""
@@ -109,9 +112,9 @@ class GeneratorActor:
 
     async def submit(self, client: str, requests: RequestColumns, *images: Any) -> None:
         """Begin generating; each stream is one `generate` call. Its images are let go when it ends."""
-        for stream, part in read_requests(requests, images):
-            task = self._tasks[client, stream] = asyncio.create_task(self._run(client, stream, part))
-            task.add_done_callback(lambda _, name=(client, stream): self._tasks.pop(name))
+        for stream, part in read_requests(requests, opened(images)):
+            task = self._tasks[client][stream] = asyncio.create_task(self._run(client, stream, part))
+            task.add_done_callback(lambda _, stream=stream: self._tasks[client].pop(stream))
 
     async def _run(self, client: str, stream: int, requests: Sequence[Request]) -> None:
         box, left = self._box(client), len(requests)
@@ -130,7 +133,7 @@ class GeneratorActor:
 
     async def forsake(self, client: str, stream: int) -> None:
         """End a stream nobody reads any more: its requests sample no further token."""
-        if task := self._tasks.get((client, stream)):
+        if task := self._tasks[client].get(stream):
             task.cancel()
 
     async def drain(self, client: str, requests: RequestColumns | None = None, *images: Any) -> CompletionColumns:
@@ -143,7 +146,9 @@ class GeneratorActor:
             first = await asyncio.wait_for(box.get(), POLL)
         except TimeoutError:
             return pack_completions([])
-        await asyncio.sleep(LINGER)
+        await asyncio.sleep(0)  # a stream that has ended is gone after this
+        if self._tasks[client]:
+            await asyncio.sleep(LINGER)
         return pack_completions([first, *(box.get_nowait() for _ in range(box.qsize()))])
 
     def _box(self, client: str) -> asyncio.Queue[tuple[int, list[Completion] | str]]:
@@ -224,7 +229,8 @@ class RemoteGenerator:
         self._out |= {stream: len(requests) for stream, requests in streams if requests}
         if not self._out:
             return
-        columns, images = pack_requests(streams)
+        columns, handles = pack_requests(streams)
+        images = address(handles)
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._drain(self._actor.drain.remote(self._client, columns, *images)))
         else:

@@ -15,6 +15,7 @@ from ray import ObjectRef
 
 from yatt.cluster.backends import load
 from yatt.cluster.calls import wait_all
+from yatt.cluster.media import address, opened
 from yatt.cluster.process import SlotProcess, free_port, settle
 from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
@@ -80,15 +81,15 @@ class RankActor:
     async def update(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """Collective over the senders that the share names, and over ranks. Every rank answers with the report.
         Raises WaitTimeout naming the controllers whose shares did not come."""
-        return await self._deliver("update", read_share(columns, images))
+        return await self._deliver("update", read_share(columns, opened(images)))
 
     async def evaluate(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """As `update`, but the weights stay as they are."""
-        return await self._deliver("evaluate", read_share(columns, images))
+        return await self._deliver("evaluate", read_share(columns, opened(images)))
 
     async def reference(self, columns: ShareColumns, *images: Any) -> dict[int, tuple[float, float]]:
         """As `evaluate`: what the reference says of the samples of this rank."""
-        return await self._deliver("reference", read_share(columns, images))
+        return await self._deliver("reference", read_share(columns, opened(images)))
 
     async def _deliver(self, work: Work, share: Share) -> Any:
         loop, key = asyncio.get_running_loop(), (work, share.step)
@@ -184,7 +185,8 @@ class RemoteTrainer:
         """What every rank that was sent something answers."""
         calls: dict[str, ObjectRef[Any]] = {}
         for share in shares:
-            columns, images = pack_share(share)
+            columns, handles = pack_share(share)
+            images = address(handles)
             mine = [rank for rank in self._ranks if rank.dp_rank == share.rank]
             stored = ray.put(columns) if len(mine) > 1 else columns
             calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in mine}

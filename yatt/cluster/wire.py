@@ -1,7 +1,7 @@
 """How lists of small objects travel: as columns, which pickle as a few large buffers, and are read back as views.
 
-Images do not travel inside: packing gives their handles, each once, to be sent beside the columns as arguments of the
-same call. Ray hands those over opened, as arrays that lie where the store has them, and reading puts them back.
+Images do not travel inside: packing gives their handles, each once, to be sent beside the columns (see `media`), and
+reading puts back the arrays that they are opened as.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class PromptEncoder:
         if key not in row:
             raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.media_key")
         images = read_media(row[key], key)
-        return () if self._store is None else tuple(map(self._store.hold, images))
+        return () if self._store is None else self._store.hold(images)
 
     def _metadata(self, row: Row) -> dict[str, Any]:
         data = self._data
