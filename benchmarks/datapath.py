@@ -1,7 +1,7 @@
 """One RLHF step's data movement on Ray, its engines and ranks taking no time: parallel controllers and their controls.
 
     python -m benchmarks.datapath                  every case, the sides in turn
-    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central naive|arrays|lean|packed|calls] [--json]
+    python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central lean|...] [--json]
 
 The real cluster, controllers, loader, router and exchange run; engine, rank, reward and tokenizer are those of
 `datapath_parts`. The controls, one process in place of the controllers, are in `datapath_central`; `calls`, in
@@ -16,9 +16,10 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
 - `object_store_peak`: most bytes in the store at once; `object_store_created`: bytes put there.
 
 The last two and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are run, rows of
-parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are CPU seconds over the row's,
-`growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their size.
-Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`, `cpu_tree_s_turns` has all.
+parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are CPU seconds over
+the row's, `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their
+size. Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`,
+`cpu_tree_s_turns` has all.
 """
 
 from __future__ import annotations
