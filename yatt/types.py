@@ -78,7 +78,8 @@ class Request:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulse:
     """How an engine is doing: requests it has, those that wait for it included; and, since it started, tokens sampled,
-    requests ended, tokens of prompts read (once where siblings share one), decode steps, and seconds spent in all."""
+    requests ended, tokens of prompts read (once where siblings share one), decode steps, seconds spent in all, and the
+    tokens that its KV cache held (a shared prompt's once) at each of those steps, added up."""
 
     running: int
     tokens: int
@@ -86,6 +87,7 @@ class Pulse:
     read: int = 0
     steps: int = 0
     seconds: float = 0.0
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,24 +29,27 @@ def gauge(**settings) -> Gauge:
 
 
 def test_costs_are_fitted_to_what_was_done():
-    """10 steps of 2 requests, 10 of 6, 10 of 6 with 50 tokens read: 0.01 a step, 0.02 a token, 0.004 a token read."""
+    """10 steps of 2 requests, 10 of 6, 10 of 6 with 50 tokens read: 0.01 a step, 0.02 a token, 0.004 a token read; then
+    10 of 6 that hold 3000 tokens over all steps, at 0.001 each."""
     fit = Fit()
-    fit.see([(10, 20, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 10 * 0.01 + 60 * 0.02)])
-    fit.see([(10, 60, 50, 10 * 0.01 + 60 * 0.02 + 50 * 0.004)])
-    assert fit.costs().tolist() == pytest.approx([0.01, 0.02, 0.004])
+    fit.see([(10, 20, 0, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 0, 10 * 0.01 + 60 * 0.02)])
+    fit.see([(10, 60, 50, 0, 10 * 0.01 + 60 * 0.02 + 50 * 0.004)])
+    assert fit.costs().tolist() == pytest.approx([0.01, 0.02, 0.004, 0])
+    fit.see([(10, 60, 0, 3000, 10 * 0.01 + 60 * 0.02 + 3000 * 0.001)])
+    assert fit.costs().tolist() == pytest.approx([0.01, 0.02, 0.004, 0.001])
 
 
 def test_what_cannot_be_told_apart_is_put_on_the_fewest_terms():
     fit = Fit()
     for _ in range(3):
-        fit.see([(10, 40, 0, 0.5)])
-    assert fit.costs().tolist() == pytest.approx([0.05, 0, 0])
+        fit.see([(10, 40, 0, 0, 0.5)])
+    assert fit.costs().tolist() == pytest.approx([0.05, 0, 0, 0])
 
 
 def test_no_cost_is_below_nothing():
     """More tokens in less time: a token cannot take less than none."""
     fit = Fit()
-    fit.see([(10, 20, 0, 0.5), (10, 60, 0, 0.4)])
+    fit.see([(10, 20, 0, 0, 0.5), (10, 60, 0, 0, 0.4)])
     assert fit.costs().min() >= 0 and fit.costs()[0] == pytest.approx(0.045, rel=0.02)
 
 
@@ -54,7 +57,7 @@ def test_a_look_counts_what_was_done_since_the_one_before():
     found = gauge()
     found.see({0: Pulse(running=4, tokens=100, read=50, steps=10, seconds=9.0)})
     found.see({0: Pulse(running=4, tokens=140, read=50, steps=20, seconds=9.5)})
-    assert found.fit.costs().tolist() == pytest.approx([0.05, 0, 0])
+    assert found.fit.costs().tolist() == pytest.approx([0.05, 0, 0, 0])
     load = found.load(3.0, 12.0, found.fit)
     assert (load.coming, load.prefix, load.speed.step) == (3.0, 12.0, pytest.approx(0.05))
     assert load.length == 25  # a quarter of the limit, until responses have ended
@@ -342,7 +345,7 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
     await rollout(5.0)  # nothing was known of it
     for one in gauges.values():
         one.length = 10.0
-        one.fit.see([(10, 20, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 10 * 0.01 + 60 * 0.02)])
+        one.fit.see([(10, 20, 0, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 0, 10 * 0.01 + 60 * 0.02)])
     for seconds in (2.72, 9.0, 0.9):
         await rollout(seconds)
     await rollout(0.0)

@@ -109,6 +109,37 @@ def test_forecast_by_hand():
     )
 
 
+def test_a_growing_cache_slows_the_steps_by_hand():
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=2, per_cached=0.001)
+
+    def seconds(blocks, one):
+        return float(Forecast(loads={POLICY: one}, blocks=blocks).seconds(np.array([[blocks]], dtype=float))[0])
+
+    # 2 at once on 4 engines, of 50 tokens after 20: 50 steps of 0.12 s, and 2 * (50 * 20 + 50^2 / 2) tokens held.
+    even = load(requests=8, tokens=50, length=50, longest=50, prefix=20, speed=slow)
+    assert seconds(2, even) == pytest.approx(50 * 0.12 + 4.5)
+    # They have sampled 30 already.
+    assert seconds(2, replace(even, drawn=30)) == pytest.approx(50 * 0.12 + 4.5 + 2 * 50 * 30 * 0.001)
+    # On 2 engines of a capacity of 2 all of it twice.
+    assert seconds(1, replace(even, speed=replace(slow, capacity=2))) == pytest.approx(2 * (50 * 0.12 + 4.5))
+
+
+@pytest.mark.parametrize("ratio", [1.5, 3.0, 8.0])
+def test_a_growing_cache_slows_the_steps_as_in_a_sum_over_them(ratio):
+    """400 responses on one engine, lengths in equal parts of the forecast's family: those left at each step, and what
+    they hold."""
+    speed = Speed(step=0.004, per_request=1e-5, prefill=0.0, capacity=1000, engines=1, per_cached=1e-7)
+    longest, prefix, drawn = 3000.0, 200.0, 500.0
+    lengths = longest * (1 - ((np.arange(400) + 0.5) / 400) ** (1 / (ratio - 1)))
+    lengths[0] = longest
+    left = (lengths[None, :] > np.arange(3000)[:, None]).sum(axis=1)
+    held = left * (prefix + drawn + np.arange(3000))
+    exact = float(np.sum(0.004 + 1e-5 * left + 1e-7 * held))
+    one = load(requests=400, tokens=longest / ratio, longest=longest, prefix=prefix, speed=speed)
+    found = Forecast(loads={POLICY: replace(one, drawn=drawn)}, blocks=1).seconds(np.array([[1.0]]))
+    assert float(found[0]) == pytest.approx(exact, rel=0.02) and exact > 3000 * 0.004 * 1.1
+
+
 def test_what_has_not_been_read_and_what_moves_by_hand():
     """8 judgements of 20 tokens and a prompt of 100, on 2 blocks of 2 engines: 2 at once, 20 steps of 0.12 s."""
     slow = Speed(step=0.1, per_request=0.01, prefill=0.01, capacity=10, engines=2)

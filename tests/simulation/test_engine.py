@@ -326,8 +326,9 @@ def test_pulse_by_hand() -> None:
         return pulse, await generator.pulse(), generator.busy
 
     first, last, busy = run(main())
-    assert first == Pulse(running=2, tokens=4, ended=0, read=20, steps=2, seconds=2.5)
-    assert last == Pulse(running=0, tokens=11, ended=2, read=30, steps=7, seconds=7.0)
+    assert first == Pulse(running=2, tokens=4, ended=0, read=20, steps=2, seconds=2.5, cached=20 + 22)
+    cached = (20 + 22 + 24 + 26) + (14 + 15) + 10
+    assert last == Pulse(running=0, tokens=11, ended=2, read=30, steps=7, seconds=7.0, cached=cached)
     assert busy == 7.0
 
 

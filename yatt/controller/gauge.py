@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 import numpy as np
 
@@ -14,6 +15,8 @@ FORGET = 0.98
 """Weight of what was known of an engine's speed when another look comes in."""
 WORST = 1e6
 """Condition number of the fit beyond which terms are not told apart."""
+TERMS = 4
+CHOICES = [terms for size in range(1, TERMS + 1) for terms in combinations(range(TERMS), size)]
 UNSEEN = 0.25
 """Share of the limit that a response is taken for, until some have ended."""
 LONGEST = 4.0
@@ -21,34 +24,35 @@ LONGEST = 4.0
 
 
 class Fit:
-    """Seconds of an engine, fitted to what it did in them: a for a decode step, b for a token sampled, c for a prompt
-    token read, all at least 0. Least squares over the looks, old ones fading."""
+    """Seconds of an engine, fitted to what it did in them: so many for a decode step, for a token sampled, for a prompt
+    token read, and for a token of the KV cache in a decode step, all at least 0. Least squares over the looks, old ones
+    fading."""
 
     def __init__(self) -> None:
-        self._products = np.zeros((3, 3))
-        self._sums = np.zeros(3)
+        self._products = np.zeros((TERMS, TERMS))
+        self._sums = np.zeros(TERMS)
         self.looks = 0
 
     def see(self, rows: Sequence[Sequence[float]]) -> None:
-        """One look: of each engine steps, tokens sampled, tokens read, and seconds. [engines, 4]"""
-        did, seconds = np.array(rows, dtype=np.float64)[:, :3], np.array(rows, dtype=np.float64)[:, 3]
+        """One look: of each engine steps, tokens sampled, read and cached, and seconds. [engines, TERMS + 1]"""
+        did, seconds = np.split(np.array(rows, dtype=np.float64), [TERMS], axis=1)
         self._products = FORGET * self._products + did.T @ did
-        self._sums = FORGET * self._sums + did.T @ seconds
+        self._sums = FORGET * self._sums + did.T @ seconds[:, 0]
         self.looks += 1
 
     def costs(self) -> np.ndarray:
-        """[3] seconds. Of the sets of terms whose costs are positive, the one that explains most; where terms cannot be
+        """[TERMS] seconds. Of the sets of terms with positive costs, the one that explains most; where terms cannot be
         told apart, the fewest of them."""
-        best, explained = np.zeros(3), 0.0
+        best, explained = np.zeros(TERMS), 0.0
         scale = np.sqrt(np.maximum(np.diag(self._products), 1e-30))
-        for chosen in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        for chosen in map(list, CHOICES):
             part = (self._products / np.outer(scale, scale))[np.ix_(chosen, chosen)]
             if np.linalg.cond(part) > WORST:
                 continue
             found = np.linalg.solve(part, (self._sums / scale)[chosen])
             gain = float(found @ (self._sums / scale)[chosen])
             if found.min() > 0 and gain > explained * (1 + 1e-6):
-                best, explained = np.zeros(3), gain
+                best, explained = np.zeros(TERMS), gain
                 best[chosen] = found / scale[chosen]
         return best
 
@@ -73,6 +77,7 @@ class Gauge:
     reads: dict[int, int] = field(default_factory=dict)  # tokens an engine has read, ever
     reads_before: int = 0  # all of them, as the rollout began
     prompt: float = 0.0  # mean tokens read for a request, as of the last rollouts
+    context: float = 0.0  # mean tokens of a running request in the KV cache, as of the last look
     asked: tuple[int, float] = (0, 0.0)  # requests of one controller, and tokens of their prompts
     asked_before: tuple[int, float] = (0, 0.0)  # as the rollout began
     before: dict[int, Pulse] = field(default_factory=dict)
@@ -81,7 +86,7 @@ class Gauge:
     def see(self, pulses: Mapping[int, Pulse]) -> None:
         """Take one look at all engines of the role in."""
         self.requests = sum(pulse.running for pulse in pulses.values())
-        rows = []
+        rows, sampled, cached = [], 0, 0
         for number, pulse in pulses.items():
             before = self.before.get(number, pulse)
             self.reads[number] = pulse.read
@@ -91,7 +96,9 @@ class Gauge:
             if steps > 0:
                 self.ended += pulse.ended - before.ended
                 self.tokens += tokens
-                rows.append((steps, tokens, pulse.read - before.read, pulse.seconds - before.seconds))
+                held = pulse.cached - before.cached
+                rows.append((steps, tokens, pulse.read - before.read, held, pulse.seconds - before.seconds))
+                sampled, cached = sampled + tokens, cached + held
             if steps or number not in self.before:  # an engine that only reads is looked at once it has sampled
                 self.before[number] = pulse
         if self.requests + self.ended > self.came:
@@ -100,6 +107,7 @@ class Gauge:
         self.drawn = max([0, *(p.steps - self.since[n] for n, p in pulses.items() if p.running)])
         if rows:
             self.fit.see(rows)
+            self.context = cached / sampled if sampled else 0.0
 
     def begin(self) -> None:
         """A rollout begins: what was seen in the last one, as it is over, says how long responses and prompts are."""
@@ -123,6 +131,7 @@ class Gauge:
         length = min(self.length or UNSEEN * self.limit, self.limit)
         longest = self.longest or min(float(self.limit), LONGEST * length)
         mean = self._prompt_so_far
+        prefix = self.prompt or mean or prompt
         read = (sum(self.reads.values()) - self.reads_before) / mean if mean else 0.0
         return Load(
             requests=self.requests,
@@ -131,15 +140,20 @@ class Gauge:
             length=length,
             longest=max(longest - self.drawn, LEAST * longest),
             gone=min(self.drawn, (1 - LEAST) * longest),
-            prefix=self.prompt or mean or prompt,
+            prefix=prefix,
+            drawn=max(self.context - prefix, 0.0) if self.context else length / 2,
             unread=min(max(0.0, self.requests + self.ended - read), self.requests),
-            drawn=length / 2,
             speed=self._speed(*fit.costs().tolist()),
         )
 
-    def _speed(self, step: float, token: float, read: float) -> Speed:
+    def _speed(self, step: float, token: float, read: float, cached: float) -> Speed:
         return Speed(
-            step=max(step, 1e-9), per_request=token, prefill=read, capacity=self.capacity, engines=self.engines
+            step=max(step, 1e-9),
+            per_request=token,
+            per_cached=cached,
+            prefill=read,
+            capacity=self.capacity,
+            engines=self.engines,
         )
 
 

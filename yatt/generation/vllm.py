@@ -144,6 +144,7 @@ class VllmGenerator:
         self._read = 0
         self._steps = 0
         self._seconds = 0.0
+        self._cached = 0
         self.tokens_sampled = 0
 
     async def start(self) -> None:
@@ -204,6 +205,7 @@ class VllmGenerator:
             read=self._read,
             steps=self._steps,
             seconds=self._seconds,
+            cached=self._cached,
         )
 
     async def close(self) -> None:
@@ -296,6 +298,7 @@ class VllmGenerator:
             running = self._running[id]
             if not running.tokens:
                 self._read += running.reads
+            self._cached += running.reads + len(running.tokens)
             running.tokens += tokens
             running.logprobs += logprobs
             self.tokens_sampled += len(tokens)

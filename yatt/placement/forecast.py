@@ -16,13 +16,15 @@ from yatt.placement.plan import POLICY, Role, Split, apportion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """One engine of a role. A decode step with b running requests takes `step + per_request * b` seconds."""
+    """One engine of a role. A decode step with b running requests and k tokens in the KV cache takes
+    `step + per_request * b + per_cached * k` seconds."""
 
     step: float
     per_request: float
     prefill: float  # seconds per token read
     capacity: int  # requests run at once
     engines: int  # in a block
+    per_cached: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ Array = npt.NDArray[np.float64]
 def block_seconds(load: Load) -> float:
     """Seconds of one block for all of a role's work, in full batches."""
     speed = load.speed
-    token = (speed.step + speed.per_request * speed.capacity) / speed.capacity
+    token = speed.step / speed.capacity + speed.per_request + speed.per_cached * (load.prefix + load.length)
     tokens = load.requests * load.tokens + load.coming * load.length
     return (tokens * token + load.coming * load.prefix * speed.prefill) / speed.engines
 
@@ -77,8 +79,9 @@ def block_seconds(load: Load) -> float:
 def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array, passed: Array) -> tuple[Array, Array]:
     """Seconds to a point of the phase in which `requests` of a role end on `blocks`, and the share that has ended.
 
-    Requests left after u of the longest one's L steps: (1 - u)^(L / mean - 1), which has the right mean. While more
-    wait than run, engines go on in full batches. `fresh` requests have still to be read.
+    Requests left after u of the longest one's L steps: (1 - u)^(r - 1) with r = L / mean, which has the right mean.
+    While more wait than run, engines go on in full batches, whose requests have sampled L / (r + 1) tokens in the mean.
+    `fresh` requests have still to be read.
     """
     speed = load.speed
     count = max(load.requests + load.coming, 1e-9)
@@ -90,10 +93,15 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     queue = each - running
     ratio = longest / mean
     reading = speed.prefill * load.prefix * np.maximum(queue, np.maximum(fresh / engines, np.minimum(fresh, 1.0)))
-    batch = speed.step + speed.per_request * speed.capacity
-    sampled = running * mean * (1 - (1 - passed) ** ratio)
-    seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * longest * passed
-    seconds = seconds + speed.per_request * np.maximum(sampled, longest * passed)
+    batch = speed.step + (speed.per_request + speed.per_cached * (load.prefix + longest / (ratio + 1))) * speed.capacity
+    gone, rest = longest * passed, (1 - passed) ** ratio
+    sampled = running * mean * (1 - rest)
+    seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * gone
+    seconds = seconds + speed.per_request * np.maximum(sampled, gone)
+    if speed.per_cached:
+        held = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count
+        grown = running * longest * mean * ((1 - rest * (1 - passed)) / (ratio + 1) - passed * rest)
+        seconds = seconds + speed.per_cached * np.maximum(held * sampled + grown, held * gone + gone**2 / 2)
     left = (1 - full) * queue + running * (1 - passed) ** (ratio - 1)
     ended = 1 - left / np.maximum(each, 1e-9)
     idle = requests <= 0
@@ -276,5 +284,6 @@ def _after(loads: Loads, ended: float, passed: float) -> dict[Role, Load]:
         held=(),
         tokens=mean * rest,
         longest=max(policy.longest, mean) * rest,
+        drawn=policy.drawn + max(policy.longest, mean) * passed,
     )
     return then

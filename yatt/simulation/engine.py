@@ -69,7 +69,7 @@ class SimulatedGenerator:
         self._going, self._asleep, self._cold, self._closed = not asleep, asleep, False, False
         self.dead: ProcessDied | None = None
         self._slowness = 1.0
-        self._sampled = self._answered = 0
+        self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
@@ -158,6 +158,7 @@ class SimulatedGenerator:
             read=self._read - self._unread(now),
             steps=self._step + steps,
             seconds=self.busy + (now - self._begun if self._batch else 0.0),
+            cached=self._cached + self._reads(steps),
         )
 
     async def close(self) -> None:
@@ -212,11 +213,14 @@ class SimulatedGenerator:
             self.spans.append(self._span(name=name, start=start, stop=self._now()))
 
     def _time(self, steps: int) -> float:
-        """Seconds of `steps` steps of the batch under way. Step i reads the KV tokens of i earlier ones as well:
-        sum over i < k of (t0 + t1 b + t2 (kv + i b)) = k (t0 + t1 b + t2 kv) + t2 b k (k - 1) / 2."""
+        """Seconds of `steps` steps of the batch under way."""
         costs, batch = self._costs, self._batch
-        first = costs.step + costs.per_request * batch + costs.per_kv_token * self._kv
-        return self._pace * (steps * first + costs.per_kv_token * batch * steps * (steps - 1) / 2)
+        return self._pace * (steps * (costs.step + costs.per_request * batch) + costs.per_kv_token * self._reads(steps))
+
+    def _reads(self, steps: int) -> int:
+        """KV tokens read in `steps` steps of the batch under way. Step i reads those of i earlier ones as well:
+        sum over i < k of (kv + i b) = k kv + b k (k - 1) / 2."""
+        return steps * self._kv + self._batch * steps * (steps - 1) // 2
 
     def _unread(self, now: float) -> int:
         """Tokens of the prefill still to do."""
@@ -266,6 +270,7 @@ class SimulatedGenerator:
         if self._batch:
             self._debt = max(0.0, self._start - now) / self._pace
             self._step += self._steps
+            self._cached += self._reads(self._steps)
             self._kv += self._batch * self._steps
             self._sampled += self._batch * self._steps
             self.busy += now - self._begun
