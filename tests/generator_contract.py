@@ -184,6 +184,13 @@ class GeneratorContract:
         assert after.ended == before.ended + 3
         assert LONG <= after.steps - before.steps <= 4 * LONG
 
+    async def test_pulse_counts_what_the_cache_holds_at_each_step(self, generator):
+        """The prompt once, at each step of the first sibling, and what each has sampled by then."""
+        before = await generator.pulse()
+        first, second = [len(c.tokens) for c in await answers(generator, requests(2, max_tokens=9, length=40))]
+        held = 40 * first + sum(range(first)) + sum(range(second))
+        assert (await generator.pulse()).cached == before.cached + held
+
     async def test_what_is_asked_of_a_sleeping_generator_waits_for_its_waking(self, generator):
         free = await answers(generator, requests(3, seed=45))
         await generator.sleep()

@@ -58,7 +58,7 @@ class DoubleGenerator:
         self._closed = False
         self._version = 0
         self._ended = 0
-        self._steps = 0
+        self._steps = self._cached = 0
         self.tokens_sampled = 0
 
     async def start(self) -> None:
@@ -125,6 +125,7 @@ class DoubleGenerator:
             ended=self._ended,
             steps=self._steps,
             seconds=self._steps * self._seconds,
+            cached=self._cached,
         )
 
     async def close(self) -> None:
@@ -144,6 +145,7 @@ class DoubleGenerator:
             while not self._going.is_set():
                 await self._going.wait()
             token = self._token(request, len(drawing.tokens))
+            self._cached += len(drawing.tokens) + (0 if request.key.sibling else len(request.tokens))
             drawing.tokens.append(token)
             drawing.versions.append(self._version)
             self.tokens_sampled += 1
