@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import alternate, main, median
-from yatt.balance import assign, quadratic_cost, sample_cost
+from yatt.balance import assign, sample_cost
+from yatt.config.facts import ModelFacts
 
 MEDIAN, P99, BUDGET = 1_000, 10_000, 32_768
 SIGMA = math.log(P99 / MEDIAN) / NormalDist().inv_cdf(0.99)
 # Qwen3 8B.
-QUADRATIC = quadratic_cost(
-    hidden=4096, intermediate=12_288, layers=36, heads=32, kv_heads=8, head_dim=128, vocab=151_936
-)
+SIZES = dict(hidden_size=4096, intermediate_size=12_288, layers=36, heads=32, kv_heads=8, head_dim=128)
+QUADRATIC = ModelFacts(**SIZES, vocab_size=151_936, embedding_rows=151_936, max_positions=40_960, tied=False).quadratic
 
 
 def unevenness(costs: np.ndarray, rank: np.ndarray, ranks: int) -> float:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yatt import balance
-from yatt.balance import assign, pack, partition, place, quadratic_cost, sample_cost
+from yatt.balance import assign, pack, partition, place, sample_cost
+from yatt.config.facts import ModelFacts
 from yatt.errors import ConfigError
 
 QUADRATIC = 2e-5
@@ -47,14 +48,16 @@ def test_cost_by_hand():
     assert sample_cost([10, 100], a=2.0, b=0.5).tolist() == [20 + 50, 200 + 5000]
 
 
-def test_quadratic_cost_by_hand():
+def test_quadratic_part_of_a_models_cost_by_hand():
     # Per layer: q and o 8 x (2 x 4) each, k and v 8 x 4 each, three of 8 x 16: 64 + 64 + 32 + 32 + 384 = 576.
     # Two layers and a head of 8 x 10: 1232 multiplications per token; 2 layers x 2 heads x 4 per token^2.
-    shape = dict(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=10)
-    assert quadratic_cost(**shape) == pytest.approx(16 / 1232)
+    rest = dict(max_positions=64, tied=False)
+    small = dict(hidden_size=8, intermediate_size=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocab_size=10)
+    assert ModelFacts(**small, **rest, embedding_rows=10).quadratic == pytest.approx(16 / 1232)
     # Llama 7B is near the rule of thumb, 1 / (12 x hidden): its layers have 12.06 x hidden^2 weights.
-    llama = dict(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, head_dim=128, vocab=32000)
-    assert quadratic_cost(**llama) == pytest.approx(1 / (12 * 4096), rel=0.04)
+    llama = dict(hidden_size=4096, intermediate_size=11008, layers=32, heads=32, kv_heads=32, head_dim=128)
+    facts = ModelFacts(**llama, **rest, vocab_size=32000, embedding_rows=32000)
+    assert facts.quadratic == pytest.approx(1 / (12 * 4096), rel=0.04)
 
 
 def test_partition_by_hand():

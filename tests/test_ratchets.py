@@ -10,11 +10,11 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from yatt.config.load import setting_count
+from yatt.config.load import describe
 
 ROOT = Path(__file__).parents[1]
 
-PACKAGE_LINES = 14_600  # lines of code: no blank lines, comments or docstrings
+PACKAGE_LINES = 14_620
 FACES_LINES = 2300  # what shows a run must not outgrow what runs it
 SIMULATION_LINES = 1700  # nor what simulates one
 FILE_LINES = 400
@@ -107,7 +107,7 @@ def test_functions_are_short() -> None:
 
 
 def test_settings_are_few() -> None:
-    assert 0 < setting_count() < SETTINGS
+    assert 0 < sum(1 for _ in describe()) < SETTINGS
 
 
 def test_nothing_banned_is_tracked() -> None:

@@ -43,20 +43,6 @@ def sample_cost(lengths: Numbers, a: float, b: float) -> np.ndarray:
     return a * tokens + b * tokens * tokens
 
 
-def quadratic_cost(
-    *, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, head_dim: int, vocab: int
-) -> float:
-    """b / a of a model's samples: operations per token^2 of attention over those per token of all matrices.
-
-    Causal attention multiplies and adds twice per pair of tokens and per dimension of a head (QK^T and AV), over half
-    of the T^2 pairs: 2 * layers * heads * head_dim. Matrices do so once per parameter: 2 * parameters, of q and o, of
-    grouped k and v, of a gated MLP and of the head over the vocabulary. The backward pass is twice either.
-    """
-    attention = 2 * hidden * head_dim * (heads + kv_heads)
-    parameters = layers * (attention + 3 * hidden * intermediate) + hidden * vocab
-    return layers * heads * head_dim / parameters
-
-
 def assign(
     lengths: Sequence[int] | np.ndarray,
     *,

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 
-from yatt.balance import quadratic_cost
 from yatt.cluster.backends import Backends, load
 from yatt.cluster.calls import first_error
 from yatt.cluster.clock import WallClock
@@ -159,7 +158,7 @@ class ControllerActor:
         )
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
-        train, facts = self._config.train, policy_facts(self._config)
+        train = self._config.train
         nodes = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}
         return Exchange(
             peers,
@@ -167,15 +166,7 @@ class ControllerActor:
             updates=train.updates_per_step,
             budget=train.tokens_per_micro_batch,
             stages=train.pp,
-            quadratic=quadratic_cost(
-                hidden=facts.hidden_size,
-                intermediate=facts.intermediate_size,
-                layers=facts.layers,
-                heads=facts.heads,
-                kv_heads=facts.kv_heads,
-                head_dim=facts.head_dim,
-                vocab=facts.vocab_size,
-            ),
+            quadratic=policy_facts(self._config).quadratic,
             node=_node(),
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],
         )

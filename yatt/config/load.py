@@ -73,11 +73,6 @@ def describe(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Sett
             yield Setting(name, _expected(field), default, field.description or "")
 
 
-def setting_count() -> int:
-    """How many settings a user may choose."""
-    return sum(1 for _ in describe())
-
-
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 

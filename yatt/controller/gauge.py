@@ -56,6 +56,11 @@ class Fit:
                 best[chosen] = found / scale[chosen]
         return best
 
+    def speed(self, capacity: int, engines: int) -> Speed:
+        step, token, read, cached = self.costs().tolist()
+        known = {"step": max(step, 1e-9), "per_request": token, "prefill": read, "per_cached": cached}
+        return Speed(**known, capacity=capacity, engines=engines)
+
 
 @dataclass(slots=True)
 class Gauge:
@@ -143,17 +148,7 @@ class Gauge:
             prefix=prefix,
             drawn=max(self.context - prefix, 0.0) if self.context else length / 2,
             unread=min(max(0.0, self.requests + self.ended - read), self.requests),
-            speed=self._speed(*fit.costs().tolist()),
-        )
-
-    def _speed(self, step: float, token: float, read: float, cached: float) -> Speed:
-        return Speed(
-            step=max(step, 1e-9),
-            per_request=token,
-            per_cached=cached,
-            prefill=read,
-            capacity=self.capacity,
-            engines=self.engines,
+            speed=fit.speed(self.capacity, self.engines),
         )
 
 
