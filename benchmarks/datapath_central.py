@@ -2,8 +2,9 @@
 
 `Naive` does it the usual way: a batch is a dict of padded tensors with a row per response; every image is repeated per
 response; each hop (generate, old logprobs, reference logprobs, update) splits the whole batch, sends each worker its
-part by value, and gathers what comes back into the batch. `Lean` is the strongest we can write: one image per prompt in
-the store and references to it, columns end to end, the two hops that the parallel controllers have, no streaming.
+part by value, and gathers what comes back into the batch. `Lean` is the strongest of the usual kind that we can write:
+one image per prompt in the store and references to it, columns end to end, the two hops that the parallel controllers
+have, no streaming. `Packed` is the same with their parcels of images.
 """
 
 from __future__ import annotations
