@@ -36,6 +36,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it Ray hides the GPUs of actors that asked for none; slots are given out here.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Else it frees a hundred objects at a time, or those of a second: ours are few and large.
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray's own paragraph on a process that died; ours is one line.
     ray._private.worker._worker_logs_enabled = False
