@@ -324,7 +324,8 @@ def test_planted_costs_of_a_judged_run_are_found(planted_costs):
     assert (trainer.per_token, trainer.per_update) == pytest.approx((1e-3, 0.5), rel=0.05)
     assert (trainer.offload, trainer.onload, trainer.export) == pytest.approx((0.05, 0.07, 0.2))
     judge = found.judges["judge"]
-    assert [answers.median for answers in judge.answers] == pytest.approx([30.0] * 8)
+    # A token that is being drawn when its request moves is drawn again, and counts twice.
+    assert [answers.median for answers in judge.answers] == pytest.approx([30.0] * 8, rel=0.01)
     assert judge.template_tokens == pytest.approx(40, abs=1)
 
 
