@@ -326,7 +326,7 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
 
     def router():
         engines = [SimpleNamespace(slots=(slot,), pulse=pulse) for slot in range(2)]
-        return SimpleNamespace(fleet=Fleet(engines), asked=0, asked_tokens=0.0)
+        return SimpleNamespace(fleet=Fleet(engines), asked=0, asked_tokens=0.0, longest=0)
 
     gauges = {role: gauge(limit=10) for role in SIZES}
     director = Director(
@@ -353,6 +353,28 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
     assert seen[2] == (1.0, pytest.approx((1 + 1.5) / 2, rel=0.02))
     assert seen[3] == (1.0, pytest.approx((seen[2][1] + 2.0) / 2))  # at most twice
     assert seen[4] == (pytest.approx((1 + 0.5) / 2, rel=0.02), seen[3][1])  # of divided blocks; at least a half
+
+
+async def test_the_longest_response_of_each_role_is_known():
+    """Of a judge from this controller's router, of the policy from everyone's; 0.8 of the longest before is kept."""
+    routers = {role: Router(Fleet([Engine(role, 0, [])]), clock=Still()) for role in SIZES}
+    gauges = {role: gauge() for role in SIZES}
+    mode = Mode(start=lambda *_: to(1, 0), look=lambda split, loads, switch: None)
+    layout = Layout(slots=(0,), sizes=SIZES)
+    director = Director(mode=mode, layout=layout, routers=routers, gauges=gauges, clock=Still())
+    for engine in (router.fleet.generators[0] for router in routers.values()):
+        engine.awake = engine.going = True
+    await responses(routers["judge"], 0, tokens=50)
+    await responses(routers["judge"], 1, tokens=30)
+    await responses(routers["policy"], 0, tokens=70)
+    assert [router.longest for router in routers.values()] == [70, 50]
+    director.learn(90)
+    await director.start(8)
+    assert [one.longest for one in gauges.values()] == [90, 50]
+    await responses(routers["judge"], 2, tokens=10)
+    director.learn(20)
+    await director.start(8)
+    assert [one.longest for one in gauges.values()] == [pytest.approx(72), pytest.approx(40)]
 
 
 async def test_what_is_coming_is_what_has_not_been_asked_yet():

@@ -61,8 +61,11 @@ class Director:
             self.holders = self.holders or (POLICY,) * len(self.layout.blocks)
             return self.holders
         await self._pulses()
-        for gauge in self._gauges.values():
+        for role, gauge in self._gauges.items():
             gauge.begin()
+            if role != POLICY:  # of the policy's everyone's longest is known
+                self._longest(role, self._routers[role].longest)
+            self._routers[role].longest = 0
         split = {role: self._begun.count(role) for role in self._routers} if self._begun else None
         blocks, now, over = len(self.layout.blocks), self._clock.now(), self._ended > self._began
         self._lasted = (self._ended if over else now) - self._began if split else 0.0
@@ -153,9 +156,12 @@ class Director:
 
     def learn(self, longest: int) -> None:
         """The longest response of the policy in the last rollout."""
-        gauge = self._gauges.get(POLICY)
-        if gauge is not None:
-            gauge.longest = max(float(longest), 0.8 * gauge.longest)
+        if self._gauges:
+            self._longest(POLICY, longest)
+
+    def _longest(self, role: Role, longest: int) -> None:
+        gauge = self._gauges[role]
+        gauge.longest = max(float(longest), 0.8 * gauge.longest)
 
     def switched(self, seconds: float) -> None:
         """Blocks have changed hands, which took so long."""

@@ -90,6 +90,7 @@ class Router:
         self._length = 0.0  # mean response tokens seen so far
         self.asked = 0  # requests
         self.asked_tokens = 0.0  # of their prompts; siblings share theirs
+        self.longest = 0  # tokens of the longest response since the director last looked
         self._ended = 0
         self._calls: dict[_Call, asyncio.Task[None]] = {}
         self._waiting: deque[_Waiting] = deque()
@@ -116,6 +117,7 @@ class Router:
                 if isinstance(ended, Exception):
                     raise ended
                 left -= len(ended)
+                self.longest = max(self.longest, *(len(completion.tokens) for completion in ended))
                 yield ended
         finally:
             for call in [call for call in self._calls if call.inbox is inbox]:
