@@ -68,7 +68,7 @@ class ModelFacts:
 
         Causal attention multiplies and adds twice per pair of tokens and per dimension of a head (QK^T and AV), over
         half of the T^2 pairs: 2 * layers * heads * head_dim. Matrices do so once per parameter: 2 * parameters, of q
-        and o, of grouped k and v, of a gated MLP and of the head over the vocabulary. The backward pass doubles either.
+        and o, of grouped k and v, of a gated MLP and of the head over the vocabulary. Backward both take twice as much.
         """
         matrices = self._layers + self.hidden_size * self.vocab_size
         return self.layers * self.heads * self.head_dim / matrices
