@@ -216,7 +216,7 @@ async def test_an_answer_waits_for_more_only_while_there_is_more_to_come(monkeyp
     held = Held()
     monkeypatch.setattr(generator_module, "settle", lambda process: None)
     monkeypatch.setattr(generator_module, "load", lambda backend: lambda **_: held)
-    monkeypatch.setattr(generator_module, "LINGER", 0.3)
+    monkeypatch.setattr(generator_module, "LINGER", 1.0)
     actor = GeneratorActor(PROCESS, CONFIG, "m", Backends(generator="b"))
     loop = asyncio.get_running_loop()
 
@@ -227,9 +227,9 @@ async def test_an_answer_waits_for_more_only_while_there_is_more_to_come(monkeyp
         return sum(len(completions) for _, completions in ended), loop.time() - start
 
     ended, seconds = await drained("a", 0, 1)
-    assert ended == 2 and seconds >= 0.3, "two of four were to come"
+    assert ended == 2 and seconds >= 1.0, "two of four were to come"
     ended, seconds = await drained("b", 0)
-    assert ended == 2 and seconds < 0.2, "nothing of b was to come, though a waited"
+    assert ended == 2 and seconds < 0.9, "nothing of b was to come, though a waited"
     loop.call_later(0.05, held.told.set)
     ended, seconds = await drained("a")
-    assert ended == 2 and seconds < 0.2, "nothing was to come after these"
+    assert ended == 2 and seconds < 0.9, "nothing was to come after these"
