@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import balance, common, overhead, placement_crossover, placement_real
+from benchmarks import balance, common, overhead, placement_crossover, placement_hindsight, placement_real
+from benchmarks.placement import Case
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"benchmark", "date", "quick", "machine"}
@@ -168,6 +169,34 @@ def test_placement_says_when_there_are_no_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = placement_real.measure(quick=True, slots=None, repeats=None, steps=None, workload=None)
     assert result["results"] == [] and "--models-only" in result["missing"]
+
+
+def test_the_search_in_hindsight_finds_the_best_of_all_steps_and_of_each():
+    """A step takes 1 s, and one more for each block and second that a schedule is off its best one."""
+    best = [((0.0, 5),), ((0.0, 8), (20.0, 3))]
+
+    def blocks(schedule):
+        return np.array([[count for since, count in schedule if since <= second][-1] for second in range(60)])
+
+    def measure(schedules):
+        return [[1.0 + np.abs(blocks(s) - blocks(b)).sum() for b in best] for s in schedules]
+
+    (whole, schedule), each = placement_hindsight.best_schedules(8, 60.0, 600, measure)
+    assert whole == sum(measure([schedule])[0]) / 2
+    assert [measure([found])[0][step] for step, (_, found) in enumerate(each)] == [seconds for seconds, _ in each]
+    assert each[0][0] == 1.0 and each[1][0] < 10.0
+    # Between the two nothing is good for both: they are 3 blocks apart for 20 s, and 2 for 40 s.
+    assert 1.0 + (3 * 20 + 2 * 40) / 2 <= whole < 1.1 * (1.0 + (3 * 20 + 2 * 40) / 2)
+
+
+def test_a_scheduled_run_keeps_to_its_schedule():
+    case = Case(models="7B+7B", devices=8, median=200, drifting=False, tail=4.0, steps=2, prompts=1)
+    schedule = ((0.0, 8), (3.0, 2))
+    steady, changing = (placement_hindsight.run(case, s) for s in (((0.0, 4),), schedule))
+    assert steady == pytest.approx(
+        placement_hindsight.seconds(case.run("partial", {"policy": 4, "judge": 4})), rel=0.05
+    )
+    assert steady != changing
 
 
 def test_an_unknown_name_is_refused():
