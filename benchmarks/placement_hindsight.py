@@ -127,7 +127,7 @@ def result(case: Case, tries: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
 
     def measure(schedules: list[Schedule]) -> list[list[float]]:
         found = list(pool.map(run, [case] * len(schedules), schedules))
-        print(f"{case}: {len(schedules)} schedules more", file=sys.stderr, flush=True)
+        print(f"{case.models} on {case.devices}: {len(schedules)} schedules more", file=sys.stderr, flush=True)
         return found
 
     (whole, schedule), each = best_schedules(blocks, colocated, tries, measure)
@@ -154,8 +154,12 @@ def measure(quick: bool, models: str | None, devices: int | None, tries: int | N
     ]
     if quick:
         chosen = [Case(models="7B+7B", devices=8, median=200, drifting=False, tail=4.0, steps=2, prompts=1)]
+    rows = []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return {"results": [result(case, 12 if quick else tries or TRIES, pool) for case in chosen]}
+        for case in chosen:
+            rows.append(result(case, 12 if quick else tries or TRIES, pool))
+            print(f"case {len(rows)} of {len(chosen)}: {rows[-1]}", file=sys.stderr, flush=True)
+    return {"results": rows}
 
 
 if __name__ == "__main__":
