@@ -26,7 +26,7 @@ BENCHMARKS = {
     "sampling": "refills, local against lock-step, simulated",
     "scale": "1 to 64 controllers on 16 to 1,024 devices, simulated",
     "placement": "placement modes against the best fixed split and a bound, simulated",
-    "placement_hindsight": "placement modes against schedules made in hindsight, simulated",
+    "placement_hindsight": "placement modes against schedules made in hindsight, simulated (an hour)",
     "placement_crossover": "from where on phases side by side gain, simulated",
     "placement_real": "placement modes on this machine's engines (of the judge's example, where its models are)",
     "datapath": "one step's data movement, against a single controller",
