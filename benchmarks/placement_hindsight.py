@@ -39,8 +39,7 @@ Schedule = tuple[tuple[float, int], ...]
 
 
 def scheduled(schedule: Schedule) -> Mode:
-    """A placement mode that keeps to a schedule. The policy has no blocks once it has nothing left, and one at least
-    before; the judge does not starve once it is alone."""
+    """A placement mode that keeps to a schedule. A judge without blocks gets all of them once the policy is done."""
     begun = 0.0
 
     def choice(split: Split, count: int) -> Choice:
@@ -57,9 +56,7 @@ def scheduled(schedule: Schedule) -> Mode:
     def look(split: Split, loads: Loads, switching: float) -> Choice | None:
         now = VirtualClock().now() - begun
         wanted = [count for second, count in schedule if second <= now][-1]
-        if loads[POLICY].requests + loads[POLICY].coming >= 1:
-            wanted = max(wanted, 1)
-        elif wanted == sum(split.values()):
+        if wanted == sum(split.values()) and loads[POLICY].requests + loads[POLICY].coming < 1:
             wanted = 0
         return choice(split, wanted) if wanted != split[POLICY] else None
 
