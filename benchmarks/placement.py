@@ -33,7 +33,7 @@ from yatt.config.load import load_config
 from yatt.config.schema import Config
 from yatt.controller.assembly import layout_of
 from yatt.errors import ConfigError
-from yatt.placement.plan import POLICY
+from yatt.placement.plan import POLICY, Layout
 from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, engine_size, from_shape
 from yatt.simulation.lengths import LengthModel
 from yatt.simulation.simulate import SimulationReport, simulate
@@ -86,6 +86,10 @@ class Case:
     def trace(self) -> tuple[Lengths, ...]:
         growth = [GROWTH ** (i / (self.steps - 1)) for i in range(self.steps)] if self.drifting else [1.0]
         return tuple(Lengths(median=self.median * g, p99=self.tail * self.median * g) for g in growth)
+
+    @property
+    def layout(self) -> Layout:
+        return layout_of(_world(self)[0], self.devices)
 
     def world(self) -> tuple[Config, Costs]:
         (policy, size), (judge, judge_size) = (SHAPES[name] for name in self.models.split("+"))
@@ -172,9 +176,7 @@ def _engine_seconds(costs: EngineCosts, read: float, tokens: int, batch: int) ->
 def search(case: Case) -> dict[int, list[float]]:
     """Seconds of each step under the fixed splits tried, by the policy's blocks: all of them where they are few, else a
     grid that closes in on the best."""
-    config, _ = _world(case)
-    layout = layout_of(config.model_copy(update={"placement": config.placement}), case.devices)
-    blocks, size = len(layout.blocks), len(layout.blocks[0])
+    blocks, size = len(case.layout.blocks), len(case.layout.blocks[0])
     tried: dict[int, list[float]] = {}
 
     def measure(count: int) -> float:
@@ -221,7 +223,7 @@ def result(case: Case) -> dict[str, Any]:
     if case.drifting:
         found["partial_first"] = fmean(tried[min(tried, key=lambda count: fmean(tried[count][:2]))])
     row |= {mode: significant(value) for mode, value in found.items()}
-    row["split"] = f"{best} of {len(layout_of(_world(case)[0], case.devices).blocks)} blocks"
+    row["split"] = f"{best} of {len(case.layout.blocks)} blocks"
     row |= {f"dynamic_to_{mode}": significant(found["dynamic"] / found[mode]) for mode in found if mode != "dynamic"}
     row["dynamic_to_bound"] = significant(found["dynamic"] / floor)
     row["drawing"] = significant(drawing(reports["colocated"]))

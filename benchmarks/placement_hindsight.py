@@ -23,8 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.common import main, significant
-from benchmarks.placement import MODELS, TAIL, Case, cases, search, seconds
-from yatt.controller.assembly import layout_of
+from benchmarks.placement import MEDIANS, MODELS, TAIL, Case, cases, search, seconds
 from yatt.placement import policy
 from yatt.placement.forecast import FAIR, Loads, Missed
 from yatt.placement.plan import POLICY, Split
@@ -117,17 +116,16 @@ def best_schedules(
 
 def result(case: Case, tries: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
     """One row of the table."""
-    config, _ = case.world()
-    blocks = len(layout_of(config, case.devices).blocks)
+    blocks = len(case.layout.blocks)
     colocated, dynamic = (fmean(seconds(case.run(mode))) for mode in ("colocated", "dynamic"))
     partial = min(map(fmean, search(case).values()))
 
-    def measure(schedules: list[Schedule]) -> list[list[float]]:
+    def simulated(schedules: list[Schedule]) -> list[list[float]]:
         found = list(pool.map(run, [case] * len(schedules), schedules))
         print(f"{case.models} on {case.devices}: {len(schedules)} schedules more", file=sys.stderr, flush=True)
         return found
 
-    (whole, schedule), each = best_schedules(blocks, colocated, tries, measure)
+    (whole, schedule), each = best_schedules(blocks, colocated, tries, simulated)
     known = fmean(step for step, _ in each)
     return {
         "models": case.models,
@@ -146,7 +144,7 @@ def result(case: Case, tries: int, pool: ProcessPoolExecutor) -> dict[str, Any]:
 def measure(quick: bool, models: str | None, devices: int | None, tries: int | None) -> dict[str, Any]:
     chosen = [
         case
-        for case in cases((models,) if models else MODELS, (devices,) if devices else DEVICES, (1_000,))
+        for case in cases((models,) if models else MODELS, (devices,) if devices else DEVICES, MEDIANS[:1])
         if not case.drifting and case.tail == TAIL
     ]
     if quick:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 
 from benchmarks import balance, common, overhead, placement_crossover, placement_hindsight, placement_real
 from benchmarks.placement import Case
+from yatt.placement.forecast import Load, Speed
+from yatt.simulation.loop import run
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"benchmark", "date", "quick", "machine"}
@@ -187,6 +191,24 @@ def test_the_search_in_hindsight_finds_the_best_of_all_steps_and_of_each():
     assert each[0][0] == 1.0 and each[1][0] < 10.0
     # Between the two nothing is good for both: they are 3 blocks apart for 20 s, and 2 for 40 s.
     assert 1.0 + (3 * 20 + 2 * 40) / 2 <= whole < 1.1 * (1.0 + (3 * 20 + 2 * 40) / 2)
+
+
+def test_a_schedule_changes_at_its_second_and_judges_once_the_policy_is_done():
+    speed = Speed(step=0.01, per_request=0.001, prefill=0.0, capacity=8, engines=1)
+    idle = Load(requests=0, coming=0.0, tokens=9.0, length=9.0, longest=9.0, prefix=9.0, speed=speed)
+    drawing = {"policy": replace(idle, requests=5), "judge": idle}
+    everything = {"policy": 8, "judge": 0}
+
+    async def main():
+        mode = placement_hindsight.scheduled(((0.0, 8), (3.0, 2)))
+        assert mode.start(8, None, None, 0.0).split == everything
+        await asyncio.sleep(2.9)
+        assert mode.look(everything, drawing, 0.0) is None
+        assert mode.look(everything, {"policy": idle, "judge": idle}, 0.0).split == {"policy": 0, "judge": 8}
+        await asyncio.sleep(0.2)
+        assert mode.look(everything, drawing, 0.0).split == {"policy": 2, "judge": 6}
+
+    run(main())
 
 
 def test_a_scheduled_run_keeps_to_its_schedule():
