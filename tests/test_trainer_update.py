@@ -256,14 +256,9 @@ def test_ranks_that_do_not_make_replicas_are_refused(folder: str) -> None:
     assert play(1, config(folder, tp=2), [])[0] == [("error", "ConfigError", message)]
 
 
-def test_models_that_cannot_be_trained_are_refused(folder: str, tmp_path: Any) -> None:
-    biased = save_tiny(tmp_path / "biased", "llama", attention_bias=True)
-    for path, words in (
-        (biased, "attention_bias=True cannot be trained; only attention_bias=False can"),
-        (str(tmp_path), "no model config can be read there"),
-    ):
-        kind, name, message = play(1, config(path), [])[0][-1]
-        assert (kind, name) == ("error", "ConfigError") and words in message
+def test_a_folder_without_a_model_is_refused(tmp_path: Any) -> None:
+    kind, name, message = play(1, config(str(tmp_path)), [])[0][-1]
+    assert (kind, name) == ("error", "ConfigError") and "no model config can be read there" in message
 
 
 def test_the_schedule_by_hand() -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from yatt.config import folders
 from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS, TOKEN_ADVANTAGES
 from yatt.config.facts import ModelFacts, differing_token
 from yatt.config.models import facts_beside, models_beside, scores
@@ -183,6 +184,7 @@ def beside_mistakes(config: Config, policy: ModelFacts) -> Iterator[str]:
         try:
             facts = facts_beside(setting, path)
             differs = differing_token(config.model.path, path, setting)
+            yield from folders.mistakes(path, setting)
         except ConfigError as error:
             yield str(error)
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -13,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
+from yatt.config.families import SIZES, family_of, head_size, kv_heads
+from yatt.config.weight_files import read_json, stored
 from yatt.errors import ConfigError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -24,15 +23,7 @@ CLASSIFIERS = tuple(name.replace("ForCausalLM", "ForSequenceClassification") for
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
 _TOKENIZER = "tokenizer.json"
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "vocab_size",
-    "max_position_embeddings",
-)
-_EMBEDDING, _HEAD, _SCORE = "model.embed_tokens.weight", "lm_head.weight", "score.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,39 +73,38 @@ def model_facts(
     judge: Literal["generative", "classifier"] | None = None,
     scalar: bool = False,
 ) -> ModelFacts:
-    """Reads config.json and the headers of the weight files; without `weights`, config.json alone. With `judge`, the
-    model is one of that kind, which is served and never trained: any architecture with the right head will do. With
-    `scalar` it is trained to score, so that a classifier of one label will do as well as a language model.
+    """Reads config.json and the headers of the weight files; without `weights`, config.json alone. What they say that
+    cannot be trained is for `yatt.config.folders`. With `judge`, the model is one of that kind, which is served and
+    never trained: any architecture with the right head will do. With `scalar` it is trained to score, so that a
+    classifier of one label will do as well as a language model.
 
     Raises ConfigError naming `setting` where one is missing, torn, or of an architecture that is not supported.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"{setting}={path}: no such folder; name a Hugging Face model folder")
-    config = _read_json(folder / "config.json", setting)
+    config = read_json(folder / "config.json", setting)
     if judge is not None:
         _check_judge(config, f"{setting}={path}", judge)
     else:
         _check_trained(config, f"{setting}={path}", scalar)
     classifies = architecture_of(config).endswith(HEADS["classifier"])
-    wrong = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    wrong = [name for name in SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if wrong:
         raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
     tied = bool(config.get("tie_word_embeddings")) or classifies
-    shapes = _weights(folder, setting) if weights else {}
-    for name in (_EMBEDDING, _SCORE) if classifies else (_EMBEDDING,) if tied else (_EMBEDDING, _HEAD):
-        if weights and judge is None and name not in shapes:
-            raise ConfigError(f"{setting}={path}: its weight files have no {name}; save the model with save_pretrained")
+    shapes = tensor_shapes(path, setting) if weights else {}
+    family = family_of(architecture_of(config))
     return ModelFacts(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         layers=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+        kv_heads=kv_heads(config, family),
         vocab_size=config["vocab_size"],
         max_positions=config["max_position_embeddings"],
-        embedding_rows=shapes[_EMBEDDING][0] if _EMBEDDING in shapes else config["vocab_size"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        embedding_rows=shapes[EMBEDDING][0] if EMBEDDING in shapes else config["vocab_size"],
+        head_dim=head_size(config, family),
         tied=tied,
         architecture=architecture_of(config),
     )
@@ -167,7 +157,7 @@ def differing_token(path: str, other: str, setting: str) -> tuple[int, str | Non
 def _tokens(path: str, setting: str) -> dict[int, str]:
     """What each token id of the folder's tokenizer.json stands for, added tokens included."""
     file = Path(path) / _TOKENIZER
-    tokenizer = _read_json(file, setting)
+    tokenizer = read_json(file, setting)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, dict):
         found = {token: text for text, token in vocabulary.items()}
@@ -205,38 +195,6 @@ def local_gpus() -> int:
     return min(found, len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]))
 
 
-def _read_json(file: Path, setting: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise ConfigError(f"{setting}={file.parent}: it has no readable {file.name}") from None
-    except ValueError as error:
-        raise ConfigError(f"{setting}={file.parent}: {file.name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{setting}={file.parent}: {file.name} is not a JSON object")
-    return content
-
-
-def _weights(folder: Path, setting: str) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor. Raises ConfigError where a file is missing or torn."""
-    files = {file.name for file in folder.glob("*.safetensors")}
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        missing = sorted(set(_read_json(index, setting).get("weight_map", {}).values()) - files)
-        if missing:
-            raise ConfigError(f"{setting}={folder}: weight file(s) missing: {', '.join(missing)}")
-    if not files:
-        raise ConfigError(f"{setting}={folder}: no *.safetensors weights; save the model with save_pretrained")
-    return tensor_shapes(str(folder), setting)
-
-
 def tensor_shapes(path: str, setting: str = "model.path") -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of a Hugging Face folder, from the headers of its safetensors files."""
-    found: dict[str, tuple[int, ...]] = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="np") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{setting}={path}: {file.name} cannot be read: {error}; copy it again") from None
-    return found
+    """Name -> shape of every tensor of a Hugging Face folder, from the headers of its weight files."""
+    return {name: tensor.shape for name, tensor in stored(path, setting).items()}

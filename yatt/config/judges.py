@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
+from yatt.config import folders
 from yatt.config.facts import ModelFacts, model_facts, tokenizer_size
 from yatt.config.schema import JudgeConfig
 from yatt.errors import ConfigError
@@ -63,6 +64,7 @@ def _served(name: str, judge: JudgeConfig) -> Iterator[str]:
     try:
         facts = judge_facts(name, judge)
         tokens = tokenizer_size(judge.path or "", f"{at}.path")
+        yield from folders.mistakes(judge.path or "", f"{at}.path", judge=True)
     except ConfigError as error:
         yield str(error)
         return

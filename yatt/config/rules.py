@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from yatt.config import folders
 from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
 from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
@@ -72,7 +73,8 @@ def check_plan(config: Config, devices: Sequence[int]) -> ModelFacts:
         raise ConfigError(f"algorithm.name={config.algorithm.name} has no rollout to plan; use a config of grpo or ppo")
     model = policy_facts(config, weights=False)
     cases = [Case(config=config, model=model, gpus=0, slots=slots, slots_name="--devices") for slots in devices]
-    mistakes = [mistake for case in cases for rule in PLANNED for mistake in rule(case)]
+    mistakes = folders.mistakes(config.model.path, "model.path", weights=False)
+    mistakes += [mistake for case in cases for rule in PLANNED for mistake in rule(case)]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return model
@@ -90,10 +92,9 @@ def _model(case: Case) -> Iterator[str]:
                 f"model.path={path}: its tokenizer has {tokens} tokens but vocab_size={vocabulary}; "
                 "resize the model's embeddings or use its own tokenizer"
             )
+        yield from folders.mistakes(path, "model.path")
     except ConfigError as error:
         yield str(error)
-    if model.embedding_rows != vocabulary:
-        yield f"model.path={path}: its weights have {model.embedding_rows} embedding rows but vocab_size={vocabulary}"
     yield from beside_mistakes(config, model)
     for setting, other in models_beside(config).items():
         with suppress(ConfigError):  # said already

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from yatt.config import folders
 from yatt.config.load import load_config
+from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.checkpoints import read_checkpoint
@@ -42,5 +44,7 @@ def export_to(checkpoint: Path, out: Path) -> Config:
     """Write the checkpoint's policy to `out`; returns the settings it was trained with."""
     resume = read_checkpoint(checkpoint)
     config = load_config(str(checkpoint / "config.yaml"), [])
+    policy_facts(config, weights=False)
+    folders.refuse(config.model.path, "model.path", weights=False)
     export_checkpoint(config, resume.trainer, str(out))
     return config

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from yatt.config import folders
 from yatt.config.facts import ModelFacts, local_gpus, model_facts
 from yatt.config.load import REQUIRED, describe
 from yatt.errors import ConfigError
@@ -63,6 +64,7 @@ def init(folder: Path, *, model: str) -> None:
     Raises ConfigError for a folder that is not empty, or a model that cannot be trained; then nothing is written.
     """
     facts = model_facts(model, "--model")
+    folders.refuse(model, "--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)

@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from yatt.config.families import IMPLEMENTED
 from yatt.errors import CheckpointError
 
 DESCRIPTION = "trainer.json"
-# What makes two models the same, for a checkpoint.
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-IDENTITY = ("model_type", *SIZES, "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
 
 def identity(hf: Any, dtype: str) -> dict[str, Any]:
     """The fields in which a checkpoint and a model must agree."""
-    return {name: getattr(hf, name, None) for name in IDENTITY} | {"dtype": dtype}
+    return {name: getattr(hf, name, None) for name in IMPLEMENTED} | {"dtype": dtype}
 
 
 def verify(path: str, described: dict[str, Any]) -> None:

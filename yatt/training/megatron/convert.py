@@ -14,6 +14,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from safetensors import safe_open
 from torch import Tensor
 
+from yatt.config.weight_files import weight_files
 from yatt.errors import ConfigError
 from yatt.training.megatron.model import Head
 from yatt.training.megatron.parallel import Groups
@@ -148,12 +149,10 @@ class Converter:
 
 
 class Reader:
-    """Reads full tensors by name from the safetensors files of a folder. `setting` is the field to blame in errors."""
+    """Reads full tensors by name from the weight files of a folder. `setting` is the field to blame in errors."""
 
     def __init__(self, folder: str, setting: str) -> None:
-        files = sorted(Path(folder).glob("*.safetensors"))
-        if not files:
-            raise ConfigError(f"{setting}={folder}: no *.safetensors file there; save the model with save_pretrained")
+        files = weight_files(Path(folder), setting)
         self._at = f"{setting}={folder}"
         handles = [safe_open(file, "pt") for file in files]
         self.where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118

@@ -24,8 +24,6 @@ Head = Literal["tokens", "value"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (bias on q, k and v; norm on q and k)
 ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
-# What else these configs may ask for, and the only value that is trained here.
-FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
 # Kernels of TransformerEngine and Apex, and what is not in these models.
 UNUSED = (
     *("bias_activation_fusion", "masked_softmax_fusion", "bias_dropout_fusion", "apply_rope_fusion"),
@@ -58,7 +56,8 @@ class ValueHead(torch.nn.Module):
 
 
 def read_hf_config(path: str, setting: str = "model.path") -> Any:
-    """The Hugging Face config in `path`. Raises ConfigError for an architecture that cannot be trained."""
+    """The Hugging Face config in `path`. Raises ConfigError for an architecture that cannot be trained; what else it
+    may say, `yatt.config.folders` has seen."""
     try:
         hf = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -67,10 +66,6 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
         raise ConfigError(
             f"{setting}={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(ARCHITECTURES)}"
         )
-    for name, allowed in FIXED.items():
-        value = getattr(hf, name, allowed)
-        if value != allowed:
-            raise ConfigError(f"{setting}={path}: {name}={value!r} cannot be trained; only {name}={allowed!r} can")
     return hf
 
 

@@ -1,0 +1,109 @@
+"""Whether every reader of a model folder sees one model: the trainer, the engine, and transformers, which sets it.
+
+`mistakes` is the one place that refuses a folder for what it says. Those that read weights later read them alike
+(`weight_files`), and refuse only what cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from yatt.config.facts import EMBEDDING, HEAD, architecture_of
+from yatt.config.families import config_mistakes, family_of, tensors
+from yatt.config.weight_files import Stored, file_mistakes, read_json, same_bytes, stored, stored_in
+from yatt.errors import ConfigError
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Numbers as safetensors names them. Others are codes, which mean something with their scales only."""
+DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+"""How names end of what older versions saved though it follows from the config: everybody passes over it."""
+BESIDE = {
+    "adapter_config.json": "an adapter, which transformers adds to the model where peft is installed; merge it",
+    "hf_quant_config.json": "a quantization, which vLLM obeys; use the model that was quantized",
+}
+"""Files that make another model of the folder for one of its readers."""
+
+
+def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = False) -> list[str]:
+    """One line for each reason why readers of the folder would not see one model that is trained here; with `weights`,
+    of the weight files too. A judge is for the engine alone, which may read more than is trained.
+
+    Raises ConfigError where the folder cannot be read, or is of no architecture that is known (`facts.model_facts`).
+    """
+    folder = Path(path)
+    config = read_json(folder / "config.json", setting)
+    found = [] if judge else list(config_mistakes(config, architecture_of(config)))
+    if weights:
+        found += _weights(folder, setting, config, judge)
+    return [f"{setting}={path}: {one}" for one in found]
+
+
+def refuse(path: str, setting: str, *, weights: bool = True) -> None:
+    """Raises ConfigError with the `mistakes` there are."""
+    found = mistakes(path, setting, weights=weights)
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool) -> Iterator[str]:
+    yield from file_mistakes(folder, setting)
+    if not judge:
+        for name, what in BESIDE.items():
+            if (folder / name).exists():
+                yield f"{name} is {what}"
+        for file in sorted(folder.rglob("consolidated*.safetensors"))[:1]:
+            yield f"vLLM would read {file.relative_to(folder)} in place of the model; move it away"
+    held, architecture = stored(folder, setting), architecture_of(config)
+    if family_of(architecture) is None or (judge and config.get("quantization_config")):
+        return
+    yield from _missing(held, tensors(config, architecture), config)
+    if not judge:
+        yield from _left_over(held, tensors(config, architecture), classifies=not architecture.endswith("CausalLM"))
+        if config.get("tie_word_embeddings") and architecture.endswith("CausalLM"):
+            yield from _tied(folder, setting, held)
+
+
+def _missing(
+    held: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+) -> Iterator[str]:
+    absent = [name for name in expected if name not in held]
+    if absent:
+        yield f"its weight files have no {_first(absent)}; save the model with save_pretrained"
+    for name, shape in expected.items():
+        if name not in held or held[name].shape == shape:
+            continue
+        if name == EMBEDDING and held[name].shape[1:] == shape[1:]:
+            yield f"its weights have {held[name].shape[0]} embedding rows but vocab_size={config['vocab_size']}"
+        else:
+            yield f"{name} is {list(held[name].shape)}, and config.json makes it {list(shape)}; mend config.json"
+        return
+
+
+def _left_over(
+    held: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], *, classifies: bool
+) -> Iterator[str]:
+    """Tensors that would be lost, and those that are no numbers."""
+    unknown = [name for name in held if name not in expected and name != HEAD and not name.endswith(DERIVED)]
+    if unknown:
+        kind = "classifier" if classifies else "model"
+        yield f"its weight files have {_first(unknown)}, which no {kind} of this architecture has; use another model"
+    codes = [name for name, tensor in held.items() if name in expected and tensor.dtype not in FLOATS]
+    if codes:
+        dtype = held[codes[0]].dtype
+        yield f"{_first(codes)} is {dtype}, which is a code for a number; save the model in float32 or bfloat16"
+
+
+def _tied(folder: Path, setting: str, held: Mapping[str, Stored]) -> Iterator[str]:
+    if HEAD in held and EMBEDDING in held and not same_bytes(HEAD, EMBEDDING, held):
+        yield f"config.json ties the embeddings, but {HEAD} is there and differs; set tie_word_embeddings to false"
+    read = {tensor.file for tensor in held.values()}
+    for file in sorted(set(folder.glob("*.safetensors")) - read):
+        # vLLM looks for a head in every file there is, and unties the model where it finds one.
+        if any(name.endswith(HEAD) for name in stored_in(file, setting)):
+            yield f"config.json ties the embeddings, but {file.name} has a {HEAD}; move the file away"
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more tensors"
