@@ -195,7 +195,7 @@ def test_a_model_folder_without_weights_or_tokenizer_or_with_another_vocabulary(
     assert line.startswith("model.path=model: its tokenizer has 121 tokens but vocab_size=96; resize the model's")
     shutil.move("tokenizer.json", "model/tokenizer.json")
     Path("model/model.safetensors").unlink()
-    assert refused_training() == ["model.path=model: no model.safetensors, nor its index; save the model with save_pretrained"]
+    assert refused_training() == ["model.path=model: no model.safetensors; save the model with save_pretrained"]
 
 
 def test_prompts_longer_than_the_context(refused_training, yatt, started):

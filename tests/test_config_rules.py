@@ -320,7 +320,7 @@ def test_model_folders_that_cannot_be_used(settings, folder):
     weights.write_bytes(b"not weights at all")
     assert re.fullmatch(r": model.safetensors cannot be read: .*; copy it again", said())
     weights.unlink()
-    assert said() == ": no model.safetensors, nor its index; save the model with save_pretrained"
+    assert said() == ": no model.safetensors; save the model with save_pretrained"
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1-of-1.safetensors"}}')
     assert said() == ": weight file(s) missing: model-1-of-1.safetensors"
     (folder / "model.safetensors.index.json").unlink()

@@ -62,7 +62,7 @@ def weight_files(folder: Path, setting: str) -> list[Path]:
         return [folder / WHOLE]
     files = [folder / name for name in sorted(set(weight_map(folder, setting).values()))]
     if not files:
-        raise ConfigError(f"{setting}={folder}: no {WHOLE}, nor its index; save the model with save_pretrained")
+        raise ConfigError(f"{setting}={folder}: no {WHOLE}; save the model with save_pretrained")
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ConfigError(f"{setting}={folder}: weight file(s) missing: {', '.join(missing)}")
