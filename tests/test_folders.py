@@ -443,3 +443,30 @@ def test_sizes_that_config_leaves_out_are_those_of_transformers(make: Make) -> N
         assert facts.kv_heads == theirs.num_key_value_heads
         assert facts.head_dim == getattr(theirs, "head_dim", 64 // 32)
     assert found == {"llama": (32, 2), "qwen2": (32, 2), "qwen3": (32, 128)}
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("hf_overrides={rope_theta: 5}", "hf_overrides={'rope_theta': 5} has the engine read another model than is"),
+        ("quantization=fp8", "quantization=fp8 has the engine read another model than is trained; unset it"),
+        ("load_format=dummy", "load_format=dummy has the engine read another model than is trained; unset it"),
+        (
+            "tensor_parallel_size=3",
+            "tensor_parallel_size=3 does not divide 4 attention heads and 128 MLP columns and 2 ",
+        ),
+    ],
+)
+def test_engine_options_that_make_another_model(make: Make, settings: Any, option: str, line: str) -> None:
+    slots = ["cluster.address=head:6379", "cluster.slots=12"]
+    (found,) = refused(settings(make("qwen3"), *slots, f"rollout.engine_args.{option}"))
+    assert found.startswith(f"rollout.engine_args.{line}")
+    for fine in ("load_format=safetensors", "quantization=null", "tensor_parallel_size=4"):
+        assert check(settings(make("qwen3"), *slots, f"rollout.engine_args.{fine}")) == []
+
+
+def test_tp_divides_all_but_the_vocabulary(make: Make, settings: Any, tmp_path: Path) -> None:
+    odd = save_tiny(tmp_path / "odd", vocab_size=97)
+    assert check(settings(odd, "train.tp=2", "cluster.slots=2")) == []
+    (line,) = refused(settings(odd, "train.tp=4", "cluster.slots=4"))
+    assert line == "train.tp=4 does not divide 2 key/value heads; use 1 or 2"

@@ -67,3 +67,30 @@ def test_three_steps_match_hugging_face(
         assert report.learning_rate == pytest.approx(rate)
         assert report.trained_tokens == sum(s.trained_tokens for s in batch)
     assert worst(end, weights) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "layout", "other"), [("qwen3", "tp2", "one"), ("llama", "tp2xpp2+sp", "tp2")])
+def test_a_vocabulary_that_tp_does_not_divide(
+    tmp_path_factory: pytest.TempPathFactory, name: str, layout: str, other: str
+) -> None:
+    """Padded rows are in no softmax, learn nothing and are not exported; a checkpoint goes on under another layout."""
+    world, train = LAYOUTS[layout]
+    folder = save_tiny(tmp_path_factory.mktemp(name), name, tie=MODELS[name], spread=2.0, vocab_size=97)
+    path, reference = str(tmp_path_factory.mktemp("checkpoint") / "step-2"), Reference(folder)
+    batches, numbers = [], []
+    for seed, rate in enumerate(RATES):
+        batches.append(reference.annotate(make_samples(seed)))
+        numbers.append(reference.step(batches[-1], rate))
+    first, second, third = [("update", shares(batch, 1)) for batch in batches]
+    save, load, export = ("call", "save", path), ("call", "load", path), ("export",)
+    found = play(world, config(folder, **train), [export, first, second, save, third, export])[0]
+    for report, (loss, norm) in zip([found[1], found[2], found[4]], numbers, strict=True):
+        assert report.rollout_gap_max <= 1e-5
+        assert report.loss == pytest.approx(loss, abs=1e-5)
+        assert report.grad_norm == pytest.approx(norm, rel=1e-4)
+    assert worst(found[0], Reference(folder).weights()) == 0, "the round trip is exact"
+    assert worst(found[-1], reference.weights()) <= 1e-5
+    world, train = LAYOUTS[other]
+    report, weights = play(world, config(folder, **train), [load, third, export])[0][1:]
+    assert worst(weights, reference.weights()) <= 1e-5
+    assert report.entropy == pytest.approx(found[4].entropy, abs=1e-5)

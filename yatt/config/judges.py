@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from yatt.config import folders
+from yatt.config.engines import size_mistakes
 from yatt.config.facts import ModelFacts, model_facts, tokenizer_size
 from yatt.config.schema import JudgeConfig
 from yatt.errors import ConfigError
@@ -65,6 +66,7 @@ def _served(name: str, judge: JudgeConfig) -> Iterator[str]:
         facts = judge_facts(name, judge)
         tokens = tokenizer_size(judge.path or "", f"{at}.path")
         yield from folders.mistakes(judge.path or "", f"{at}.path", judge=True)
+        yield from size_mistakes(judge.engine_args, facts, at)
     except ConfigError as error:
         yield str(error)
         return

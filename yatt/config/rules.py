@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from yatt.config import folders
 from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
+from yatt.config.engines import reading_mistakes, size_mistakes
 from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
 from yatt.config.models import facts_beside, models_beside, policy_facts
@@ -114,6 +115,8 @@ def _layout(case: Case) -> Iterator[str]:
     train = case.config.train
     if case.model is not None:
         yield from _division(train, case.model)
+        yield from size_mistakes(case.config.rollout.engine_args, case.model, "rollout")
+    yield from reading_mistakes(case.config.rollout.engine_args, "rollout")
     size = train.tp * train.pp
     apart = case.config.placement.mode == "disaggregated"
     if case.slots is not None and case.slots % size and not apart:
@@ -141,7 +144,6 @@ def _division(train: TrainConfig, model: ModelFacts, of: str = "") -> Iterator[s
     counts = {
         "attention heads": model.heads,
         "key/value heads": model.kv_heads,
-        "vocabulary entries": model.vocab_size,
         "MLP columns": model.intermediate_size,
     }
     fits = _divisors(math.gcd(*counts.values()))

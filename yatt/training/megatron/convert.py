@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from safetensors import safe_open
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from yatt.config.weight_files import weight_files
 from yatt.errors import ConfigError
-from yatt.training.megatron.model import Head
+from yatt.training.megatron.model import Head, shard_rows
 from yatt.training.megatron.parallel import Groups
 
-# How a tensor is cut over TP: not at all, by rows, by columns, by rows of two stacked matrices, by attention group.
+# How a tensor is cut over TP: not at all, by rows of the vocabulary, by columns, by rows of two stacked matrices, by
+# attention group.
 Cut = Literal["whole", "rows", "columns", "gate_up", "qkv"]
 OUTER: dict[str, tuple[tuple[str, ...], Cut]] = {
     "embedding.word_embeddings.weight": (("model.embed_tokens.weight",), "rows"),
@@ -90,7 +92,8 @@ class Converter:
         if cut == "columns":
             return tensors[0].chunk(n, dim=1)[r]
         if cut == "rows":
-            return tensors[0].chunk(n)[r]
+            padding = n * shard_rows(self.hf, self.groups) - len(tensors[0])
+            return F.pad(tensors[0], (0, 0, 0, max(0, padding))).chunk(n)[r]
         if cut == "gate_up":
             return torch.cat([t.chunk(n)[r] for t in tensors])
         groups = self.hf.num_key_value_heads
@@ -104,7 +107,7 @@ class Converter:
         if cut == "columns":
             return [torch.cat(shards, dim=1)]
         if cut == "rows":
-            return [torch.cat(shards)]
+            return [torch.cat(shards)[: self.hf.vocab_size]]
         if cut == "gate_up":
             return [torch.cat(halves) for halves in zip(*(s.chunk(2) for s in shards), strict=True)]
         groups, size = self.hf.num_key_value_heads, self.model.config.kv_channels

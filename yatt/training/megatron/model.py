@@ -21,6 +21,7 @@ from yatt.training.megatron.parallel import Groups
 
 Head = Literal["tokens", "value"]
 """What stands on the decoder: logits over the vocabulary, or one number per token."""
+PADDED = -1e30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (bias on q, k and v; norm on q and k)
 ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
@@ -67,6 +68,21 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
             f"{setting}={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(ARCHITECTURES)}"
         )
     return hf
+
+
+def shard_rows(hf: Any, groups: Groups) -> int:
+    """Rows of the vocabulary that each rank has. Where they do not come out even, the last ones are padding."""
+    return -(-hf.vocab_size // groups.tp.size())
+
+
+def without_padding(logits: Tensor, hf: Any, groups: Groups) -> Tensor:
+    """This rank's logits [1, P, V / tp], those of padded rows as good as minus infinity: no softmax sees them, and no
+    gradient comes from them. In place."""
+    rows = shard_rows(hf, groups)
+    real = hf.vocab_size - groups.tp.rank() * rows
+    if real < rows:
+        logits[..., max(0, real) :] = PADDED  # finite: an entropy multiplies it by 0
+    return logits
 
 
 def head_size(hf: Any) -> int:
@@ -124,7 +140,7 @@ def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "to
     model = GPTModel(
         settings,
         block,
-        vocab_size=hf.vocab_size,
+        vocab_size=settings.tensor_model_parallel_size * shard_rows(hf, groups),
         max_sequence_length=hf.max_position_embeddings,
         position_embedding_type="none",
         share_embeddings_and_output_weights=hf.tie_word_embeddings and head == "tokens",

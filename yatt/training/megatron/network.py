@@ -42,6 +42,7 @@ class Network:
         self.hf = model.read_hf_config(path, setting)
         self.identity = identity(self.hf, config.model.dtype)
         self.groups = groups
+        self._predicts = head == "tokens" and groups.last_stage
         self._rotary = Rotary(self.hf, groups.device, model.DTYPES[config.model.dtype])
         self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), groups, head)
         self.converter = Converter(self.hf, self.module, groups, head)
@@ -69,6 +70,8 @@ class Network:
             micro = next(batches)
             packing = self._rotary.turned(micro.packing, micro.position_ids[0])
             output = part(micro.tokens, micro.position_ids, None, packed_seq_params=packing)
+            if self._predicts:
+                output = model.without_padding(output, self.hf, self.groups)
             # A loss, a number of tokens (which would divide it again: none), and nothing to log.
             none = torch.zeros((), dtype=torch.int, device=output.device)
             return output, lambda output: (loss(micro, output), none, {})
