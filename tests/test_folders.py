@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.megatron_cases import config as trained
 from tests.megatron_pool import play
@@ -24,8 +24,9 @@ from yatt.config.facts import model_facts
 from yatt.config.load import load_config
 from yatt.config.rules import check, check_plan
 from yatt.config.weight_files import INDEX, WHOLE, stored
-from yatt.errors import ConfigError
+from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.init import init
+from yatt.training.identity import DESCRIPTION, identity, verify
 
 Make = Callable[..., Path]
 
@@ -242,6 +243,22 @@ def test_every_field_that_transformers_reads_is_decided(
     decided = {*families.IMPLEMENTED, *families.EVERY, *families.OWN[name], *HARMLESS}
     assert {"rms_norm_eps", "is_causal", "attention_dropout"} <= fields
     assert fields - decided - generation == set()
+
+
+def test_a_checkpoint_is_of_a_model_with_its_angles_and_norms(make: Make, tmp_path: Path) -> None:
+    def described(**fields: Any) -> dict[str, Any]:
+        return identity(AutoConfig.from_pretrained(make("llama", **fields)), "float32")
+
+    (tmp_path / DESCRIPTION).write_text(json.dumps({"files": {}, "model": described(rope_parameters=YARN)}))
+    verify(str(tmp_path), described(rope_parameters=YARN))
+    for name, value in (
+        ("rms_norm_eps", 1e-5),
+        ("rope_parameters", YARN | {"rope_theta": 5e5}),
+        ("rope_parameters", YARN | {"factor": 8.0}),
+        ("hidden_act", "gelu"),
+    ):
+        with pytest.raises(CheckpointError, match=f"is of another model: {name}="):
+            verify(str(tmp_path), described(**{"rope_parameters": YARN, name: value}))
 
 
 # --- weight files

@@ -468,8 +468,17 @@ def test_calibrate_then_plan(yatt, tmp_path):
         (["plan.response_median=null"], "plan.response_p99=2048.0 needs plan.response_median; set both"),
         (["plan.prompt_tokens=4000"], "plan.prompt_tokens=4000 and rollout.max_tokens=2048 are together over"),
         (
-            ["rollout.engine_args.tensor_parallel_size=5", "reward.models.judge.path=null"],
-            "--devices=64 is not a multiple of rollout.engine_args.tensor",
+            [
+                "rollout.engine_args.tensor_parallel_size=4",
+                "reward.models.judge.path=null",
+                "train.tp=2",
+                "--devices=62",
+            ],
+            "--devices=62 is not a multiple of rollout.engine_args.tensor",
+        ),
+        (
+            ["rollout.engine_args.tensor_parallel_size=5", "reward.models.judge.path=null", "--devices=60"],
+            "rollout.engine_args.tensor_parallel_size=5 does not divide 28 attention heads and 18944 MLP columns and",
         ),
         (["rollout.engine_args.max_num_seqs=many"], "rollout.engine_args.max_num_seqs='many' must be a number above 0"),
         (["plan.calibration=none.json"], "plan.calibration=none.json: No such file or directory; write one with"),
