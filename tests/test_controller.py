@@ -11,9 +11,12 @@ from yatt.config.schema import RolloutConfig
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import request_seed
 from yatt.controller.stage import Publisher
 from yatt.errors import BackendError, WaitTimeout
+from yatt.faces.metrics import metrics_row
+from yatt.reports import RolloutCounts, UpdateReport
 from yatt.types import Sample, SampleKey, WeightManifest
 
 
@@ -201,3 +204,27 @@ async def test_a_node_without_a_manifest_is_named():
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
         await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).publish(1)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    time = 0.0
+
+    def now(self):
+        return self.time
+
+
+def test_a_step_lasts_from_its_first_phase_to_its_last_however_slots_moved_within():
+    """A rollout from 100 to 109 with a move from 103 to 104, training until 115: 15 s, not the 11 from the span that
+    ended first; the move before 100, of an evaluation, is in no step."""
+    desk = World(1, by_seed).controllers[0].desk
+    desk.recorder = Recorder("controller 0", clock := Clock())
+    for name, start, stop in (("move", 80, 81), ("move", 103, 104), ("rollout", 100, 109), ("train", 109, 115)):
+        clock.time = float(stop)
+        desk.recorder.add(name, float(start), {})
+    report = desk.report(1, RolloutCounts(response_tokens=300), UpdateReport(loss=0, grad_norm=0, learning_rate=0))
+    assert report.seconds == 15.0 and report.phases == {"rollout": 9.0, "train": 6.0}
+    assert [span.name for span in report.spans] == ["move", "move", "rollout", "train"]  # to be drawn
+    row = metrics_row(report)
+    assert row["tokens_per_s"] == 20.0 and row["overhead"] == 0.0

@@ -296,3 +296,12 @@ def test_the_first_row_is_the_evaluation_before_training():
     assert (row["step"], row["accuracy_greedy"], row["accuracy_sampled"]) == (0, 0.02, 0.34)
     assert row["controllers"] == 2 and row["overhead"] == 0 and row["evaluation"]["pass_at_k"] == {"4": 0.5}
     json.dumps(row, allow_nan=False)
+
+
+def test_what_ranks_did_before_a_step_is_not_taken_off_it():
+    """An evaluation between steps is told with the next one: 10 s from 100 on, of which 8 are a rollout or training."""
+    spans = (
+        span("rollout", 100, 104), span("train", 104, 108), span("report", 108, 110),
+        span("evaluate", 60, 100, "rank 0", slots=(0,)), span("move", 95, 99), span("move", 101, 102),
+    )  # fmt: skip
+    assert overhead(step_report(spans=spans, seconds=10.0)) == pytest.approx(0.2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 Interval = tuple[float, float]
@@ -36,6 +36,9 @@ class PhaseSpan:
 
     `role` says what the process is there for, `slots` which devices it lives on; controllers and the driver have
     neither. `counts` are numbers of what was done in that time, such as requests and tokens.
+
+    A controller is in one phase of the step after another. Spans of name MOVE are within one, or within an evaluation:
+    slots changed hands. `in_step` leaves them out.
     """
 
     name: str
@@ -45,6 +48,15 @@ class PhaseSpan:
     role: str = ""
     slots: tuple[int, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+MOVE = "move"
+"""The name of a span in which slots change hands."""
+
+
+def in_step(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
+    """Of all spans there are, the controllers' phases of the step, which together are the step."""
+    return [span for span in spans if not span.slots and span.actor != "driver" and span.name != MOVE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from yatt.controller.stage import Publisher, Stage
 from yatt.controller.survey import Survey
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
-from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts
+from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts, in_step
 from yatt.types import Group, Prompt, Sample
 
 T = TypeVar("T", Prompt, Sample)
@@ -83,8 +83,8 @@ class Desk(Generic[T]):
         decisions: tuple[Decision, ...] = (),
     ) -> StepReport:
         spans = self.recorder.take()
-        phases: Counter[str] = Counter()
-        for span in spans:
+        own, phases = in_step(spans), Counter[str]()
+        for span in own:
             phases[span.name] += span.stop - span.start
         return StepReport(
             step=step,
@@ -95,7 +95,7 @@ class Desk(Generic[T]):
             update=update,
             phases=dict(phases),
             spans=spans,
-            seconds=spans[-1].stop - spans[0].start,
+            seconds=max(span.stop for span in own) - min(span.start for span in own),
             bad_rows=self.bad_rows,
             generators=generators,
             decisions=decisions,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from yatt.histogram import quantile
-from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport, in_step
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
@@ -72,7 +72,12 @@ def overhead(report: StepReport) -> float:
 
 
 def _covered(report: StepReport, names: Sequence[str]) -> float:
+    """Seconds of the step in which somebody was in one of these: an engine's or rank's spans may be of before it."""
     spans = [span for span in report.spans if _kind(span.name) in names]
+    own = in_step(report.spans)
+    if own:
+        start, stop = min(span.start for span in own), max(span.stop for span in own)
+        spans = [replace(s, start=max(s.start, start), stop=min(s.stop, stop)) for s in spans]
     return union(spans) if spans else sum(s for name, s in report.phases.items() if _kind(name) in names)
 
 
