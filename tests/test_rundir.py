@@ -252,7 +252,15 @@ def test_overhead_counts_overlapping_spans_once_and_leaves_evaluation_aside():
 def test_sft_has_every_key_with_zeros_and_counts_trained_tokens():
     sft, rl = metrics_row(step_report(counts=None)), metrics_row(step_report())
     assert sft.keys() == rl.keys()
-    assert sft["tokens_per_s"] == 5.0 and sft["reward_mean"] == 0.0 and sft["groups"] == 0
+    assert sft["tokens_per_s"] == 5.0 and sft["reward_mean"] is None and sft["groups"] == 0
+
+
+def test_rewards_that_all_failed_have_no_mean():
+    failed = RolloutCounts(responses=4, reward_failures=4, failures=("reward: KeyError: 'x'",))
+    row = json.loads(json.dumps(metrics_row(step_report(counts=failed), warnings=["step 3 has no reward"])))
+    assert row["reward_mean"] is row["reward_std"] is row["reward_min"] is row["reward_max"] is None
+    assert row["parts"] == {} and row["failures"] == ["reward: KeyError: 'x'"]
+    assert row["warnings"] == ["step 3 has no reward"]
 
 
 def test_numbers_that_only_some_algorithms_have_are_in_the_row_like_the_others():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
 from yatt.algorithm.rewards import RewardShaper
@@ -22,7 +22,8 @@ from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, 
 from yatt.types import Group, Prompt, Sample
 
 T = TypeVar("T", Prompt, Sample)
-ToSamples = Callable[[Sequence[Group]], list[Sample]]
+ToSamples = Callable[..., list[Sample]]
+"""Of scored groups, and `version`, the policy's that is going to learn from them."""
 OnGroups = Callable[[int, Sequence[Group]], None]
 Collected = tuple[list[Group], RolloutCounts]
 
@@ -146,7 +147,9 @@ class Controller:
             await self.stage.enter("rollout", self.responses / self.rollouter.rate.value)
             groups, counts = await self._collected(step)
         async with phase("balance"):
-            shares = await self.desk.exchange.balance(step, self.to_samples(groups))
+            samples = self.to_samples(groups, version=self.desk.version)
+            counts = replace(counts, masked=sum(len(group.trajectories) for group in groups) - len(samples))
+            shares = await self.desk.exchange.balance(step, samples)
         async with phase("train"):
             await self.stage.enter("train")
             update = await self.desk.trainer.update(shares)
