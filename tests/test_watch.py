@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from yatt.config.load import load_config
-from yatt.reports import RolloutCounts, StepReport, UpdateReport
-from yatt.watch import Watch
+from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateReport
+from yatt.watch import Watch, unscored
 
 GOOD = RolloutCounts(
     groups=4, groups_equal=1, responses=16, scored=16, reward_sum=8.0, reward_square_sum=8.0, reward_min=0.0,
@@ -249,3 +249,13 @@ def test_why_rewards_fail_is_said_once_in_a_run():
     assert [warnings for warnings, _ in said] == [
         (), ("step 2: 3 of 16 rewards failed; the first failures: 'reward: ValueError: no sevens'",), (),
     ]  # fmt: skip
+
+
+def test_an_evaluation_in_which_every_reward_failed_is_said():
+    right = EvaluationReport(prompts=2, accuracy_greedy=0.5, accuracy_sampled=None, failures=3)
+    assert (
+        unscored(0, None) is unscored(0, right) is unscored(0, replace(right, accuracy_greedy=None, failures=0)) is None
+    )
+    assert unscored(4, replace(right, accuracy_greedy=None)) == (
+        "step 4: nothing could be evaluated, all 3 rewards of held-out responses failed"
+    )

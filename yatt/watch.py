@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from yatt.config.schema import Config
-from yatt.reports import RolloutCounts, StepReport, first_failures
+from yatt.reports import EvaluationReport, RolloutCounts, StepReport, first_failures
 
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
 """The mean gap of log-probabilities, under one set of weights, that rounding does not reach. Measured between vLLM and
@@ -227,6 +227,15 @@ def lacks(report: StepReport, config: Config, *, failures: bool) -> Iterator[str
     advantage = report.update.numbers.get("advantage_abs")
     if advantage == 0 and (equal := equal_rewards(counts)):
         yield f"step {report.step} learns nothing from rewards: {equal}"
+
+
+def unscored(step: int, evaluation: EvaluationReport | None) -> str | None:
+    """Says that an evaluation measured nothing, where that is so."""
+    if evaluation is None or not evaluation.failures:
+        return None
+    if evaluation.accuracy_greedy is not None or evaluation.accuracy_sampled is not None:
+        return None
+    return f"step {step}: nothing could be evaluated, all {evaluation.failures} rewards of held-out responses failed"
 
 
 def _told(failures: tuple[str, ...]) -> str:

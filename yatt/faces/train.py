@@ -30,7 +30,7 @@ from yatt.faces.trackers import Trackers
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
-from yatt.watch import Watch
+from yatt.watch import Watch, unscored
 
 
 def train(config: Config) -> int:
@@ -175,13 +175,15 @@ class RunJournal:
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
         controllers = self.crew.controllers if self.crew else 0
         phases = {span.name: span.stop - span.start for span in spans}
+        if warning := unscored(0, evaluation):
+            self._progress.warn(warning)
         self._append(first_row(evaluation, controllers=controllers, phases=phases), spans)
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
         for line in self._moves(report):
             self._progress.note(line)
         found = self._watch.look(report)
-        warnings = (*found.warnings, *self._deaths(report))
+        warnings = [*filter(None, (*found.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
         for warning in warnings:
             self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
