@@ -289,6 +289,6 @@ def test_a_run_that_its_numbers_end_leaves_a_report_and_is_an_error(tmp_path, mo
     if name == "idle":
         assert str(ended.value).startswith("3 steps in a row taught nothing: step 3 has no reward: all 4 failed")
         assert "'<b>no column 1'; '<b>no column 2'; '<b>no column 3'" in str(ended.value)
-        assert said.count("warning: ") == 2 and "resume=auto" in said
+        assert said.count("warning: ") == 3 and "resume=auto" in said
     else:
         assert "2.5 apart on average, where rounding in bfloat16 stays under 0.25" in str(ended.value)

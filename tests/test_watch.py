@@ -165,10 +165,9 @@ def test_the_third_idle_step_in_a_row_ends_the_run_with_the_first_failures():
     reports = [step(n, replace(FAILED, failures=f), NOTHING) for n, f in enumerate(texts, 1)]
     said = look([], *reports)
     assert [end is None for _, end in said] == [True, True, False]
-    assert said[-1] == ((), (
-        "3 steps in a row taught nothing: step 3 has no reward: all 16 failed; the first failures: 'a'; 'b'; 'c'; "
-        "train.idle_steps=3 ends the run for it, 0 never does"
-    ))  # fmt: skip
+    warning = "step 3 has no reward: all 16 failed; the first failures: 'a'; 'b'; 'c'"
+    ends = "train.idle_steps=3 ends the run for it, 0 never does"
+    assert said[-1] == ((warning,), f"3 steps in a row taught nothing: {warning}; {ends}")
     between = [*reports[:2], step(3), *(replace(report, step=report.step + 3) for report in reports)]
     assert [end is None for _, end in look([], *between)] == [True] * 5 + [False]
     assert [end is None for _, end in look(["train.idle_steps=1"], *reports)] == [False]
@@ -217,6 +216,8 @@ def test_ppo_learns_nothing_from_one_reward_and_while_the_critic_warms_up_only_t
 
 
 def test_groups_kept_from_earlier_steps_teach_whatever_failed_in_this_one():
+    one = replace(SAME, groups_carried=2)  # whose rewards are others
+    assert look(["algorithm.name=ppo"], step(4, one), step(5, SAME))[0][0] == ()
     carried = replace(FAILED, groups=2, groups_carried=2, groups_missing=2)
     ((warnings, end),) = look([], step(4, carried))
     assert end is None and warnings[0] == "step 4 trains on 2 of 4 groups: 4 were dropped for rewards that failed"

@@ -36,16 +36,13 @@ class Watch:
         self._failed = False
 
     def look(self, report: StepReport) -> Findings:
-        warnings, idle, ends = [], *self._idle.look(report)
-        if idle is None:
-            warnings += lacks(report, self._config, failures=not self._failed)
-        elif not ends:
-            warnings.append(idle)
+        idle, ending = self._idle.look(report)
+        warnings = list(lacks(report, self._config, failures=not self._failed)) if idle is None else [idle]
         self._failed |= report.counts is not None and report.counts.reward_failures > 0
         gap, stops = self._gap.look(report)
         if gap is not None and not stops:
             warnings.append(gap)
-        return Findings(warnings=tuple(warnings), broken=gap if stops else None, idle=idle if ends else None)
+        return Findings(warnings=tuple(warnings), broken=gap if stops else None, idle=ending)
 
 
 class GapAlarm:
@@ -115,22 +112,22 @@ class IdleSteps:
         self._idle = 0
         self._failures: tuple[str, ...] = ()
 
-    def look(self, report: StepReport) -> tuple[str | None, bool]:
-        """Why a step taught nothing, None where it did teach something; and whether that ends the run: after
-        `train.idle_steps` in a row, or where no step of a whole run did better."""
+    def look(self, report: StepReport) -> tuple[str | None, str | None]:
+        """Why a step taught nothing, None where it did teach something; and why the run has to end, where it has to:
+        after `train.idle_steps` in a row, or where no step of a whole run did better."""
         cause = why_idle(report, self._config)
         if cause is None:
             self._idle, self._failures = 0, ()
-            return None, False
+            return None, None
         self._idle += 1
         if report.counts is not None:
             self._failures = first_failures((*self._failures, *report.counts.failures))
         most, last = self._config.train.idle_steps, report.step == self._config.train.steps
+        warning = f"step {report.step} {cause}{_told(self._failures)}"
         if not most or not (self._idle >= most or (last and self._idle == report.step)):
-            return f"step {report.step} {cause}{_told(self._failures)}", False
+            return warning, None
         row = f"{self._idle} steps in a row taught nothing" if self._idle > 1 else "the run taught nothing"
-        ends = f"train.idle_steps={most} ends the run for it, 0 never does"
-        return f"{row}: step {report.step} {cause}{_told(self._failures)}; {ends}", True
+        return warning, f"{row}: {warning}; train.idle_steps={most} ends the run for it, 0 never does"
 
 
 def why_idle(report: StepReport, config: Config) -> str | None:
@@ -185,7 +182,7 @@ def equal_rewards(counts: RolloutCounts) -> str | None:
 
 
 def _same(counts: RolloutCounts) -> bool:
-    return counts.scored > 1 and counts.reward_min == counts.reward_max
+    return counts.scored > 1 and counts.reward_min == counts.reward_max and not counts.groups_carried
 
 
 def _only_rewards(config: Config) -> bool:
