@@ -16,7 +16,19 @@ from yatt.data.loader import Loader
 from yatt.protocols import EVERY_NODE
 from yatt.reports import UpdateReport
 from yatt.reward.filter import load_filter
-from yatt.types import Completion, Prompt, Pulse, Request, Sample, Score, Share, Span, Trajectory, WeightManifest
+from yatt.types import (
+    Completion,
+    Finish,
+    Prompt,
+    Pulse,
+    Request,
+    Sample,
+    Score,
+    Share,
+    Span,
+    Trajectory,
+    WeightManifest,
+)
 
 
 class Ticks:
@@ -43,6 +55,7 @@ class ScriptedGenerator:
         self.served = 0
         self.events: list[str] = []
         self.sampling = False
+        self.finish: Finish = "stop"
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         while not self.sampling:
@@ -56,7 +69,7 @@ class ScriptedGenerator:
                     tokens=np.array([request.seed % 7, self.served], dtype=np.int32),
                     rollout_logprobs=np.array([-0.5, -0.25], dtype=np.float32),
                     spans=(Span(start=0, stop=2, version=self.served),),
-                    finish="stop",
+                    finish=self.finish,
                 )
             ]
 
@@ -104,7 +117,8 @@ class ScriptedScorer:
     async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         await asyncio.sleep(0)
         values = [self.judge(t) for t in trajectories]
-        return [Score(status="failed") if v is None else Score(status="ok", value=v, parts={"r": v}) for v in values]
+        failed = Score(status="failed", detail="no digit in it")
+        return [failed if v is None else Score(status="ok", value=v, parts={"r": v}) for v in values]
 
     async def close(self) -> None:
         pass

@@ -234,6 +234,10 @@ def test_engine_arguments_are_checked():
     assert engine_arguments(RolloutConfig(engine_args={"max_num_seqs": 7}), "cpu")["max_num_seqs"] == 7
     with pytest.raises(ConfigError, match=r"rollout\.engine_args\.max_num_seq .*did you mean max_num_seqs"):
         engine_arguments(RolloutConfig(engine_args={"max_num_seq": 7}), "cpu")
+    with pytest.raises(ConfigError, match=r"override_generation_config.*set rollout\.temperature, rollout\.top_p"):
+        engine_arguments(RolloutConfig(engine_args={"override_generation_config": {"top_k": 2}}), "cpu")
+    with pytest.raises(ConfigError, match=r"logits_processors cannot be chosen; remove it"):
+        engine_arguments(RolloutConfig(engine_args={"logits_processors": ["a.B"]}), "cpu")
     with pytest.raises(ConfigError, match=r"max_model_len.*set model\.context_length"):
         engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu")
     with pytest.raises(

@@ -1,6 +1,7 @@
 """Shaped rewards, and samples with their advantages, against numbers worked by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from yatt.algorithm.rewards import RewardShaper, overlong_penalty, part_weights
 from yatt.algorithm.samples import samples
 from yatt.config.algorithms import RECIPES
 from yatt.config.schema import AlgorithmConfig, JudgeConfig, RewardConfig, RewardFunctionConfig
-from yatt.types import Group, Prompt, SampleKey, Score, Trajectory
+from yatt.types import Group, Prompt, SampleKey, Score, Span, Trajectory
 
 
 def group(uid, rewards, lengths, finish=None, parts=None, baseline=None):
@@ -176,3 +177,12 @@ def test_a_greedy_baseline_is_scaled_like_the_rewards():
     root = math.sqrt(2)
     found = [s.advantage for s in samples(given, config, 8, shaper)]
     assert found == pytest.approx([root - 0.25, -0.5, 5 - 0.5 + root])
+
+
+def test_samples_say_where_the_tokens_of_the_policy_as_it_is_now_begin():
+    """A prompt of 2 tokens and a response of 6, whose first 4 tokens version 3 drew and whose last 2 version 4."""
+    (drawn,) = group(1, [1.0], [6]).trajectories
+    spans = (Span(start=0, stop=4, version=3), Span(start=4, stop=6, version=4))
+    mixed = Group(prompt=drawn.prompt, trajectories=(replace(drawn, spans=spans),))
+    found = {v: samples([mixed], AlgorithmConfig(), 8, version=v)[0].fresh for v in (3, 4, 5)}
+    assert found == {3: 2, 4: 6, 5: 8}

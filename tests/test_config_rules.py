@@ -175,6 +175,10 @@ algorithm.correction.mode=mask
     algorithm.correction.mode=mask has no meaning with algorithm.correction.level=none; leave it at truncate, or use
 algorithm.correction.level=token | algorithm.correction.low=3
     algorithm.correction.low=3.0 is over algorithm.correction.high=2.0; give the lower bound first
+algorithm.correction.level=token | rollout.top_p=0.9
+    algorithm.correction.level=token weighs by the trainer's probability among all tokens over the engine's among those
+algorithm.correction.level=sequence | rollout.top_k=5
+    algorithm.correction.level=sequence weighs by the trainer's probability among all tokens over the engine's among
 algorithm.loss=no/such.py:f
     algorithm.loss=no/such.py:f: no such file, from
 algorithm.advantage=mine

@@ -1,19 +1,25 @@
 """The heart on doubles: the whole loop, its invariants, and what it does when things do not come."""
 
 import asyncio
+import json
 from collections import Counter
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from doubles import RecordingTrainer, ScriptedGenerator, World, merge
 
-from yatt.config.schema import RolloutConfig
+from yatt.cluster.payload import payload_bytes
+from yatt.config.schema import AlgorithmConfig, RolloutConfig
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import request_seed
 from yatt.controller.stage import Publisher
 from yatt.errors import BackendError, WaitTimeout
+from yatt.faces.metrics import metrics_row
+from yatt.reports import RolloutCounts, UpdateReport, add_counts, first_failures
 from yatt.types import Sample, SampleKey, WeightManifest
 
 
@@ -201,3 +207,61 @@ async def test_a_node_without_a_manifest_is_named():
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
         await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).publish(1)
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    time = 0.0
+
+    def now(self):
+        return self.time
+
+
+def test_a_step_lasts_from_its_first_phase_to_its_last_however_slots_moved_within():
+    """A rollout from 100 to 109 with a move from 103 to 104, training until 115: 15 s, not the 11 from the span that
+    ended first; the move before 100, of an evaluation, is in no step."""
+    desk = World(1, by_seed).controllers[0].desk
+    desk.recorder = Recorder("controller 0", clock := Clock())
+    for name, start, stop in (("move", 80, 81), ("move", 103, 104), ("rollout", 100, 109), ("train", 109, 115)):
+        clock.time = float(stop)
+        desk.recorder.add(name, float(start), {})
+    report = desk.report(1, RolloutCounts(response_tokens=300), UpdateReport(loss=0, grad_norm=0, learning_rate=0))
+    assert report.seconds == 15.0 and report.phases == {"rollout": 9.0, "train": 6.0}
+    assert [span.name for span in report.spans] == ["move", "move", "rollout", "train"]  # to be drawn
+    row = metrics_row(report)
+    assert row["tokens_per_s"] == 20.0 and row["overhead"] == 0.0
+
+
+async def test_a_report_says_why_rewards_failed_and_what_was_left_out_for_its_length():
+    """Two controllers with two prompts each; texts are few, short and on one line, and no data for the driver."""
+    failed = lambda t: None if t.sibling < 2 else 1.0  # noqa: E731
+    world = World(2, failed, batch=4, algorithm=AlgorithmConfig(overlong="mask"))
+    for generator in world.generators:
+        generator.finish = "length"
+    report, _ = await world.step(1)
+    counts = report.counts
+    assert (counts.groups, counts.groups_equal, counts.masked, counts.truncated) == (4, 4, 8, 16)
+    assert (counts.reward_min, counts.reward_max, counts.reward_failures) == (1.0, 1.0, 8)
+    assert counts.failures == ("no digit in it",) and world.trained(1) == []
+    assert payload_bytes(report) == 0
+    many = first_failures(["", "a\n b", "a b", "x" * 9000, "c", "d"])
+    assert many == ("a b", "x" * 240, "c") and payload_bytes(many) == 0
+    told = replace(counts, failures=("c", "d", "e"), reward_min=None, reward_max=2.0)
+    both = add_counts([counts, told, RolloutCounts()])
+    assert both.failures == ("no digit in it", "c", "d") and (both.reward_min, both.reward_max) == (1.0, 2.0)
+
+
+async def test_groups_without_rewards_are_told_from_those_that_the_filter_dropped():
+    judge = lambda t: None if t.prompt.uid == 0 else float(t.sibling if t.prompt.uid == 1 else 1)  # noqa: E731
+    world = World(1, judge, batch=3, rollout=RolloutConfig(n=2, filter="all_equal", max_refills=0))
+    counts = (await world.step(1))[0].counts
+    assert (counts.groups, counts.groups_dropped, counts.groups_unscored, counts.groups_missing) == (1, 2, 1, 2)
+
+
+async def test_what_rewards_said_before_a_checkpoint_is_reported_after_it():
+    first = World(1, by_seed, batch=2)
+    told = RolloutCounts(failures=("a", "b"), reward_min=-1.0, reward_failures=2, response_lengths={3: 1})
+    first.controllers[0].rollouter.restore(json.loads(json.dumps(asdict(told))))
+    counts = (await first.step(1))[0].counts
+    assert counts.failures == ("a", "b") and (counts.reward_min, counts.reward_failures) == (-1.0, 2)

@@ -36,6 +36,7 @@ LAYERS = {
     "yatt.data": 3,
     "yatt.controller": 4,
     "yatt.supervisor": 4,
+    "yatt.watch": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
     "yatt.faces": 6,
@@ -43,7 +44,7 @@ LAYERS = {
     "yatt.__main__": 6,
 }
 BACKENDS = ("yatt.generation", "yatt.training", "yatt.reward", "yatt.weights", "yatt.data")
-HEART = ("yatt.controller", "yatt.supervisor")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.watch")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from yatt.config.load import load_config
+from yatt.errors import RunEnded
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.train import RunJournal
@@ -97,7 +98,7 @@ def test_a_critic_tells_its_loss():
     with progress:
         progress.step(row(1, critic_loss=0.1234))
         progress.step(row(2, critic_loss=None))
-    assert "kl 1.2e-06  critic 0.123  len" in out.getvalue() and "critic nan" in out.getvalue()
+    assert "kl 1.2e-06  critic 0.123  len" in out.getvalue() and "critic -" in out.getvalue()
 
 
 @pytest.mark.parametrize("width", [30, 50, 80, 140])
@@ -145,7 +146,7 @@ def test_missing_numbers_do_not_end_a_run():
     with progress:
         progress.step(row(1, reward_mean=None, kl=None, phases={}))
         progress.step(row(2, loss=None))
-    assert "reward nan" in out.getvalue()
+    assert "reward -  kl -" in out.getvalue()
 
 
 def test_signs_the_output_cannot_show_are_replaced():
@@ -163,36 +164,55 @@ def journal(tmp_path):
     words = ["model.path=m", "train.steps=4", "train.batch_size=2", f"run.dir={tmp_path}", "log.trackers=[]"]
     journal = RunJournal(load_config(None, words), RunDirectory(tmp_path).create(), progress)
 
-    def step(number, decisions=(), **counts):
+    learned = UpdateReport(loss=0.0, grad_norm=1.0, learning_rate=1e-6, trained_tokens=9)
+
+    def step(number, decisions=(), update=learned, **counts):
         journal.step(
             StepReport(
                 step=number, epoch=0.0, policy_version=number, controllers=1, phases={}, spans=(), seconds=1.0,
                 counts=RolloutCounts(**{"groups": 2, "responses": 4} | counts), decisions=decisions,
-                update=UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0),
+                update=update,
             ), None, (),
         )  # fmt: skip
 
+    step.journal = journal
     with progress:
         yield step, lambda word: [line for line in out.getvalue().splitlines() if word in line]
 
 
-def test_a_step_without_any_reward_is_said(journal):
+def test_what_is_found_is_said_and_kept_in_the_rows(journal, tmp_path):
     step, said = journal
-    step(1, scored=1, reward_failures=3)
-    step(2, scored=0, reward_failures=3, reward_timeouts=1)
-    assert said("no reward") == [
-        "warning: step 2: no reward could be given (3 failed, 1 timed out); why is in log/controller-*.log"
+    step(1, scored=1, reward_failures=3, failures=("reward: KeyError: 'x'",))
+    step(2, scored=0, groups=0, reward_failures=4, reward_timeouts=1)
+    lines = [
+        "step 1: 3 of 4 rewards failed; the first failures: \"reward: KeyError: 'x'\"",
+        "step 2 has no reward: all 4 failed, 1 of them out of time",
     ]
+    assert said("warning") == [f"warning: {line}" for line in lines]
+    assert [row["warnings"] for row in step.journal._run.read_metrics()] == [[line] for line in lines]
+    assert "reward -" in said("2/4")[-1]
 
 
-def test_why_groups_are_missing_is_said(journal):
+def test_enough_idle_steps_have_the_run_stopped_after_the_step(journal):
     step, said = journal
-    step(1, groups=1, groups_missing=1, groups_dropped=5, refills=4)  # max_refills 2 x 2 groups: all it may draw
-    step(2, groups=0, groups_missing=2, groups_dropped=3, refills=3)
-    assert said(" trains on ") == [
-        "warning: step 1 trains on 1 of 2 groups: 5 were dropped and rollout.max_refills=2 allows no more prompts",
-        "warning: step 2 trains on 0 of 2 groups: 3 were dropped and no prompt is left",
-    ]
+    stopped = []
+    step.journal.stop = lambda: stopped.append(len(step.journal._run.read_metrics()))
+    for number in (1, 2, 3):
+        step(number, scored=0, groups=0, reward_failures=4, failures=("no such column",))
+    assert stopped == [3] and len(said("warning")) == 3
+    assert step.journal.ending.startswith("3 steps in a row taught nothing: step 3 has no reward")
+    assert "'no such column'" in step.journal.ending
+    assert step.journal._run.read_metrics()[-1]["warnings"][-1] == step.journal.ending
+
+
+def test_a_gap_beyond_rounding_ends_the_run_at_once_its_row_written(journal):
+    step, said = journal
+    update = UpdateReport(
+        loss=0.1, grad_norm=1.0, learning_rate=1e-6, trained_tokens=90, fresh_tokens=90, fresh_gap_mean=1.5
+    )
+    with pytest.raises(RunEnded, match=r"1\.5 apart on average"):
+        step(1, update=update)
+    assert len(step.journal._run.read_metrics()) == len(said("1/4")) == 1 and step.journal.ending is None
 
 
 def test_decisions_are_said_once_until_others_come(journal, tmp_path):

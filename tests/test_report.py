@@ -206,6 +206,17 @@ def test_a_crashed_run_with_holes_has_a_page_that_says_so(tmp_path):
     assert page.charts["Loss"]["x"] == [1, 2, 4, 5]
 
 
+def test_the_first_and_the_last_warnings_are_shown_and_why_rewards_failed(tmp_path):
+    run = fake_run(tmp_path / "a", steps=14, failures=True)
+    rows = [row | {"warnings": [f"<i>step {row['step']}"], "failures": ["no <b>"]} for row in run.read_metrics()]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html, page = page_of(run)
+    shown = [text for text in page.texts if text.startswith("<i>step")]
+    assert shown == [f"<i>step {n}" for n in (0, 1, 2, 3, 4, 10, 11, 12, 13, 14)] and "<i>step" not in html
+    assert "(5 more warnings, in metrics.jsonl)" in page.texts
+    assert "Rewards that failed, their responses left out: 6 (0 by running out of time); 'no <b>'." in page.texts
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         write_report(tmp_path)

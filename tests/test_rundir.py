@@ -252,7 +252,15 @@ def test_overhead_counts_overlapping_spans_once_and_leaves_evaluation_aside():
 def test_sft_has_every_key_with_zeros_and_counts_trained_tokens():
     sft, rl = metrics_row(step_report(counts=None)), metrics_row(step_report())
     assert sft.keys() == rl.keys()
-    assert sft["tokens_per_s"] == 5.0 and sft["reward_mean"] == 0.0 and sft["groups"] == 0
+    assert sft["tokens_per_s"] == 5.0 and sft["reward_mean"] is None and sft["groups"] == 0
+
+
+def test_rewards_that_all_failed_have_no_mean():
+    failed = RolloutCounts(responses=4, reward_failures=4, failures=("reward: KeyError: 'x'",))
+    row = json.loads(json.dumps(metrics_row(step_report(counts=failed), warnings=["step 3 has no reward"])))
+    assert row["reward_mean"] is row["reward_std"] is row["reward_min"] is row["reward_max"] is None
+    assert row["parts"] == {} and row["failures"] == ["reward: KeyError: 'x'"]
+    assert row["warnings"] == ["step 3 has no reward"]
 
 
 def test_numbers_that_only_some_algorithms_have_are_in_the_row_like_the_others():
@@ -296,3 +304,12 @@ def test_the_first_row_is_the_evaluation_before_training():
     assert (row["step"], row["accuracy_greedy"], row["accuracy_sampled"]) == (0, 0.02, 0.34)
     assert row["controllers"] == 2 and row["overhead"] == 0 and row["evaluation"]["pass_at_k"] == {"4": 0.5}
     json.dumps(row, allow_nan=False)
+
+
+def test_what_ranks_did_before_a_step_is_not_taken_off_it():
+    """An evaluation between steps is told with the next one: 10 s from 100 on, of which 8 are a rollout or training."""
+    spans = (
+        span("rollout", 100, 104), span("train", 104, 108), span("report", 108, 110),
+        span("evaluate", 60, 100, "rank 0", slots=(0,)), span("move", 95, 99), span("move", 101, 102),
+    )  # fmt: skip
+    assert overhead(step_report(spans=spans, seconds=10.0)) == pytest.approx(0.2)

@@ -1,6 +1,7 @@
 """The driver's part: what it does from step to step, what it keeps, and that no data passes through it."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from doubles import Ticks
 
+from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.payload import payload_bytes
 from yatt.config.load import load_config
-from yatt.errors import BackendError, CheckpointError, ConfigError, ProcessDied
+from yatt.errors import BackendError, CheckpointError, ConfigError, ProcessDied, RunEnded
 from yatt.faces import train as faces_train
 from yatt.faces.checkpoints import Checkpoints, read_checkpoint
 from yatt.faces.rundir import RunDirectory
@@ -243,3 +245,50 @@ async def test_stop_during_the_first_evaluation_does_not_wait_for_a_step():
     crew.supervisor = Supervisor(settings("train.steps=3"), crew, Journal([]), Ticks())
     await crew.supervisor.run(1)
     assert asked[0] is False
+
+
+class Idle(ClusterCrew):
+    """A crew of nobody: every reward of every step fails, or, with a gap, engine and trainer differ."""
+
+    def __init__(self, config, run_path, on_phase, checkpoints):
+        super().__init__(config, run_path, on_phase)
+        self.checkpoints = checkpoints
+
+    async def start(self, *, model, train, generate):
+        pass
+
+    async def step(self, step):
+        gap = {"fresh_tokens": 50, "fresh_gap_mean": 2.5} if self._config.run.name == "gap" else {}
+        counts = RolloutCounts(responses=4, reward_failures=4, failures=(f"<b>no column {step}",))
+        update = UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0, **gap)
+        return replace(REPORT, step=step, counts=counts, update=update)
+
+    async def save(self, step):
+        await self.checkpoints.save(step, writing({}))
+
+    async def evaluate(self, step):
+        return EVALUATION
+
+
+@pytest.mark.parametrize(("name", "steps", "saved"), [("idle", 3, ["step-3"]), ("gap", 1, [])])
+def test_a_run_that_its_numbers_end_leaves_a_report_and_is_an_error(tmp_path, monkeypatch, capsys, name, steps, saved):
+    monkeypatch.setattr(faces_train, "check_data", lambda config: [])
+    monkeypatch.setattr(faces_train, "check_scoring", lambda config: None)
+    monkeypatch.setattr(faces_train, "ray_session", lambda cluster: nullcontext())
+    monkeypatch.setattr(faces_train, "CheckpointingCrew", Idle)
+    config = settings("train.steps=9", f"run.name={name}", f"run.dir={tmp_path}", "log.trackers=[]")
+    with pytest.raises(RunEnded) as ended:
+        faces_train.train(config)
+    assert ended.value.exit_status == 1 and "\n" not in str(ended.value)
+    run = RunDirectory(tmp_path / name)
+    assert [row["step"] for row in run.read_metrics()] == list(range(steps + 1))
+    assert [folder.name for folder in run.checkpoints()] == saved
+    report = run.report.read_text()
+    assert "has no reward: all 4 failed" in report and "&lt;b&gt;no column 1" in report and "<b>no" not in report
+    said = capsys.readouterr().out
+    if name == "idle":
+        assert str(ended.value).startswith("3 steps in a row taught nothing: step 3 has no reward: all 4 failed")
+        assert "'<b>no column 1'; '<b>no column 2'; '<b>no column 3'" in str(ended.value)
+        assert said.count("warning: ") == 3 and "resume=auto" in said
+    else:
+        assert "2.5 apart on average, where rounding in bfloat16 stays under 0.25" in str(ended.value)

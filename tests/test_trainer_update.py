@@ -144,15 +144,16 @@ def reference_step(folder: str, reference_folder: str, updates: list[list[Sample
             group["lr"] = rate
         policy.optimizer.step()
         losses.append(total.item())
-    gaps = [
-        o[mask_of(s)].abs() for u, columns in zip(updates, old, strict=True) for s, o in zip(u, columns, strict=True)
-    ]
+    every = [pair for u, columns in zip(updates, old, strict=True) for pair in zip(u, columns, strict=True)]
+    gaps = [o[mask_of(s)].abs() for s, o in every]
     return {
         "loss": sum(losses) / 2,
         "clip_fraction": clipped / tokens,
         "kl_ref": kl_ref / tokens,
         # The samples say that the sampler gave every token logprob 0.
         "gap_mean": float(torch.cat(gaps).mean()),
+        "fresh": torch.cat([o[10:][mask_of(s)[10:]].abs() for s, o in every]),
+        "advantage_abs": sum(abs(s.advantage) * int(mask_of(s).sum()) for s, _ in every) / tokens,
         "weights": policy.weights(),
     }
 
@@ -162,7 +163,8 @@ def test_two_updates_keep_the_old_logprobs(
     folder: str, tmp_path_factory: pytest.TempPathFactory, world: int, train: dict[str, Any]
 ) -> None:
     other = save_tiny(tmp_path_factory.mktemp("reference"), "qwen3", spread=2.0, seed=1)
-    updates = [[s for s in make_samples(seed, 6) if mask_of(s).any()] for seed in (3, 4)]
+    # From its tenth token on, a sample was drawn by the policy as it is.
+    updates = [[replace(s, fresh=10) for s in make_samples(seed, 6) if mask_of(s).any()] for seed in (3, 4)]
     base = config(folder, updates_per_step=2, **train)
     base["model"]["reference"] = other
     base["train"] = {**base["train"], "steps": 5}
@@ -179,6 +181,9 @@ def test_two_updates_keep_the_old_logprobs(
     assert report.clip_fraction == pytest.approx(expected["clip_fraction"], abs=1e-9) and report.clip_fraction > 0
     assert report.kl_ref == pytest.approx(expected["kl_ref"], rel=1e-4)
     assert report.rollout_gap_mean == pytest.approx(expected["gap_mean"], rel=1e-5)
+    assert report.fresh_gap_mean == pytest.approx(float(expected["fresh"].mean()), rel=1e-5)
+    assert report.fresh_tokens == len(expected["fresh"]) > 0
+    assert report.numbers["advantage_abs"] == pytest.approx(expected["advantage_abs"], rel=1e-6)
     assert worst(weights, expected["weights"]) <= 1e-5
     parts = {"pack", "reference", "old_logprobs", "advantages", "forward_backward", "optimizer"}
     assert set(report.seconds) == parts
@@ -272,3 +277,11 @@ def test_the_schedule_by_hand() -> None:
     # 0.2 + 0.8 x (1 + cos(pi x)) / 2 at x = 0, 1/4, 1/2, 3/4; cos(pi / 4) = 0.70711.
     assert rates(schedule="cosine") == pytest.approx([0.5, 1.0, 1.0, 0.882843, 0.6, 0.317157], abs=1e-6)
     assert learning_rate(OptimizerConfig(**OPTIMIZER), 99, 10) == pytest.approx(1e-4)
+
+
+def test_a_truncated_distribution_is_not_compared_with_the_whole_one(folder: str) -> None:
+    base = config(folder)
+    base["rollout"] = {**base["rollout"], "top_p": 0.9}
+    report = play(1, base, [("update", shares(make_samples(0), 1))])[0][0]
+    assert math.isnan(report.kl) and math.isnan(report.rollout_gap_mean) and math.isnan(report.rollout_gap_max)
+    assert report.fresh_tokens == 0 and report.grad_norm > 0

@@ -68,6 +68,7 @@ def samples(scored: bool) -> st.SearchStrategy[Sample]:
             second=n // 2,
             reference=(advantage, float(n)) if n % 2 else None,
             media=tuple(image(i, 3) for i in range(images)),
+            fresh=n // 3,
         )
 
     return st.builds(sample, keys, lengths, st.floats(-3, 3), st.integers(0, 2))
@@ -163,7 +164,7 @@ def test_a_share_names_an_image_once_and_takes_few_buffers():
     columns, handles = pack_share(share)
     assert len(handles) == 1
     read, buffers, besides = sent(columns)
-    # keys, lengths, tokens, masks, logprobs, advantages, rewards, seconds, media; the rest is names and counts.
-    assert buffers == 9 and besides < 2000
+    # keys, lengths, tokens, masks, logprobs, advantages, rewards, seconds, fresh, media; the rest is names and counts.
+    assert buffers == 10 and besides < 2000
     views = [s.tokens.base for s in read_share(read, handles).updates[0][0]]
     assert all(np.shares_memory(view, read.tokens) for view in views)

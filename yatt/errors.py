@@ -21,6 +21,10 @@ class CheckpointError(ConfigError):
     """A checkpoint is missing, half-written, or belongs to another model."""
 
 
+class RunEnded(YattError):
+    """A run was ended before its last step, or failed in it, for what its numbers say."""
+
+
 class WaitTimeout(YattError):
     """A wait passed its deadline; the message names whom it waited for."""
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import islice
 
 Interval = tuple[float, float]
 """A 95 % confidence interval: its ends."""
+FAILURES, FAILURE_LENGTH = 3, 240
+"""How many texts on failed rewards a step tells of, and how long each may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
     """What the ranks say of a step's updates: global numbers, the same on every rank. `numbers` are those that only
-    some algorithms have, such as `critic_loss` or `pair_accuracy`, by the names under which metrics show them."""
+    some algorithms have, such as `critic_loss` or `pair_accuracy`, by the names under which metrics show them.
+
+    `kl` and the gaps compare the sampler's log-probabilities with the trainer's before the first update; they are not a
+    number where nothing was compared. `fresh_gap_mean` is that of the `fresh_tokens`, which were sampled from the
+    weights that the trainer had then: what is left of it is rounding.
+    """
 
     loss: float
     grad_norm: float
@@ -24,6 +32,8 @@ class UpdateReport:
     clip_fraction: float = 0.0
     rollout_gap_max: float = 0.0
     rollout_gap_mean: float = 0.0
+    fresh_gap_mean: float = 0.0
+    fresh_tokens: int = 0
     trained_tokens: int = 0
     skipped_updates: int = 0
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -36,6 +46,9 @@ class PhaseSpan:
 
     `role` says what the process is there for, `slots` which devices it lives on; controllers and the driver have
     neither. `counts` are numbers of what was done in that time, such as requests and tokens.
+
+    A controller is in one phase of the step after another. Spans of name MOVE are within one, or within an evaluation:
+    slots changed hands. `in_step` leaves them out.
     """
 
     name: str
@@ -45,6 +58,15 @@ class PhaseSpan:
     role: str = ""
     slots: tuple[int, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+MOVE = "move"
+"""The name of a span in which slots change hands."""
+
+
+def in_step(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
+    """Of all spans there are, the controllers' phases of the step, which together are the step."""
+    return [span for span in spans if not span.slots and span.actor != "driver" and span.name != MOVE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +83,22 @@ class Decision:
 class RolloutCounts:
     """Numbers of one step's rollout on one controller; they add up over controllers.
 
-    `groups` are those the step trains on, `groups_carried` of them kept from an earlier step; `groups_missing` what the
-    quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
-    too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
-    `responses` are all that were drawn, of which `scored` count among the rewards; greedy ones do not.
-    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
+    `groups` are those the step trains on, `groups_carried` of them kept from an earlier step, the rewards of
+    `groups_equal` of them all equal; `groups_missing` what the quota lacked in the end. Of `groups_dropped`,
+    `groups_unscored` had too few rewards, and the filter took the others. `groups_surplus` were good but came after the
+    quota was full. Groups aborted, and surplus too stale to carry over, are `groups_wasted` with their `tokens_wasted`;
+    their prompts are offered again.
+
+    `responses` are all that were drawn, of which `scored` count among the rewards, whose ends are `reward_min` and
+    `reward_max`; greedy ones do not. `masked` are those of `groups` left out of training for their length.
+    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`). `failures` says why the first
+    rewards failed: FAILURES texts at most, each of FAILURE_LENGTH characters at most.
     """
 
     groups: int = 0
     groups_dropped: int = 0
+    groups_unscored: int = 0
+    groups_equal: int = 0
     groups_missing: int = 0
     groups_carried: int = 0
     groups_surplus: int = 0
@@ -82,13 +111,17 @@ class RolloutCounts:
     responses: int = 0
     scored: int = 0
     truncated: int = 0
+    masked: int = 0
     response_tokens: int = 0
     prompt_tokens: int = 0
     reward_sum: float = 0.0
     reward_square_sum: float = 0.0
+    reward_min: float | None = None
+    reward_max: float | None = None
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
     response_lengths: Mapping[int, int] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
 
     @property
     def groups_accepted(self) -> int:
@@ -103,10 +136,23 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     for c in counts:
         parts.update(c.part_sums)
         lengths.update(c.response_lengths)
-    special = {"longest_response", "part_sums", "response_lengths"}
+    special = {"longest_response", "reward_min", "reward_max", "part_sums", "response_lengths", "failures"}
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
-    sums["longest_response"] = max(c.longest_response for c in counts)
-    return RolloutCounts(**sums, part_sums=dict(parts), response_lengths=dict(lengths))
+    return RolloutCounts(
+        **sums,
+        longest_response=max(c.longest_response for c in counts),
+        reward_min=min((c.reward_min for c in counts if c.reward_min is not None), default=None),
+        reward_max=max((c.reward_max for c in counts if c.reward_max is not None), default=None),
+        part_sums=dict(parts),
+        response_lengths=dict(lengths),
+        failures=first_failures(text for c in counts for text in c.failures),
+    )
+
+
+def first_failures(texts: Iterable[str]) -> tuple[str, ...]:
+    """The first few that differ, each on one line and not long: a driver may be told of them."""
+    short = (" ".join(text.split())[:FAILURE_LENGTH] for text in texts)
+    return tuple(islice(dict.fromkeys(filter(None, short)), FAILURES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

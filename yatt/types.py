@@ -201,7 +201,8 @@ class Sample:
     labelled response +1 (desirable) or -1. Two sequences that are of use only together are one sample, end to end: the
     chosen and the rejected one of a pair, or a labelled response and one that belongs to another prompt. `second` is
     where the second one begins; 0 where there is one only. Each begins with its prompt. `reference` is how likely the
-    reference finds the trained tokens of both, where that was worked out beforehand: sums of log-probabilities.
+    reference finds the trained tokens of both, where that was worked out beforehand: sums of log-probabilities. Tokens
+    from `fresh` on were sampled under the policy's version that is trained, those before it under earlier ones.
     """
 
     key: SampleKey
@@ -213,6 +214,7 @@ class Sample:
     second: int = 0
     reference: tuple[float, float] | None = None
     media: tuple[Media, ...] = ()
+    fresh: int = 0
 
     @property
     def trained_tokens(self) -> int:
@@ -251,7 +253,8 @@ class PackedBatch:
     """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
     `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
     [S] has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S] are the
-    reference's log-probabilities of each sequence, where they were worked out beforehand."""
+    reference's log-probabilities of each sequence, where they were worked out beforehand. `fresh` [T] are the trained
+    tokens that were sampled under the policy's version now, where the sampler's log-probabilities are there."""
 
     tokens: torch.Tensor
     position_ids: torch.Tensor
@@ -262,6 +265,7 @@ class PackedBatch:
     rollout_logprobs: torch.Tensor | None
     denominator: Denominator
     ref_sums: torch.Tensor | None = None
+    fresh: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,13 +24,15 @@ def samples(
     max_tokens: int,
     shaper: RewardShaper | None = None,
     weights: Mapping[str, float] | None = None,
+    version: int = 0,
 ) -> list[Sample]:
     """One sample per trajectory, in order, with its shaped reward and its group advantage, where the algorithm has one.
 
-    `max_tokens` is the response limit. `shaper` knows the rewards of earlier steps; a new one does not. `weights` are
-    those of a score's parts (`part_weights`), which only `gdpo` looks at. With `reinforce_plus_plus_baseline` a reward
-    comes less its group's mean. Where `algorithm.overlong` is `mask`, a response that hit the limit is left out of the
-    samples, its reward staying in its siblings' baseline (it was judged like them).
+    `max_tokens` is the response limit, `version` the policy's now. `shaper` knows the rewards of earlier steps; a new
+    one does not. `weights` are those of a score's parts (`part_weights`), which only `gdpo` looks at. With
+    `reinforce_plus_plus_baseline` a reward comes less its group's mean. Where `algorithm.overlong` is `mask`, a
+    response that hit the limit is left out of the samples, its reward staying in its siblings' baseline (it was judged
+    like them).
     """
     shaper = shaper or RewardShaper(config, max_tokens)
     placed = [(number, trajectory) for number, group in enumerate(groups) for trajectory in group.trajectories]
@@ -53,10 +55,17 @@ def samples(
             advantage=advantage,
             reward=reward,
             media=trajectory.prompt.media,
+            fresh=_fresh(trajectory, version),
         )
         for (_, trajectory), advantage, reward in zip(placed, advantages.tolist(), rewards.tolist(), strict=True)
         if not (config.overlong == "mask" and trajectory.finish == "length")
     ]
+
+
+def _fresh(trajectory: Trajectory, version: int) -> int:
+    """Where the tokens begin that the policy drew as it is now; a version is never followed by an older one."""
+    starts = [span.start for span in trajectory.spans if span.version >= version]
+    return len(trajectory.prompt.tokens) + min(starts, default=trajectory.response_tokens)
 
 
 def _outcomes(

@@ -120,8 +120,8 @@ def read_requests(columns: RequestColumns, opened: Sequence[Any]) -> list[tuple[
 class ShareColumns(NamedTuple):
     """A share: `counts[u][m]` samples of micro-batch m of update u, whose columns lie end to end; sample i has the
     images `media[i]`, and `images` says how many each of those are. `logprobs` is None where the samples have none.
-    keys [n, 2], lengths, advantages, rewards and seconds [n], masks, tokens and logprobs end to end. `references` are
-    pairs, or None."""
+    keys [n, 2], lengths, advantages, rewards, seconds and fresh [n], masks, tokens and logprobs end to end.
+    `references` are pairs, or None."""
 
     head: tuple[int, int, int, tuple[int, ...], tuple[Denominator, ...]]
     counts: list[list[int]]
@@ -133,6 +133,7 @@ class ShareColumns(NamedTuple):
     advantages: np.ndarray
     rewards: np.ndarray
     seconds: np.ndarray
+    fresh: np.ndarray
     references: list[tuple[float, float] | None]
     media: np.ndarray
     images: list[int]
@@ -154,6 +155,7 @@ def pack_share(share: Share) -> tuple[ShareColumns, list[Any]]:
         advantages=np.array([s.advantage for s in every], dtype=np.float64),
         rewards=np.array([s.reward for s in every], dtype=np.float64),
         seconds=np.array([s.second for s in every], dtype=np.int64),
+        fresh=np.array([s.fresh for s in every], dtype=np.int64),
         references=[s.reference for s in every],
         media=media,
         images=[len(images) for images in held],
@@ -176,8 +178,9 @@ def read_share(columns: ShareColumns, opened: Sequence[Any]) -> Share:
             second=second,
             reference=reference,
             media=media[m],
+            fresh=fresh,
         )
-        for key, tokens, mask, logprobs, advantage, reward, second, reference, m in zip(
+        for key, tokens, mask, logprobs, advantage, reward, second, fresh, reference, m in zip(
             _read_keys(columns.keys),
             _cut(columns.tokens, lengths),
             _cut(columns.masks, lengths),
@@ -185,6 +188,7 @@ def read_share(columns: ShareColumns, opened: Sequence[Any]) -> Share:
             columns.advantages.tolist(),
             columns.rewards.tolist(),
             columns.seconds.tolist(),
+            columns.fresh.tolist(),
             columns.references,
             columns.media.tolist(),
             strict=True,

@@ -20,6 +20,7 @@ from yatt.config.schema import (
     KlConfig,
     RolloutConfig,
     Section,
+    truncates,
 )
 from yatt.errors import ConfigError
 
@@ -122,10 +123,19 @@ def _correction(config: Config) -> Iterator[str]:
                 f"{setting}={value} has no meaning with algorithm.correction.level=none; "
                 f"leave it at {default}, or use level token, sequence or geometric"
             )
-    elif correction.low > correction.high:
+        return
+    if correction.low > correction.high:
         yield (
             f"algorithm.correction.low={correction.low} is over algorithm.correction.high={correction.high}; "
             "give the lower bound first"
+        )
+    rollout = config.rollout
+    if truncates(rollout):
+        setting = f"rollout.top_p={rollout.top_p}" if rollout.top_p < 1 else f"rollout.top_k={rollout.top_k}"
+        yield (
+            f"algorithm.correction.level={correction.level} weighs by the trainer's probability among all tokens over "
+            f"the engine's among those that {setting} keeps, which is too small for every token; use rollout.top_p=1 "
+            "and rollout.top_k=-1, or level none"
         )
 
 

@@ -16,7 +16,7 @@ from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
 from yatt.config.models import facts_beside, models_beside, policy_facts
 from yatt.config.placement import placement_mistakes, slot_memory, train_slots
-from yatt.config.schema import Config, TrainConfig
+from yatt.config.schema import Config, TrainConfig, truncates
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
 from yatt.placement import cost
@@ -363,8 +363,11 @@ def _warnings(case: Case) -> Iterator[str]:
     updates = (train.steps - config.critic.warmup_steps) * train.updates_per_step * train.epochs_per_step
     if warmup >= updates:
         yield f"train.optimizer.warmup_steps={warmup} does not end within the run's {updates} updates"
-    if not case.offline and (config.rollout.top_p < 1 or config.rollout.top_k > 0):
-        yield "rollout.top_p and rollout.top_k cut tokens off that the trainer's logprobs still count; 1 and -1 do not"
+    if not case.offline and truncates(config.rollout):
+        yield (
+            "rollout.top_p and rollout.top_k cut tokens off that the trainer's logprobs still count, so the gap to the "
+            "engine and the kl to the rollout policy are not measured; with 1 and -1 they are"
+        )
 
 
 def _divisors(number: int) -> list[int]:

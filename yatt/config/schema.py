@@ -180,8 +180,16 @@ class RolloutConfig(Section):
     max_staleness: int = Field(
         0, ge=0, description="Oldest groups trained, in updates: carried over, or (disaggregated) drawn ahead."
     )
+    engine_gap: Literal["stop", "warn"] = Field(
+        "stop", description="What the first step does where engine and trainer differ by more than rounding."
+    )
     sleep: bool = Field(True, description="Free the engines' KV cache while training.")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="The engine's own options, passed through.")
+
+
+def truncates(rollout: RolloutConfig) -> bool:
+    """Whether tokens are sampled from the likeliest ones only."""
+    return rollout.top_p < 1 or rollout.top_k > 0
 
 
 class RewardFunctionConfig(Section):
@@ -253,6 +261,7 @@ class CriticConfig(Section):
 
 class TrainConfig(Section):
     steps: int = Field(..., ge=1, description="Steps of the whole run.")
+    idle_steps: int = Field(3, ge=0, description="Steps in a row that teach nothing, after which a run ends; 0: none.")
     batch_size: int = Field(..., ge=1, description="Prompts per step (sft: sequences), over all controllers.")
     updates_per_step: int = Field(1, ge=1, description="Optimizer updates a step's samples are divided into.")
     epochs_per_step: int = Field(1, ge=1, description="Passes over a step's samples.")

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from yatt.algorithm.filter import AcceptanceRate, Filter
+from yatt.algorithm.filter import AcceptanceRate, Filter, all_equal
 from yatt.config.algorithms import LONE
 from yatt.config.schema import RolloutConfig
 from yatt.controller.router import Router
 from yatt.errors import BackendError
 from yatt.histogram import histogram
 from yatt.protocols import Scorer, Source
-from yatt.reports import RolloutCounts, add_counts
+from yatt.reports import RolloutCounts, add_counts, first_failures
 from yatt.types import Group, Prompt, Request, SampleKey, SamplingParams, Trajectory
 
 Decode = Callable[[np.ndarray], str]
@@ -110,6 +110,7 @@ class _Tally:
     finished: list[Group] = field(default_factory=list)
     greedy: list[Trajectory] = field(default_factory=list)  # scored, of groups in `finished`
     dropped: int = 0
+    unscored: int = 0  # of those dropped
     surplus: int = 0
     wasted: int = 0
     tokens_wasted: int = 0
@@ -192,13 +193,14 @@ class Rollouter:
     def unreported(self, ahead: RolloutCounts) -> RolloutCounts:
         """At rest: the numbers of all that ended since the last report. `ahead` are those of groups collected for a
         step that has not begun: they are carried over, so they count there as surplus does."""
-        surplus = dict(groups_surplus=ahead.groups_accepted, groups_missing=0, groups_carried=0)
+        surplus = dict(groups_surplus=ahead.groups_accepted, groups_equal=0, groups_missing=0, groups_carried=0)
         return add_counts([replace(ahead, groups=0, **surplus), _count(self._tally, 0, 0), self._earlier])
 
     def restore(self, unreported: Mapping[str, Any]) -> None:
-        """Report these numbers with the next step's; of a checkpoint, where keys are texts."""
+        """Report these numbers with the next step's; of a checkpoint, where keys are texts, and tuples lists."""
         lengths = {int(length): count for length, count in unreported.get("response_lengths", {}).items()}
-        self._earlier = RolloutCounts(**{**unreported, "response_lengths": lengths})
+        failures = tuple(unreported.get("failures", ()))
+        self._earlier = RolloutCounts(**{**unreported, "response_lengths": lengths, "failures": failures})
 
     def _draw(self, quota: int) -> None:
         """Start as many prompts as the groups missing are likely to take."""
@@ -236,10 +238,12 @@ class Rollouter:
             return
         tally.finished.append(group)
         tally.greedy += [t for t in outcome[self._config.n :] if group.baseline is not None]
-        good = usable(group, self._advantage) and not self._drop(group.rewards)
+        enough = usable(group, self._advantage)
+        good = enough and not self._drop(group.rewards)
         self.rate.see(good)
         if not good:
             tally.dropped += 1
+            tally.unscored += not enough
         elif len(tally.kept) < quota and self._fresh(group, version):
             tally.kept.append(group)
         else:
@@ -312,6 +316,8 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
     return RolloutCounts(
         groups=len(tally.kept),
         groups_dropped=tally.dropped,
+        groups_unscored=tally.unscored,
+        groups_equal=sum(all_equal(group.rewards) for group in tally.kept),
         groups_missing=quota - len(tally.kept),
         groups_carried=carried,
         groups_surplus=tally.surplus,
@@ -328,7 +334,10 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
         prompt_tokens=sum(len(t.prompt.tokens) for t in drawn),
         reward_sum=sum(rewards),
         reward_square_sum=sum(r * r for r in rewards),
+        reward_min=min(rewards, default=None),
+        reward_max=max(rewards, default=None),
         longest_response=max(lengths, default=0),
         part_sums=dict(parts),
         response_lengths=histogram(lengths),
+        failures=first_failures(t.score.detail for t in failed if t.score is not None),
     )

@@ -16,7 +16,7 @@ from yatt.controller.router import Router
 from yatt.errors import BackendError
 from yatt.placement.plan import Phase, Role
 from yatt.protocols import EVERY_NODE, Peers, Trainer
-from yatt.reports import Decision
+from yatt.reports import MOVE, Decision
 from yatt.types import WeightManifest
 
 Engine = tuple[Role, int]
@@ -122,7 +122,7 @@ class Stage:
             async with self._changing:
                 if (holders := await self._director.look()) is not None:
                     start = self._recorder.clock.now()
-                    async with self._recorder.phase("move"):
+                    async with self._recorder.phase(MOVE):
                         await self._place(holders)
                     self._director.switched(self._recorder.clock.now() - start)
 

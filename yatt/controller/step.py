@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Generic, TypeVar
 
 from yatt.algorithm.rewards import RewardShaper
@@ -18,11 +18,12 @@ from yatt.controller.stage import Publisher, Stage
 from yatt.controller.survey import Survey
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
-from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts
+from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts, in_step
 from yatt.types import Group, Prompt, Sample
 
 T = TypeVar("T", Prompt, Sample)
-ToSamples = Callable[[Sequence[Group]], list[Sample]]
+ToSamples = Callable[..., list[Sample]]
+"""Of scored groups, and `version`, the policy's that is going to learn from them."""
 OnGroups = Callable[[int, Sequence[Group]], None]
 Collected = tuple[list[Group], RolloutCounts]
 
@@ -83,8 +84,8 @@ class Desk(Generic[T]):
         decisions: tuple[Decision, ...] = (),
     ) -> StepReport:
         spans = self.recorder.take()
-        phases: Counter[str] = Counter()
-        for span in spans:
+        own, phases = in_step(spans), Counter[str]()
+        for span in own:
             phases[span.name] += span.stop - span.start
         return StepReport(
             step=step,
@@ -95,7 +96,7 @@ class Desk(Generic[T]):
             update=update,
             phases=dict(phases),
             spans=spans,
-            seconds=spans[-1].stop - spans[0].start,
+            seconds=max(span.stop for span in own) - min(span.start for span in own),
             bad_rows=self.bad_rows,
             generators=generators,
             decisions=decisions,
@@ -146,7 +147,9 @@ class Controller:
             await self.stage.enter("rollout", self.responses / self.rollouter.rate.value)
             groups, counts = await self._collected(step)
         async with phase("balance"):
-            shares = await self.desk.exchange.balance(step, self.to_samples(groups))
+            samples = self.to_samples(groups, version=self.desk.version)
+            counts = replace(counts, masked=sum(len(group.trajectories) for group in groups) - len(samples))
+            shares = await self.desk.exchange.balance(step, samples)
         async with phase("train"):
             await self.stage.enter("train")
             update = await self.desk.trainer.update(shares)

@@ -13,7 +13,7 @@ from yatt.faces.chart import COLOURS, Series, line_chart, number, percent, ticks
 from yatt.faces.metrics import union
 from yatt.faces.timeline import DECISION, Steps
 from yatt.placement.plan import POLICY, TRAINER
-from yatt.reports import PhaseSpan
+from yatt.reports import PhaseSpan, in_step
 
 KINDS: Mapping[str, Sequence[str]] = {
     "sampling": ("sample", "rollout"),
@@ -75,7 +75,7 @@ def _homes(spans: Iterable[PhaseSpan]) -> Homes:
 def _window(spans: Sequence[PhaseSpan]) -> Window | None:
     """When the controllers were in the step; the driver evaluates and saves outside it. Slots move within rollouts, and
     within evaluations, which are not in the step."""
-    loop = [s for s in spans if not s.slots and s.actor != "driver" and s.name != "move" and s.start < s.stop]
+    loop = [span for span in in_step(spans) if span.start < span.stop]
     return (min(s.start for s in loop), max(s.stop for s in loop)) if loop else None
 
 

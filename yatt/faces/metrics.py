@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from yatt.histogram import quantile
-from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport
+from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport, in_step
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
@@ -20,9 +20,11 @@ def metrics_row(
     *,
     evaluation: EvaluationReport | None = None,
     driver_payload_bytes: int = 0,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A step as one row. Rollout numbers are 0 where nothing was rolled out (offline algorithms); accuracies, and what
-    only some algorithms have, are there where they were measured.
+    """A step as one row. Rollout numbers are 0 where nothing was rolled out (offline algorithms), those of rewards null
+    where none was given; accuracies, and what only some algorithms have, are there where they were measured.
+    `warnings` are what was said of the step.
 
     `tokens_per_s` counts response tokens (offline: trained tokens) over the whole step. `overhead` is the share of the
     step in which nobody was in one of `WORK_PHASES`; evaluating and saving are in neither. Times are in seconds.
@@ -41,6 +43,7 @@ def metrics_row(
         "decisions": [{"at": d.at, "text": d.text, "slots": dict(d.slots)} for d in report.decisions],
         "overhead": overhead(report),
         "driver_payload_bytes": driver_payload_bytes,
+        "warnings": list(warnings),
     }
     return row | _evaluation_numbers(evaluation)
 
@@ -72,7 +75,12 @@ def overhead(report: StepReport) -> float:
 
 
 def _covered(report: StepReport, names: Sequence[str]) -> float:
+    """Seconds of the step in which somebody was in one of these: an engine's or rank's spans may be of before it."""
     spans = [span for span in report.spans if _kind(span.name) in names]
+    own = in_step(report.spans)
+    if own:
+        start, stop = min(span.start for span in own), max(span.stop for span in own)
+        spans = [replace(s, start=max(s.start, start), stop=min(s.stop, stop)) for s in spans]
     return union(spans) if spans else sum(s for name, s in report.phases.items() if _kind(name) in names)
 
 
@@ -92,10 +100,11 @@ def union(spans: Iterable[PhaseSpan]) -> float:
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     scored, responses = max(1, counts.scored), max(1, counts.responses)
     mean = counts.reward_sum / scored
+    deviation = math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean))
     sums = {name: n for name, n in asdict(counts).items() if not name.endswith(("_sum", "_sums", "_lengths"))}
     return sums | {
-        "reward_mean": mean,
-        "reward_std": math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean)),
+        "reward_mean": mean if counts.scored else None,
+        "reward_std": deviation if counts.scored else None,
         "parts": {name: total / scored for name, total in counts.part_sums.items()},
         "response_length_mean": counts.response_tokens / responses,
         "response_length_p50": min(quantile(counts.response_lengths, 0.5), counts.longest_response),

@@ -6,6 +6,7 @@ On a terminal: lines that scroll, above a live region that redraws 4 times a sec
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -116,17 +117,17 @@ class Progress:
         """The row's numbers, the most telling first."""
         fields = []
         if self.kind == "offline" and row["step"] > 0:
-            fields = [_field("loss", f"{_number(row['loss']):.4f}"), *_preferences(row)]
+            fields = [_field("loss", _text(row["loss"], ".4f")), *_preferences(row)]
         elif row["step"] > 0:
-            fields = [_field("reward", f"{_number(row['reward_mean']):.3f}")]
+            fields = [_field("reward", _text(row["reward_mean"], ".3f"))]
         for key, (name, form) in HELD_OUT.items():
             if row.get(key) is not None:
                 fields.append(_field(name, format(row[key], form), "bold green"))
         if row["step"] == 0:
             return fields
         if self.kind == "rl":
-            fields.append(_field("kl", f"{_number(row['kl']):.1e}"))
-            fields += [_field("critic", f"{_number(row['critic_loss']):.3f}")] if "critic_loss" in row else []
+            fields.append(_field("kl", _text(row["kl"], ".1e")))
+            fields += [_field("critic", _text(row["critic_loss"], ".3f"))] if "critic_loss" in row else []
             fields.append(_field("len", f"{row['response_length_mean']:.0f}/{row['longest_response']}"))
         fields.append(_field("tok/s", _short(row["tokens_per_s"])))
         fields.append(Text(f"{row['seconds']:.2f} s"))
@@ -146,7 +147,7 @@ class Progress:
         if self._row is not None:
             grid = Table.grid(padding=(0, 1), expand=False)
             bar = ProgressBar(total=self.total, completed=self._row["step"], width=max(8, self.console.width // 3))
-            latest = "" if self.kind == "rl" else f" loss {_number(self._row['loss']):.4f}"
+            latest = "" if self.kind == "rl" else f" loss {_text(self._row['loss'], '.4f')}"
             grid.add_row(bar, Text(f"{self._row['step']}/{self.total}{latest} ETA {_clock(self._eta())}", no_wrap=True))
             rows.append(grid)
         return Group(*rows)
@@ -173,6 +174,11 @@ def _phases(phases: Mapping[str, float]) -> Text:
 
 def _field(name: str, value: str, style: str = "none") -> Text:
     return Text.assemble((f"{name} ", "dim"), (value, style))
+
+
+def _text(value: float | None, form: str) -> str:
+    """A number in its form; of one that nothing was measured of, a dash."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def _number(value: float | None) -> float:

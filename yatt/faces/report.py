@@ -20,9 +20,12 @@ from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.rundir import RunDirectory, replace_text
 from yatt.faces.split import split
 from yatt.faces.trajectories import first_and_last
+from yatt.reports import first_failures
 
 Row = Mapping[str, Any]
 FROM_ZERO = {"zero": True}
+FIRST_SAID, LAST_SAID = 5, 5
+"""Warnings shown of those that steps had; the others are counted."""
 LARGEST = ("longest_response", "rollout_gap_max")
 SIDES = {side: f"{side}_reward" for side in ("chosen", "rejected", "desirable", "undesirable")}
 KL = {"to rollout policy": "kl", "to reference": "kl_ref", "in the reward": "kl_reward"}
@@ -38,6 +41,7 @@ CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
     ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
     ("KL divergence", "nats / token", KL, {}),
     ("Weight of the KL in the reward", "coefficient", {"coefficient": "kl_coefficient"}, FROM_ZERO),
+    ("Advantages", "mean size", {"size": "advantage_abs"}, FROM_ZERO),
     ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, FROM_ZERO),
     ("Learning rate", "per update", {"rate": "learning_rate"}, FROM_ZERO),
     ("Clipped tokens", "share", {"policy": "clip_fraction", "values": "value_clip_fraction"}, FROM_ZERO),
@@ -142,17 +146,24 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
     idle = 0 if _is_offline(config) else sum(row["groups"] == 0 for row in updates)
     lost = sum(row.get("loss") is None for row in updates)
     cut = updates[-1]["truncated"] if updates else 0.0
+    texts = "".join(
+        f"; {text!r}" for text in first_failures(text for row in rows for text in row.get("failures") or ())
+    )
     found = {
         f"The run stands at step {last} of {planned}.": bool(planned) and last < planned,
         f"Rewards that failed, their responses left out: {total('reward_failures')} "
-        f"({total('reward_timeouts')} by running out of time).": total("reward_failures"),
+        f"({total('reward_timeouts')} by running out of time){escape(texts)}.": total("reward_failures"),
         f"Updates skipped, their gradient not finite: {total('skipped_updates')}.": total("skipped_updates"),
         f"Steps whose loss is not finite: {lost}.": lost,
         f"Steps with no group left to learn from: {idle}.": idle,
         f"Share of the last step's responses cut off at rollout.max_tokens: {percent(cut)}.": cut > 0.25,
         "Payload bytes passed through the driver; there should be none.": total("driver_payload_bytes"),
     }
-    items = [f"<li>{text}</li>" for text, true in found.items() if true]
+    said = [text for row in rows for text in row.get("warnings") or ()]
+    left = len(said) - FIRST_SAID - LAST_SAID
+    if left > 0:
+        said[FIRST_SAID:-LAST_SAID] = [f"({left:,} more warnings, in metrics.jsonl)"]
+    items = [f"<li>{text}</li>" for text, true in found.items() if true] + [f"<li>{escape(text)}</li>" for text in said]
     return f'<ul class="warn">{"".join(items)}</ul>' if items else ""
 
 

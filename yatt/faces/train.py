@@ -19,7 +19,7 @@ from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
-from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.errors import BackendError, ConfigError, RunEnded, WaitTimeout
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
@@ -30,6 +30,7 @@ from yatt.faces.trackers import Trackers
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
+from yatt.watch import Watch, unscored
 
 
 def train(config: Config) -> int:
@@ -61,6 +62,9 @@ def train(config: Config) -> int:
             except asyncio.CancelledError:
                 write_report(run.path)
                 return 130
+            except RunEnded:
+                write_report(run.path)
+                raise
             except (BackendError, WaitTimeout):
                 write_report(run.path)
                 if run.latest_checkpoint():
@@ -79,7 +83,7 @@ async def _train(
     with ray_session(config.cluster):
         crew = CheckpointingCrew(config, run.path, lambda name, state: progress.phase(name, state), checkpoints)
         supervisor = Supervisor(config, crew, journal, WallClock())
-        journal.crew = crew
+        journal.crew, journal.stop = crew, supervisor.stop
         try:
             with interruptible(supervisor.stop, progress.note):
                 await crew.start(model=config.model.path, train=True, generate=config.algorithm.recipe.reinforces)
@@ -97,6 +101,8 @@ async def _train(
             journal.close()
     report = write_report(run.path)
     progress.finish(summary(config, run, last, report))
+    if journal.ending is not None:
+        raise RunEnded(journal.ending)
     if last < config.train.steps:
         return 130
     return 0 if saved(run, last) else 1
@@ -160,22 +166,35 @@ class RunJournal:
         self._progress = progress
         self._trackers = Trackers(config.log.trackers, run.path, config.model_dump(mode="json"), warn=progress.warn)
         self.crew: ClusterCrew | None = None
+        self.stop: Callable[[], object] = bool
+        self.ending: str | None = None  # why the run has to end after the step under way
+        self._watch = Watch(config)
         self._generators = 0
         self._splits: list[Mapping[str, int]] = []
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
         controllers = self.crew.controllers if self.crew else 0
         phases = {span.name: span.stop - span.start for span in spans}
+        if warning := unscored(0, evaluation):
+            self._progress.warn(warning)
         self._append(first_row(evaluation, controllers=controllers, phases=phases), spans)
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
         for line in self._moves(report):
             self._progress.note(line)
-        for warning in self._lacks(report):
+        found = self._watch.look(report)
+        warnings = [*filter(None, (*found.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
+        for warning in warnings:
             self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
-        row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload)
+        said = [*warnings, *filter(None, (found.idle, found.broken))]
+        row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload, warnings=said)
         self._append(row, (*report.spans, *spans, *map(mark, report.decisions)))
+        if found.broken is not None:
+            raise RunEnded(found.broken)
+        if found.idle is not None:
+            self.ending = found.idle
+            self.stop()
 
     def _moves(self, report: StepReport) -> Iterator[str]:
         """Decisions of a step whose splits are other ones than those of the step before."""
@@ -187,22 +206,7 @@ class RunJournal:
                 yield f"step {report.step}, placement: {left} more decisions, all in {self._run.metrics}"
         self._splits = splits
 
-    def _lacks(self, report: StepReport) -> Iterator[str]:
-        """What a step went without: groups of its quota, engines that died."""
-        counts, batch = report.counts, self._config.train.batch_size
-        if counts is not None and counts.groups_missing:
-            refills = self._config.rollout.max_refills
-            few = counts.refills < refills * (batch // report.controllers)  # no controller drew all that it may
-            why = "no prompt is left" if few else f"rollout.max_refills={refills} allows no more prompts"
-            yield (
-                f"step {report.step} trains on {counts.groups} of {batch} groups: {counts.groups_dropped} were dropped "
-                f"and {why}"
-            )
-        if counts is not None and counts.responses and not counts.scored:
-            yield (
-                f"step {report.step}: no reward could be given ({counts.reward_failures} failed, "
-                f"{counts.reward_timeouts} timed out); why is in log/controller-*.log"
-            )
+    def _deaths(self, report: StepReport) -> Iterator[str]:
         if report.generators < self._generators:
             yield f"going on with {report.generators} generator(s): one died; its last words are in log/generator-*.log"
         self._generators = report.generators

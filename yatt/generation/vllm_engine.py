@@ -43,6 +43,7 @@ DEFAULTS: dict[Device, dict[str, Any]] = {
     ),
     "cuda": dict(gpu_memory_utilization=0.5),
 }
+SAMPLING = "rollout.temperature, rollout.top_p and rollout.top_k"
 # What the adapter rests on, and what other settings already say.
 RESERVED = {
     "model": "model.path",
@@ -58,6 +59,9 @@ RESERVED = {
     "pipeline_parallel_size": None,
     "data_parallel_size": None,
     "logprobs_mode": None,
+    "logits_processors": None,  # tokens would come from another distribution than the trainer's
+    "generation_config": SAMPLING,  # of no effect below vLLM's output layer, nor is the file in the model's folder
+    "override_generation_config": SAMPLING,
     "skip_tokenizer_init": None,
     "worker_extension_cls": None,
 }

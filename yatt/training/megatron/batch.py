@@ -79,9 +79,10 @@ def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.devi
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    rollout = None
+    rollout = fresh = None
     if samples[0].rollout_logprobs is not None:
         rollout = put(np.concatenate([s.rollout_logprobs for s in samples]).astype(np.float32))
+        fresh = put(mask & np.concatenate([np.arange(len(s.tokens)) >= s.fresh for s in samples]))
     total = int(bounds[-1])
     all_tokens, all_positions = put(tokens), put(positions)
     batch = PackedBatch(
@@ -94,6 +95,7 @@ def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.devi
         rollout_logprobs=rollout,
         denominator=denominator,
         ref_sums=None if samples[0].reference is None else put(np.float32([s.reference for s in samples]).reshape(-1)),
+        fresh=fresh,
     )
     return MicroBatch(
         batch=batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from yatt.algorithm.kl import AdaptiveCoefficient, kl
 from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
 from yatt.algorithm.own import load_loss, load_token_estimator
 from yatt.config.algorithms import TOKEN_ADVANTAGES
-from yatt.config.schema import Config
+from yatt.config.schema import Config, truncates
 from yatt.training.megatron.batch import MicroBatch, token_logprobs, token_values
 from yatt.training.megatron.measure import Measurements
 from yatt.training.megatron.model import Head
@@ -27,7 +28,8 @@ class Reinforcement:
 
     head: Head = "tokens"
     sums = (
-        *("entropy", "clipped", "kl_ref", "measured", "kl", "gap", "penalty", "prepared"),
+        *("entropy", "clipped", "kl_ref", "measured", "kl", "gap", "fresh", "fresh_gap", "penalty", "prepared"),
+        *("advantage", "advised"),
         *("weight", "squared_weight", "corrected"),
         *("critic_loss", "critic_tokens", "critic_clipped"),
         *("valued", "returns", "squared_returns", "errors", "squared_errors"),
@@ -43,6 +45,8 @@ class Reinforcement:
         self.coefficient = AdaptiveCoefficient(penalty.coefficient, penalty.target, penalty.horizon)
         # The sampler's logprobs are those of its tempered distribution, so the trainer's are too.
         self.temperature = config.rollout.temperature or 1.0
+        # Those of a truncated distribution are another thing than the trainer's, of all tokens.
+        self._comparable = not truncates(config.rollout)
 
     def asks_policy(self, updates: int) -> bool:
         own = self._estimate is not None and self._settings.advantage is not None
@@ -56,11 +60,12 @@ class Reinforcement:
         """Compare with the sampler, and make the step's advantages."""
         for micro in micro_batches:
             if micro.old_logprobs is not None:
-                _compare(micro, micro.old_logprobs, seen)
+                self._compare(micro, micro.old_logprobs, seen)
         advantages, returns = self._advantages(micro_batches, seen)
         sizes = [len(micro.batch.tokens) for micro in micro_batches]
         for micro, column in zip(micro_batches, advantages.split(sizes), strict=True):
             micro.advantages = column
+            seen.add(advantage=column[micro.batch.loss_mask].double().abs().sum(), advised=micro.trained)
         if returns is not None:
             for micro, column in zip(micro_batches, returns.split(sizes), strict=True):
                 micro.returns = column
@@ -118,7 +123,7 @@ class Reinforcement:
         logprobs, entropy = token_logprobs(output, batch, self.temperature, self._groups.tp)
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         if micro.old_logprobs is None:
-            _compare(micro, old, seen)
+            self._compare(micro, old, seen)
         result = policy_loss(
             logprobs,
             old,
@@ -144,6 +149,17 @@ class Reinforcement:
                 distance = kl(logprobs, micro.ref_logprobs, settings.kl.kind)
                 value = value + settings.kl.coefficient * self._aggregate(distance, micro)
         return value
+
+    def _compare(self, micro: MicroBatch, logprobs: Tensor, seen: Measurements) -> None:
+        """How far these logprobs are from the sampler's, on trained tokens."""
+        batch, mask = micro.batch, micro.batch.loss_mask
+        if batch.rollout_logprobs is None or batch.fresh is None or not (micro.trained and self._comparable):
+            return
+        sampled, computed = batch.rollout_logprobs[mask], logprobs[mask]
+        gap, fresh = (computed - sampled).abs(), batch.fresh[mask]
+        seen.add(measured=len(gap), gap=gap.sum(), kl=kl(sampled, computed, "k3").sum())
+        seen.add(fresh=fresh.sum(), fresh_gap=gap[fresh].sum())
+        seen.gap(gap.max())
 
     def critic_loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         """As `loss`, of the critic's values."""
@@ -191,14 +207,16 @@ class Reinforcement:
         )
 
     def report(self, total: Mapping[str, float]) -> dict[str, Any]:
-        tokens, measured = max(1.0, total["tokens"]), max(1.0, total["measured"])
+        tokens, measured = max(1.0, total["tokens"]), total["measured"] or math.nan
         return {
             "entropy": total["entropy"] / tokens,
             "kl": total["kl"] / measured,
             "kl_ref": total["kl_ref"] / tokens,
             "clip_fraction": total["clipped"] / tokens,
-            "rollout_gap_max": total["gap_max"],
+            "rollout_gap_max": total["gap_max"] if total["measured"] else math.nan,
             "rollout_gap_mean": total["gap"] / measured,
+            "fresh_gap_mean": total["fresh_gap"] / (total["fresh"] or math.nan),
+            "fresh_tokens": int(total["fresh"]),
             "numbers": self._numbers(total, tokens),
         }
 
@@ -216,7 +234,7 @@ class Reinforcement:
             self.coefficient.update(total["penalty"] / total["prepared"], responses)
 
     def _numbers(self, total: Mapping[str, float], tokens: float) -> dict[str, float]:
-        numbers = {}
+        numbers = {"advantage_abs": total["advantage"] / total["advised"]} if total["advised"] else {}
         if self._penalised:
             numbers |= {"kl_reward": total["penalty"] / max(1.0, total["prepared"])}
             numbers |= {"kl_coefficient": self.coefficient.value}
@@ -231,14 +249,3 @@ class Reinforcement:
             numbers |= {"explained_variance": 1 - of_errors / of_returns if of_returns > 0 else 0.0}
             numbers |= {"return_mean": total["returns"] / valued}
         return numbers
-
-
-def _compare(micro: MicroBatch, logprobs: Tensor, seen: Measurements) -> None:
-    """How far these logprobs are from the sampler's, on trained tokens."""
-    batch = micro.batch
-    if batch.rollout_logprobs is None or not micro.trained:
-        return
-    sampled, computed = batch.rollout_logprobs[batch.loss_mask], logprobs[batch.loss_mask]
-    gap = (computed - sampled).abs()
-    seen.add(measured=len(gap), gap=gap.sum(), kl=kl(sampled, computed, "k3").sum())
-    seen.gap(gap.max())
