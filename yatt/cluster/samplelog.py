@@ -32,7 +32,9 @@ class SampleLog:
     def _write(self, kind: Literal["step", "eval"], step: int, chosen: Sequence[Trajectory], mode: Any) -> None:
         if not chosen or not self._limit:
             return
-        with open(self._folder / f"{kind}-{step}.c{self._index}.jsonl", "w", encoding="utf-8") as out:
+        name = f"{kind}-{step}.c{self._index}.jsonl"
+        # What a user's row or reward says may be no text that UTF-8 has: it is escaped, as JSON does it.
+        with open(self._folder / name, "w", encoding="utf-8", errors="backslashreplace") as out:
             for t in chosen:
                 row = {
                     "step": step,
