@@ -13,6 +13,7 @@ from yatt.data.loader import CHECKED, Encode, check_rows, encode_row
 from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import RowSource
 from yatt.data.source import open_evaluation, open_source
+from yatt.data.turns import Turn
 from yatt.errors import DataError
 from yatt.functions import find
 from yatt.reward.filter import load_filter
@@ -70,6 +71,7 @@ def check_scoring(config: Config) -> None:
 
 def _sources(config: Config) -> Iterator[tuple[str, RowSource, Encode[object]]]:
     tokenizer = load_tokenizer(config.model.path)
+    _ = Turn(tokenizer).stops  # an engine reads them once it has started
     sources = {"training data": open_source(config.data, config.run.seed), HELD_OUT: open_evaluation(config)}
     for name, source in sources.items():
         if source is not None:

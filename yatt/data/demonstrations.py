@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,10 +44,12 @@ class ResponseEncoder:
         the context."""
         text, head = self._prompts.encode(prompt)
         if self._prompts.templated(prompt):
-            messages = self._prompts.opened(as_messages(prompt))
-            tail = self._turn_tokens(messages, text, head, response, what)
+            body = self._turn.body(self._prompts.opened(as_messages(prompt)), text, response)
+            after = self._turn.rest if self._scored else self._turn.end
         else:
-            tail = self._ended(self._behind(text, head, response, special=True), what)
+            body, after = response, ""
+        read = partial(self._behind, text, head, special=not self._prompts.templated(prompt))
+        tail = self._ended(read, body, after, what)
         tokens = np.concatenate([head, tail])
         if len(tokens) > self._length:
             raise BadRow(
@@ -56,26 +60,20 @@ class ResponseEncoder:
             mask[: len(head)] = self._assistant(self._prompts.opened(as_messages(prompt)))
         return tokens, mask
 
-    def _turn_tokens(self, messages: Messages, text: str, head: np.ndarray, response: str, what: str) -> np.ndarray:
-        """The response and its end as a turn of the talk that was rendered to `text`."""
-        body = self._turn.body(messages, text, response)
-        tail = self._behind(text, head, body, special=False)
-        after = self._turn.rest if self._scored else self._turn.end
-        if not after or not len(tail) or (tail[-1] in self._turn.stops and not self._scored):
-            return self._ended(tail, what)
-        self._ended(tail, what)
-        return self._behind(text, head, body + after, special=False)
-
-    def _ended(self, tail: np.ndarray, what: str) -> np.ndarray:
-        """The response's tokens with an end, where they have none. Raises BadRow where there are none, or they go on
-        after one: no rollout would sample what comes behind it."""
-        stops = self._turn.stops
+    def _ended(self, read: Callable[[str], np.ndarray], body: str, after: str, what: str) -> np.ndarray:
+        """Tokens of a response, and of what comes `after` it where it has no end of its own: an eos_token for "".
+        Raises BadRow where there are none, or they go on after an end: no rollout would sample them."""
+        tail, stops = read(body), self._turn.stops
         if not len(tail):
             raise BadRow(f"the {what} is empty")
-        if np.isin(tail[:-1], stops).any():
-            end = self._tokenizer.decode([next(token for token in tail.tolist() if token in stops)])
+        ends = np.flatnonzero(np.isin(tail, stops))
+        if not len(ends):
+            return read(body + after) if after else np.append(tail, np.int32(self._tokenizer.eos_token_id))
+        left = [token for token in tail[ends[0] :].tolist() if token not in stops]
+        if self._tokenizer.decode(left).strip():
+            end = self._tokenizer.decode([int(tail[ends[0]])])
             raise BadRow(f"the {what} goes on after {end!r}, at which a response ends; cut it there")
-        return tail if tail[-1] in stops else np.append(tail, np.int32(self._tokenizer.eos_token_id))
+        return tail[: ends[0] + 1]
 
     def _behind(self, prompt: str, head: np.ndarray, text: str, *, special: bool) -> np.ndarray:
         """Tokens of a text behind those of the prompt, which stay as they are. Some tokenizers write the first word of

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -129,7 +131,8 @@ class PromptEncoder:
 
 
 def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a Hugging Face folder. Raises ConfigError where it is missing or has no eos_token."""
+    """The fast tokenizer of a Hugging Face folder. Raises ConfigError where it is missing, or has no eos_token that the
+    model could sample."""
     try:
         # Not AutoTokenizer: importing it costs seconds in every process, and tokenizer.json says everything.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
@@ -140,7 +143,22 @@ def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenize
         raise ConfigError(f"{setting}={path!r} has no fast tokenizer; add its tokenizer.json")
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{setting}={path!r}: the tokenizer has no eos_token; name one in tokenizer_config.json")
+    rows = _vocabulary(path)
+    if rows is not None and tokenizer.eos_token_id >= rows:
+        raise ConfigError(
+            f"{setting}={path!r}: eos_token={tokenizer.eos_token!r} is none of the model's {rows} tokens; name one of "
+            "them in tokenizer_config.json"
+        )
     return tokenizer
+
+
+def _vocabulary(path: str) -> int | None:
+    """The vocabulary size of a folder's config.json; None where it has none: others say what is wrong with it."""
+    try:
+        rows = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return rows if isinstance(rows, int) else None
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool, closed: bool = False) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from yatt.data.values import DEEPEST, deeper
 from yatt.errors import DataError
+from yatt.text import printable
 
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ class BadRows:
         self._counts[reason] += 1
         places = self._places.setdefault(reason, [])
         if len(places) < self.KEPT:
-            places.append(origin)
+            places.append(printable(origin))
 
     @property
     def reasons(self) -> list[str]:
@@ -94,6 +95,8 @@ class JsonlRows:
     def row(self, index: int) -> Row:
         self._file.seek(self._starts[index])
         line = self._file.readline()
+        if not line:
+            raise BadRow("is gone: the file has become shorter since it was opened")
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:

@@ -59,6 +59,8 @@ RESERVED = {
     "data_parallel_size": None,
     "logprobs_mode": None,
     "skip_tokenizer_init": None,
+    "generation_config": None,
+    "override_generation_config": None,
     "worker_extension_cls": None,
 }
 JUDGES_OWN = {"model": "path", "tokenizer": "path", "max_model_len": "context_length"}
