@@ -186,11 +186,13 @@ class Tokenizer:
 
     chat_template = None
     eos_token_id = 1
+    pad_token_id = 0
+    name_or_path = ""
 
     def __init__(self, path: str) -> None: ...
 
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, Any]:
-        return {"input_ids": np.arange(PROMPT, dtype=np.int32)}
+    def __call__(self, text: str, **options: bool) -> dict[str, Any]:
+        return {"input_ids": np.arange(PROMPT, dtype=np.int32), "special_tokens_mask": np.zeros(PROMPT, dtype=np.int8)}
 
-    def decode(self, tokens: Sequence[int], skip_special_tokens: bool) -> str:
+    def decode(self, tokens: Sequence[int], **options: bool) -> str:
         return ""

@@ -204,8 +204,10 @@ def test_prompts_longer_than_the_context(refused_training, yatt, started):
     Path("rows.jsonl").write_text("\n".join([rows[0], long, *rows[1:], long]) + "\n")
     (line,) = refused_training()
     assert line.startswith("2 bad row(s) of 6 looked at: rows.jsonl:2: the prompt has ")
-    assert "tokens; the most is 48 (model.context_length=64 less 16 for the response); rows.jsonl:6: " in line
-    assert line.endswith(" Mend them or set data.bad_rows=skip")
+    assert line.endswith(
+        " tokens; the most is 48 (model.context_length=64 less 16 for the response) (also rows.jsonl:6). "
+        "Mend them or set data.bad_rows=skip"
+    )
 
     status, out, err = yatt("train", "config.yaml", "data.bad_rows=skip")
     assert (status, err, len(started)) == (0, [], 1)

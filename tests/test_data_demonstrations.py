@@ -68,20 +68,20 @@ def test_a_talk_has_the_tokens_of_its_prompt_and_its_last_answer(key):
 
 
 def test_every_turn_of_the_assistants_is_trained():
-    # The token after the text ends a turn: a line break here, and what the template says there.
+    # A turn's end is trained where an engine stops at it: not at a line break, and then the last turn ends with <eos>.
     assert trained(tokenizer_of(None), TALK) == (
         "user: hi\nassistant: yo\nuser: 1+1\nassistant: 2$",
-        "." * 20 + "yo\n" + "." * 21 + "2$",  # "user: hi", a line break and "assistant: " are 8 + 1 + 11
+        "." * 20 + "yo" + "." * 22 + "2$",  # "user: hi", a line break and "assistant: " are 8 + 1 + 11
     )
-    expected = ("u:hi#\na:yo#\nu:1+1#\na:2$", "." * 8 + "yo#" + "." * 10 + "2$")
+    expected = ("u:hi#\na:yo#\nu:1+1#\na:2#", "." * 8 + "yo#" + "." * 10 + "2#")
     assert trained(tokenizer_of(ENDED), TALK) == trained(tokenizer_of(MARKED), TALK) == expected
 
 
 def test_a_system_prompt_moves_the_turns():
     for template in (ENDED, MARKED):
         assert trained(tokenizer_of(template), TALK, system_prompt="be") == (
-            "s:be#\nu:hi#\na:yo#\nu:1+1#\na:2$",
-            "." * 14 + "yo#" + "." * 10 + "2$",
+            "s:be#\nu:hi#\na:yo#\nu:1+1#\na:2#",
+            "." * 14 + "yo#" + "." * 10 + "2#",
         )
 
 
@@ -89,13 +89,13 @@ def test_turns_are_found_whatever_their_text():
     turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
     talk = [turn("user", "yo"), turn("assistant", "yo "), turn("user", "yo"), turn("assistant", ""), *TALK[2:]]
     assert trained(tokenizer_of(ENDED), talk) == (
-        "u:yo#\na:yo #\nu:yo#\na:#\nu:1+1#\na:2$",
-        "." * 8 + "yo #" + "." * 9 + "#" + "." * 10 + "2$",
+        "u:yo#\na:yo #\nu:yo#\na:#\nu:1+1#\na:2#",
+        "." * 8 + "yo #" + "." * 9 + "#" + "." * 10 + "2#",
     )
     cut = ENDED.replace("m['content']", "m['content'] | trim")  # as some templates do, and some add a blank
     assert trained(tokenizer_of(cut.replace(":{{", ": {{")), talk[:3] + TALK[3:]) == (
-        "u: yo#\na: yo#\nu: yo#\na:2$",
-        "." * 9 + " yo#" + "." * 10 + "2$",
+        "u: yo#\na: yo#\nu: yo#\na: 2#",
+        "." * 9 + " yo#" + "." * 10 + " 2#",
     )
 
 
@@ -107,7 +107,7 @@ def test_a_prompt_with_a_response_of_its_own_is_no_talk():
 
 def test_a_template_without_an_assistant_mask_is_a_mistake_of_the_settings():
     quoted = tokenizer_of(ENDED.replace("m['content']", "'>' ~ m['content']"))
-    assert trained(quoted, [TALK[2], TALK[3]])[1] == "." * 10 + "2$"  # one answer needs no mask
+    assert trained(quoted, [TALK[2], TALK[3]])[1] == "." * 10 + "2#"  # one answer needs no mask
     with pytest.raises(ConfigError) as caught:
         trained(quoted, TALK)
     assert str(caught.value) == (

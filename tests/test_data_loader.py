@@ -184,8 +184,8 @@ def test_rows_are_checked_before_anything_starts():
     with pytest.raises(DataError) as caught:
         check_rows(source, encode, "fail")
     assert str(caught.value) == (
-        "10 bad row(s) of 20 looked at: numbers:1: torn; numbers:3: torn; numbers:5: torn; numbers:7: torn; "
-        "numbers:9: torn; and 5 more. Mend them or set data.bad_rows=skip"
+        "10 bad row(s) of 20 looked at: numbers:1: torn (also numbers:3, numbers:5, numbers:7, numbers:9 and 5 more). "
+        "Mend them or set data.bad_rows=skip"
     )
     assert caught.value.exit_status == 2
     assert check_rows(source, encode, "skip").count == 10

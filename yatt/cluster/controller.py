@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import ray
 
 from yatt.cluster.backends import Backends, load
@@ -34,6 +33,7 @@ from yatt.data.encoders import held_out_rows, row_encoder
 from yatt.data.loader import Encode, Loader, good_rows
 from yatt.data.rows import RowSource
 from yatt.data.source import open_source
+from yatt.data.turns import ResponseText
 from yatt.placement.plan import Layout, Role
 from yatt.protocols import Peers
 from yatt.reports import EvaluationReport, StepReport
@@ -118,7 +118,7 @@ class ControllerActor:
         ask = {role: router.generate for role, router in assembly.routers.items()}
         self._scorer = load(self._backends.scorer)(config.reward, ask, **place)
         await self._scorer.start()
-        reading = Reading(decode=partial(_decode, tokenizer), scorer=self._scorer)
+        reading = Reading(decode=ResponseText(tokenizer), scorer=self._scorer)
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
@@ -237,7 +237,3 @@ class HubOverTheWire:
 def _node() -> str:
     """The node of this process."""
     return ray.get_runtime_context().get_node_id()
-
-
-def _decode(tokenizer: Any, tokens: np.ndarray) -> str:
-    return tokenizer.decode(tokens.tolist(), skip_special_tokens=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from yatt.types import Group, Trajectory
 
+_log = logging.getLogger(__name__)
+
 
 class SampleLog:
-    """A few trajectories to read, straight from the controller to the run folder."""
+    """A few trajectories to read, straight from the controller to the run folder. It never ends a run."""
 
     def __init__(self, folder: Path, index: int, limit: int) -> None:
         self._folder = folder
@@ -32,20 +35,29 @@ class SampleLog:
     def _write(self, kind: Literal["step", "eval"], step: int, chosen: Sequence[Trajectory], mode: Any) -> None:
         if not chosen or not self._limit:
             return
-        with open(self._folder / f"{kind}-{step}.c{self._index}.jsonl", "w", encoding="utf-8") as out:
-            for t in chosen:
-                row = {
-                    "step": step,
-                    "uid": t.prompt.uid,
-                    "sibling": t.sibling,
-                    "prompt": t.prompt.text,
-                    "response": t.text,
-                    "reward": t.score.value if t.score else None,
-                    "parts": dict(t.score.parts) if t.score else {},
-                    "status": t.score.status if t.score else None,
-                    "detail": t.score.detail if t.score else "",
-                    "finish": t.finish,
-                    "response_tokens": t.response_tokens,
-                    "answer": t.prompt.answer,
-                }
-                out.write(json.dumps(row | ({"mode": mode(t)} if mode else {}), ensure_ascii=False) + "\n")
+        rows = [_row(step, t) | ({"mode": mode(t)} if mode else {}) for t in chosen]
+        file = self._folder / f"{kind}-{step}.c{self._index}.jsonl"
+        try:
+            # What a user's row or reward says may be no text that UTF-8 has: it is escaped, as JSON does it.
+            with open(file, "w", encoding="utf-8", errors="backslashreplace") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            _log.warning(f"{file} cannot be written: {error.strerror}; the run goes on")
+
+
+def _row(step: int, t: Trajectory) -> dict[str, Any]:
+    """What is written of one trajectory."""
+    return {
+        "step": step,
+        "uid": t.prompt.uid,
+        "sibling": t.sibling,
+        "prompt": t.prompt.text,
+        "response": t.text,
+        "reward": t.score.value if t.score else None,
+        "parts": dict(t.score.parts) if t.score else {},
+        "status": t.score.status if t.score else None,
+        "detail": t.score.detail if t.score else "",
+        "finish": t.finish,
+        "response_tokens": t.response_tokens,
+        "answer": t.prompt.answer,
+    }

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from yatt.errors import ConfigError
+from yatt.text import printable
 
 MOST_SOURCES = 50
 NO_SOURCE = "(none)"
@@ -14,7 +15,7 @@ NO_SOURCE = "(none)"
 
 def source_of(metadata: Mapping[str, Any], by: str) -> str:
     value = metadata.get(by)
-    return NO_SOURCE if value in (None, "") else str(value)
+    return NO_SOURCE if value in (None, "") else printable(str(value))
 
 
 def check_few(by: str, sources: Collection[str]) -> None:

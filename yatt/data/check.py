@@ -9,10 +9,11 @@ from typing import Any
 from yatt.config.schema import Config
 from yatt.config.sources import check_any, check_few, source_of
 from yatt.data.encoders import row_encoder
-from yatt.data.loader import CHECKED, Encode, check_rows
+from yatt.data.loader import CHECKED, Encode, check_rows, encode_row
 from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import RowSource
 from yatt.data.source import open_evaluation, open_source
+from yatt.data.turns import Turn
 from yatt.errors import DataError
 from yatt.functions import find
 from yatt.reward.filter import load_filter
@@ -41,7 +42,7 @@ def _check_sources(by: str, source: RowSource, encode: Encode[Any]) -> None:
     columns: dict[str, None] = {}
     for row in range(min(CHECKED, len(source))):
         with suppress(DataError):
-            metadata = encode(source.row(row), row, row).metadata
+            metadata = encode_row(source, encode, row, row).metadata
             found.add(source_of(metadata, by))
             columns |= dict.fromkeys(metadata)
     check_few(by, found)
@@ -63,13 +64,14 @@ def check_scoring(config: Config) -> None:
     encode = row_encoder(config, load_tokenizer(config.model.path), source)
     for row in range(len(source)):
         with suppress(DataError):
-            prompt = encode(source.row(row), row, row)
+            prompt = encode_row(source, encode, row, row)
             check_rewards(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
             return
 
 
 def _sources(config: Config) -> Iterator[tuple[str, RowSource, Encode[object]]]:
     tokenizer = load_tokenizer(config.model.path)
+    _ = Turn(tokenizer).stops  # an engine reads them once it has started
     sources = {"training data": open_source(config.data, config.run.seed), HELD_OUT: open_evaluation(config)}
     for name, source in sources.items():
         if source is not None:

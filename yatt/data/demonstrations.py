@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
-from yatt.data.masks import AssistantMask, Messages
+from yatt.data.masks import AssistantMask
 from yatt.data.prompts import PromptEncoder, as_messages, column_names, tokenize
 from yatt.data.rows import BadRow, Row
+from yatt.data.turns import Messages, Turn
 from yatt.types import Sample, SampleKey
 
 
 class ResponseEncoder:
     """Encodes a prompt and a response to it as one sequence.
 
-    Tokens are those of the prompt as `PromptEncoder` makes it, then those of the response and the end-of-text token;
-    the loss is on the response and its end, so that what is learned is what a rollout would have to sample.
+    Tokens are those of the prompt as `PromptEncoder` makes it, then those of the response and of its end: what the chat
+    template ends the assistant's turns with, or the tokenizer's eos_token where there is no template, or none that an
+    engine could stop at. The loss is on the response and its end, so that what is learned is what a rollout would have
+    to sample, and to stop at. With `scored`, a turn ends as in the rendered talk that a classifier judge reads: its
+    score is that of the last token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int, *, scored: bool = False
+    ) -> None:
         self._tokenizer, self._data, self._length = tokenizer, data, context_length
         self._prompts = PromptEncoder(tokenizer, data, context_length, 1)
-        self._assistant = AssistantMask(tokenizer)
+        self._turn, self._scored = Turn(tokenizer), scored
+        self._assistant = AssistantMask(tokenizer, self._turn)
 
     def __call__(
         self, prompt: Any, response: str, *, what: str = "response", every_turn: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [T] int32 and loss mask [T]. With `every_turn` the loss is on the assistant's turns in the prompt too.
-        Raises BadRow as `PromptEncoder` does, and where the response is empty or both do not fit the context."""
-        _, head = self._prompts.encode(prompt)
-        tail, end = tokenize(self._tokenizer, response, special=False), self._tokenizer.eos_token_id
-        if not len(tail):
-            raise BadRow(f"the {what} is empty")
-        if tail[-1] != end:
-            tail = np.append(tail, np.int32(end))
+        Raises BadRow as `PromptEncoder` does, and where the response is empty, goes on after an end, or both do not fit
+        the context."""
+        text, head = self._prompts.encode(prompt)
+        if self._prompts.templated(prompt):
+            body = self._turn.body(self._prompts.opened(as_messages(prompt)), text, response)
+            after = self._turn.rest if self._scored else self._turn.end
+        else:
+            body, after = response, ""
+        read = partial(self._behind, text, head, special=not self._prompts.templated(prompt))
+        tail = self._ended(read, body, after, what)
         tokens = np.concatenate([head, tail])
         if len(tokens) > self._length:
             raise BadRow(
@@ -47,16 +60,44 @@ class ResponseEncoder:
             mask[: len(head)] = self._assistant(self._prompts.opened(as_messages(prompt)))
         return tokens, mask
 
+    def _ended(self, read: Callable[[str], np.ndarray], body: str, after: str, what: str) -> np.ndarray:
+        """Tokens of a response, and of what comes `after` it where it has no end of its own: an eos_token for "".
+        Raises BadRow where there are none, or they go on after an end: no rollout would sample them."""
+        tail, stops = read(body), self._turn.stops
+        if not len(tail):
+            raise BadRow(f"the {what} is empty")
+        ends = np.flatnonzero(np.isin(tail, stops))
+        if not len(ends):
+            return read(body + after) if after else np.append(tail, np.int32(self._tokenizer.eos_token_id))
+        left = [token for token in tail[ends[0] :].tolist() if token not in stops]
+        if self._tokenizer.decode(left).strip():
+            end = self._tokenizer.decode([int(tail[ends[0]])])
+            raise BadRow(f"the {what} goes on after {end!r}, at which a response ends; cut it there")
+        return tail[: ends[0] + 1]
+
+    def _behind(self, prompt: str, head: np.ndarray, text: str, *, special: bool) -> np.ndarray:
+        """Tokens of a text behind those of the prompt, which stay as they are. Some tokenizers write the first word of
+        a text with a space before it, so it is read behind the prompt, or behind a line break where that would change
+        the prompt's last token, or else alone."""
+        whole = tokenize(self._tokenizer, prompt + text, special=special)
+        if np.array_equal(whole[: len(head)], head):
+            return whole[len(head) :]
+        with suppress(BadRow):
+            line, whole = (tokenize(self._tokenizer, "\n" + after, special=False) for after in ("", text))
+            if np.array_equal(whole[: len(line)], line):
+                return whole[len(line) :]
+        return tokenize(self._tokenizer, text, special=False)
+
     def split(self, row: Row) -> tuple[Any, str, bool]:
         """A row's prompt, its response, and whether both come from one talk, under the prompt's column or `messages`,
         that ends with the assistant's turn. Raises BadRow where there is neither that nor a column of each."""
         data = self._data
-        if data.prompt_key in row and data.response_key in row:
+        if row.get(data.prompt_key) is not None and row.get(data.response_key) is not None:
             response = row[data.response_key]
             if not isinstance(response, str):
                 raise BadRow(f"column {data.response_key!r} holds a {type(response).__name__}; it must be text")
             return row[data.prompt_key], response, False
-        talk = row.get(data.prompt_key, row.get("messages"))
+        talk = row.get(data.prompt_key) if row.get(data.prompt_key) is not None else row.get("messages")
         if not isinstance(talk, list):
             raise BadRow(
                 f"no column {data.prompt_key!r} with {data.response_key!r}, and no messages (it has "
@@ -83,5 +124,7 @@ class DemonstrationEncoder:
 
 
 def last_turn(messages: Messages) -> tuple[Messages, str]:
-    """What comes before the last message, and its text."""
+    """What comes before the last message, and its text. Raises BadRow where it says more than its text."""
+    if more := [name for name in ("tool_calls", "function_call", "reasoning_content") if messages[-1].get(name)]:
+        raise BadRow(f"the last turn has {more[0]!r} beside its text, which would not be trained; write it in the text")
     return messages[:-1], messages[-1]["content"]

@@ -28,7 +28,7 @@ def row_encoder(
         case "demonstrations":
             return DemonstrationEncoder(tokenizer, data, length)
         case "pairs":
-            return PairEncoder(tokenizer, data, length)
+            return PairEncoder(tokenizer, data, length, scored=config.algorithm.name == "reward_model")
         case "labels":
             return LabelEncoder(tokenizer, data, length, source)
 

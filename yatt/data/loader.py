@@ -11,7 +11,9 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from yatt.data.rows import BadRow, BadRows, Row, RowSource
-from yatt.errors import CheckpointError, DataError
+from yatt.errors import CheckpointError, DataError, YattError
+from yatt.functions import describe
+from yatt.text import one_line
 
 T = TypeVar("T")
 Encode = Callable[[Row, int, int], T]
@@ -19,6 +21,17 @@ Encode = Callable[[Row, int, int], T]
 
 CHECKED = 1000
 log = logging.getLogger(__name__)
+
+
+def encode_row(source: RowSource, encode: Encode[T], row: int, uid: int) -> T:
+    """Row `row`, encoded. Raises BadRow for whatever goes wrong with one row: reading and encoding it rest on libraries
+    that raise what they like. Settings that are wrong for every row stay ConfigErrors."""
+    try:
+        return encode(source.row(row), uid, row)
+    except (YattError, MemoryError):
+        raise
+    except Exception as error:
+        raise BadRow(one_line(describe(error))) from error
 
 
 class Loader(Generic[T]):
@@ -67,7 +80,7 @@ class Loader(Generic[T]):
             self._drawn += 1
             row = self._row(position)
             try:
-                return self._encode(self._source.row(row), position, row)
+                return encode_row(self._source, self._encode, row, position)
             except BadRow as error:
                 self.bad.add(self._source.origin(row), error)
                 if self._bad_rows == "fail":
@@ -90,8 +103,7 @@ class Loader(Generic[T]):
 
     def again(self, uid: int) -> T:
         """The row at position `uid`, encoded anew. Raises BadRow where it can no longer be used."""
-        row = self._row(uid)
-        return self._encode(self._source.row(row), uid, row)
+        return encode_row(self._source, self._encode, self._row(uid), uid)
 
     def end_step(self, drawn: Sequence[int], returned: Sequence[int] = ()) -> None:
         """Move the cursor past what all controllers drew, but for what they gave back; `drawn[c]` is controller c's
@@ -179,14 +191,14 @@ def good_rows(source: RowSource, encode: Encode[T], index: int, count: int) -> I
     so."""
     for row in range(index, len(source), count):
         with suppress(BadRow):
-            yield encode(source.row(row), row, row)
+            yield encode_row(source, encode, row, row)
 
 
 def _encode_all(source: RowSource, encode: Encode[T], rows: Iterable[int]) -> tuple[list[T], BadRows]:
     good, bad = [], BadRows()
     for row in rows:
         try:
-            good.append(encode(source.row(row), row, row))
+            good.append(encode_row(source, encode, row, row))
         except BadRow as error:
             bad.add(source.origin(row), error)
     return good, bad

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from yatt.data.rows import BadRow
+from yatt.data.turns import Messages, Turn, render
 from yatt.errors import ConfigError
+from yatt.text import one_line
 
-Messages = list[dict[str, Any]]
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TALK = [
     {"role": "user", "content": "Is 1 + 1 = 2?"},
@@ -23,14 +22,14 @@ _TALK = [
 
 class AssistantMask:
     """Finds the assistant's turns in what the chat template makes of messages and its generation prompt: the text of
-    each turn and the token that ends it.
+    each turn, and its end where that is a token at which an engine stops.
 
     A template with generation marks says so itself. For any other the place of a turn is what the messages before it
     render to, which must be the beginning of the whole, with the turn's text after it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, turn: Turn) -> None:
+        self._tokenizer, self._turn = tokenizer, turn
         self._marked = bool(MARKS.search(str(tokenizer.chat_template)))
 
     def __call__(self, messages: Messages) -> np.ndarray:
@@ -51,8 +50,8 @@ class AssistantMask:
         """The mask, or why there is none."""
         try:
             return self._marks(messages) if self._marked else self._places(messages)
-        except (TemplateError, TypeError) as error:
-            return str(error)
+        except Exception as error:  # a template raises whatever its expressions raise
+            return one_line(error)
 
     def _marks(self, messages: Messages) -> np.ndarray | str:
         found = self._tokenizer.apply_chat_template(
@@ -62,27 +61,23 @@ class AssistantMask:
         return mask if mask.any() else "its generation marks hold no token"
 
     def _places(self, messages: Messages) -> np.ndarray | str:
-        text = self._render(messages)
+        text = render(self._tokenizer, messages, opened=True)
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         begins, ends = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         mask = np.zeros(len(begins), dtype=bool)
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            before = self._render(messages[:number]) if number else ""
-            place = _place(text, len(before), message["content"]) if text.startswith(before) else None
+            before = render(self._tokenizer, messages[:number], opened=True) if number else ""
+            body = self._turn.unopened(messages[:number], before, message["content"]) if number else message["content"]
+            place = _place(text, len(before), body) if text.startswith(before) else None
             if place is None:
                 return f"message {number + 1} does not stand as it is after what comes before it"
             start, stop = place
-            own = np.flatnonzero((begins < stop) & (ends > start))
-            last = int(own[-1]) if len(own) else int(np.searchsorted(begins, start)) - 1
-            mask[own] = True
-            # A last token that reaches over the text holds the end already.
-            mask[last + 1 : last + 2] = not len(own) or ends[last] <= stop
+            if text.startswith(self._turn.end, stop):
+                stop += len(self._turn.end)
+            mask |= (begins < stop) & (ends > start)
         return mask
-
-    def _render(self, messages: Messages) -> str:
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _place(text: str, start: int, content: str) -> tuple[int, int] | None:

@@ -26,9 +26,12 @@ class PairEncoder:
     which are the same up to the last turn. `reward` is the margin, 0 without a column of margins.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int, *, scored: bool = False
+    ) -> None:
+        """See `ResponseEncoder` for `scored`."""
         self._data = data
-        self._responses = ResponseEncoder(tokenizer, data, context_length)
+        self._responses = ResponseEncoder(tokenizer, data, context_length, scored=scored)
 
     def __call__(self, row: Row, uid: int, index: int) -> Sample:
         """Raises BadRow where a response is missing, both are equal or of two kinds, or their prompts differ; and as
@@ -43,6 +46,8 @@ class PairEncoder:
             raise BadRow("chosen and rejected are the same; there is nothing to prefer")
         first = self._responses(prompt, chosen, what="chosen response")
         second = self._responses(prompt, rejected, what="rejected response")
+        if np.array_equal(first[0], second[0]):
+            raise BadRow("chosen and rejected have the same tokens behind this prompt; there is nothing to prefer")
         return _joined(uid, first, second, reward=self._margin(row))
 
     def _split(self, row: Row, key: str) -> tuple[Any, str]:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
-from yatt.data.masks import Messages
 from yatt.data.media import read_media
 from yatt.data.rows import BadRow, Row
+from yatt.data.turns import Messages, render
+from yatt.data.values import without_nulls
 from yatt.errors import ConfigError
 from yatt.protocols import MediaStore
+from yatt.text import one_line
 from yatt.types import Media, Prompt
+
+T = TypeVar("T", str, str | None)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNKNOWN_SHOWN = 5
 
 
 class PromptEncoder:
@@ -57,8 +65,8 @@ class PromptEncoder:
             row=index,
             text=text,
             tokens=tokens,
-            question=_question(row[self._data.prompt_key]),
-            answer=self._answer(row),
+            question=encodable(_question(row[self._data.prompt_key]), self._data.prompt_key),
+            answer=encodable(self._answer(row), self._data.answer_key),
             metadata=self._metadata(row),
             media=self._media(row),
         )
@@ -67,27 +75,25 @@ class PromptEncoder:
         """The prompt as the policy reads it: text, and token ids [P] int32."""
         if prompt == "":
             raise BadRow("the prompt is empty")
-        if isinstance(prompt, str) and not self._template:
-            text, special = prompt, True
-        else:
-            text, special = self._render(as_messages(prompt)), False
-        tokens = tokenize(self._tokenizer, text, special=special)
+        templated = self.templated(prompt)
+        text = self._render(as_messages(prompt)) if templated else prompt
+        tokens = tokenize(self._tokenizer, text, special=not templated)
         if not len(tokens):
             raise BadRow("the prompt has no tokens")
         if len(tokens) > self._limit:
             raise BadRow(f"the prompt has {len(tokens)} tokens; the most is {self._limit} ({self._rule})")
         return text, tokens
 
+    def templated(self, prompt: Any) -> bool:
+        """Whether a prompt goes through the chat template."""
+        return self._template or not isinstance(prompt, str)
+
     def _render(self, messages: Messages) -> str:
         if not self._template:
             raise BadRow("the prompt is chat messages, but no chat template is in use; give text")
         if messages[-1]["role"] == "assistant":
             raise BadRow("the last message is the assistant's; a prompt ends with what it responds to")
-        try:
-            opened = self.opened(messages)
-            return str(self._tokenizer.apply_chat_template(opened, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, TypeError) as error:
-            raise BadRow(f"the chat template refuses the messages: {error}") from None
+        return render(self._tokenizer, self.opened(messages), opened=True)
 
     def opened(self, messages: Messages) -> Messages:
         """The messages as they go through the template: begun by the system prompt, where there is one."""
@@ -117,7 +123,7 @@ class PromptEncoder:
         data = self._data
         if data.metadata_keys is None:
             taken = (data.prompt_key, data.answer_key, data.media_key)
-            return {key: value for key, value in row.items() if key not in taken}
+            return {key: value for key, value in row.items() if key not in taken and value is not None}
         for key in data.metadata_keys:
             if key not in row:
                 raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.metadata_keys")
@@ -125,7 +131,8 @@ class PromptEncoder:
 
 
 def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a Hugging Face folder. Raises ConfigError where it is missing or has no eos_token."""
+    """The fast tokenizer of a Hugging Face folder. Raises ConfigError where it is missing, or has no eos_token that the
+    model could sample."""
     try:
         # Not AutoTokenizer: importing it costs seconds in every process, and tokenizer.json says everything.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
@@ -136,24 +143,90 @@ def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenize
         raise ConfigError(f"{setting}={path!r} has no fast tokenizer; add its tokenizer.json")
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"{setting}={path!r}: the tokenizer has no eos_token; name one in tokenizer_config.json")
+    rows = _vocabulary(path)
+    if rows is not None and tokenizer.eos_token_id >= rows:
+        raise ConfigError(
+            f"{setting}={path!r}: eos_token={tokenizer.eos_token!r} is none of the model's {rows} tokens; name one of "
+            "them in tokenizer_config.json"
+        )
     return tokenizer
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool) -> np.ndarray:
-    """Token ids [T] int32 of a text; `special` adds the tokenizer's own (such as a beginning of text)."""
-    return np.asarray(tokenizer(text, add_special_tokens=special)["input_ids"], dtype=np.int32)
+def _vocabulary(path: str) -> int | None:
+    """The vocabulary size of a folder's config.json; None where it has none: others say what is wrong with it."""
+    try:
+        rows = json.loads((Path(path) / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return rows if isinstance(rows, int) else None
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool, closed: bool = False) -> np.ndarray:
+    """Token ids [T] int32 of a text; `special` adds those that the tokenizer puts before every text (a beginning of
+    text), where the text does not begin with them itself, and with `closed` those that it puts after it too. Raises
+    BadRow where the tokenizer cannot read the text, whatever it raises."""
+    try:
+        read = tokenizer(text, add_special_tokens=special, return_special_tokens_mask=special)
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # as Rust's are called
+            raise
+        raise BadRow(_unreadable(tokenizer, text, error)) from None
+    tokens = np.asarray(read["input_ids"], dtype=np.int32)
+    own = np.flatnonzero(np.asarray(read["special_tokens_mask"]) == 0) if special else ()
+    if not len(own):
+        return tokens
+    before, inside = tokens[: own[0]], tokens[own[0] : own[-1] + 1]
+    if np.array_equal(before, inside[: len(before)]):
+        before = before[:0]
+    return np.concatenate([before, inside, tokens[own[-1] + 1 :] if closed else tokens[:0]])
+
+
+def _unreadable(tokenizer: PreTrainedTokenizerFast, text: str, error: BaseException) -> str:
+    """Why a tokenizer raised an error at a text."""
+    if _SURROGATE.search(text):
+        return _half(text)
+    unknown = [character for character in sorted(set(text)) if not _reads(tokenizer, character)]
+    if unknown:
+        more = f" and {len(unknown) - _UNKNOWN_SHOWN} more" if len(unknown) > _UNKNOWN_SHOWN else ""
+        return f"the tokenizer has no token for {', '.join(map(repr, unknown[:_UNKNOWN_SHOWN]))}{more}"
+    return f"the tokenizer refuses the text: {one_line(error)}"
+
+
+def _reads(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
+    try:
+        tokenizer(text, add_special_tokens=False)
+    except Exception:
+        return False
+    return True
+
+
+def _half(text: str) -> str:
+    found = _SURROGATE.findall(text)
+    return f"holds a lone surrogate ({found[0]!r}), half a character, as text that was cut; mend or remove it"
+
+
+def encodable(text: T, column: str) -> T:
+    """The same text, or None. Raises BadRow where it holds a lone surrogate: no response can say it, and no file or
+    judge can be given it."""
+    if text is not None and not text.isascii() and _SURROGATE.search(text):
+        raise BadRow(f"column {column!r} {_half(text)}")
+    return text
 
 
 def as_messages(prompt: Any) -> Messages:
-    """The prompt as chat messages: text is one message of the user's."""
+    """The prompt as chat messages, without fields that hold null: a table has every field in every row. Text is one
+    message of the user's."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise BadRow(f"the prompt is {type(prompt).__name__} {prompt!r:.40}; it must be text or chat messages")
-    for number, message in enumerate(prompt, start=1):
+    messages = without_nulls(prompt)
+    for number, message in enumerate(messages, start=1):
+        if isinstance(message, dict) and message.get("tool_calls"):
+            message.setdefault("content", "")  # a turn that only calls tools may have none
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise BadRow(f"message {number} has no text under 'role' and 'content'")
-    return prompt
+    return messages
 
 
 def _question(prompt: Any) -> str:

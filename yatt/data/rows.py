@@ -7,11 +7,14 @@ import glob
 import json
 import os
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from yatt.data.values import DEEPEST, deeper
 from yatt.errors import DataError
+from yatt.text import printable
 
 Row = dict[str, Any]
 
@@ -35,24 +38,40 @@ class BadRow(DataError):
 
 
 class BadRows:
-    """Counts the rows that cannot be used, and keeps the first few reasons with their places."""
+    """Counts the rows that cannot be used, and keeps the first few places, by reason."""
 
     KEPT = 5
 
     def __init__(self) -> None:
         self.count = 0
-        self.reasons: list[str] = []
+        self._places: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
 
     def add(self, origin: str, error: BadRow) -> None:
+        reason = str(error)
         self.count += 1
-        if len(self.reasons) < self.KEPT:
-            self.reasons.append(f"{origin}: {error}")
+        if reason not in self._places and len(self._places) == self.KEPT:
+            return
+        self._counts[reason] += 1
+        places = self._places.setdefault(reason, [])
+        if len(places) < self.KEPT:
+            places.append(printable(origin))
+
+    @property
+    def reasons(self) -> list[str]:
+        """The first different reasons, each with the place where it was first met, and others."""
+        return [self._told(reason, *places) for reason, places in self._places.items()]
+
+    def _told(self, reason: str, first: str, *others: str) -> str:
+        more = self._counts[reason] - 1 - len(others)
+        also = ", ".join(others) + (f" and {more} more" if more else "")
+        return f"{first}: {reason}" + (f" (also {also})" if also else "")
 
     def failure(self, seen: int | None = None) -> DataError:
         """The error that says so, of `seen` rows looked at."""
         among = f" of {seen} looked at" if seen is not None else ""
-        more = f"; and {self.count - len(self.reasons)} more" if self.count > len(self.reasons) else ""
-        listed = "; ".join(self.reasons) + more
+        others = self.count - self._counts.total()
+        listed = "; ".join(self.reasons) + (f"; and {others} more" if others else "")
         return DataError(f"{self.count} bad row(s){among}: {listed}. Mend them or set data.bad_rows=skip")
 
 
@@ -76,14 +95,20 @@ class JsonlRows:
     def row(self, index: int) -> Row:
         self._file.seek(self._starts[index])
         line = self._file.readline()
+        if not line:
+            raise BadRow("is gone: the file has become shorter since it was opened")
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError:
             raise BadRow("not UTF-8 text") from None
+        except RecursionError:
+            raise BadRow(f"not readable: it is nested deeper than {DEEPEST} levels") from None
         except ValueError as error:
             raise BadRow(f"not JSON: {error}") from None
         if not isinstance(row, dict):
             raise BadRow(f"holds a {type(row).__name__}; each line must be a JSON object")
+        if line.count(b"[") + line.count(b"{") > DEEPEST and deeper(row, DEEPEST):
+            raise BadRow(f"not readable: it is nested deeper than {DEEPEST} levels")
         return row
 
     def origin(self, index: int) -> str:

@@ -8,9 +8,12 @@ from typing import Any
 import pyarrow.parquet
 from datasets import Dataset, Image, load_from_disk
 
+from yatt.data.values import without_nulls
+
 
 class TableRows:
-    """Rows of a table, counted from 1 in their origin as lines are. Images stay as they are stored, not decoded."""
+    """Rows of a table, counted from 1 in their origin as lines are. Images stay as they are stored, not decoded. A
+    table has every field of a nested value in every row: those that hold null there are left out."""
 
     def __init__(self, table: Dataset, path: str) -> None:
         for name, feature in table.features.items():
@@ -22,7 +25,7 @@ class TableRows:
         return len(self._table)
 
     def row(self, index: int) -> dict[str, Any]:
-        return dict(self._table[index])
+        return {name: without_nulls(value) for name, value in self._table[index].items()}
 
     def origin(self, index: int) -> str:
         return f"{self._path}:{index + 1}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from yatt.config.schema import RolloutConfig
+from yatt.data.prompts import load_tokenizer
+from yatt.data.turns import Turn, named_ends
 from yatt.errors import BackendError, ConfigError, WaitTimeout, YattError
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, WeightManifest
 
@@ -97,8 +98,8 @@ class VllmGenerator:
 
     Logprobs are those of the distribution a token was drawn from: temperature, top-k and top-p applied. A greedy token
     (temperature 0) comes from a distribution that is all on it; its logprob is instead the model's own, at
-    temperature 1. A response ends with one of `stop_token_ids` (by default the end tokens the model's folder names), as
-    its request asks, or at the context length. The same seed gives the same tokens up to round-off, which depends on
+    temperature 1. A response ends with one of `stop_token_ids` (by default `end_tokens`), as its request asks, or at
+    the context length. The same seed gives the same tokens up to round-off, which depends on
     what else is running.
     """
 
@@ -383,10 +384,6 @@ class VllmGenerator:
 
 
 def end_tokens(model: str) -> tuple[int, ...]:
-    """The end-of-sequence tokens a Hugging Face folder names: generation_config.json first, config.json otherwise."""
-    for name in ("generation_config.json", "config.json"):
-        path = Path(model) / name
-        tokens = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        if tokens is not None:
-            return tuple(tokens) if isinstance(tokens, list) else (tokens,)
-    return ()
+    """The tokens that end a response of the model in this folder: see `Turn.stops`. Without a tokenizer, those that
+    generation_config.json or config.json names."""
+    return Turn(load_tokenizer(model)).stops if (Path(model) / "tokenizer.json").is_file() else named_ends(model)

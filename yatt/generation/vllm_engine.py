@@ -63,6 +63,8 @@ RESERVED = {
     "generation_config": SAMPLING,  # of no effect below vLLM's output layer, nor is the file in the model's folder
     "override_generation_config": SAMPLING,
     "skip_tokenizer_init": None,
+    "generation_config": None,
+    "override_generation_config": None,
     "worker_extension_cls": None,
 }
 JUDGES_OWN = {"model": "path", "tokenizer": "path", "max_model_len": "context_length"}

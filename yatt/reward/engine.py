@@ -8,15 +8,17 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import numpy as np
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.judges import judge_context, judge_facts
 from yatt.config.schema import JudgeConfig
-from yatt.data.prompts import Messages, load_tokenizer, tokenize
+from yatt.data.prompts import load_tokenizer, tokenize
+from yatt.data.rows import BadRow
+from yatt.data.turns import Messages, ResponseText, render
 from yatt.errors import ConfigError
 from yatt.generation.environment import vllm_lists
-from yatt.reward.judge import Failure, render
+from yatt.reward.judge import Failure
+from yatt.reward.judge import render as fill
 from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
 
 Ask = Callable[[Sequence[Request]], AsyncIterator[list[Completion]]]
@@ -34,6 +36,7 @@ class Engines:
         self.name = name
         self.config = config
         self.tokenizer: PreTrainedTokenizerFast
+        self.text: ResponseText
         self._ask = ask
         self._uids = itertools.count(index, count)
         self._context = 0
@@ -43,6 +46,7 @@ class Engines:
         at = f"reward.models.{self.name}.path"
         self._context = judge_context(self.name, self.config)
         self.tokenizer = load_tokenizer(str(self.config.path), at)
+        self.text = ResponseText(self.tokenizer)
         architecture = judge_facts(self.name, self.config, weights=False).architecture
         if not vllm_lists(architecture):
             raise ConfigError(f"{at}={self.config.path}: vLLM has no {architecture}; choose another judge")
@@ -51,14 +55,18 @@ class Engines:
         """Token ids [P] of a talk in the judge's own template, with `answer` up to where the judge goes on. Raises
         ValueError where the template refuses it."""
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"its chat template refuses the messages: {error}") from None
-        return self.plain(str(text), special=False)
+            text = render(self.tokenizer, messages, opened=answer)
+        except BadRow as error:
+            raise ValueError(str(error)) from None
+        return self.plain(text, special=False)
 
-    def plain(self, text: str, *, special: bool = True) -> np.ndarray:
-        """Token ids [P] of a text. Raises ValueError where nothing more would fit behind them."""
-        tokens = tokenize(self.tokenizer, text, special=special)
+    def plain(self, text: str, *, special: bool = True, closed: bool = False) -> np.ndarray:
+        """Token ids [P] of a text, as `tokenize` gives them. Raises ValueError where it cannot, or nothing more would
+        fit behind them."""
+        try:
+            tokens = tokenize(self.tokenizer, text, special=special, closed=closed)
+        except BadRow as error:
+            raise ValueError(str(error)) from None
         if len(tokens) >= self._context:
             raise ValueError(f"{len(tokens)} tokens to read leave no room in its context of {self._context}")
         return tokens
@@ -124,12 +132,9 @@ class EngineAsker:
         """The engines are the runtime's."""
 
     def _read(self, completion: Completion) -> str | Failure:
-        tokens, tokenizer = completion.tokens.tolist(), self._engines.tokenizer
-        if tokens and tokens[-1] == tokenizer.eos_token_id:
-            tokens.pop()
-        text = str(tokenizer.decode(tokens, skip_special_tokens=False))
+        text = self._engines.text(completion.tokens)
         if completion.finish == "length":
-            detail = f"cut off after {len(tokens)} tokens, before a verdict, in {text[-200:]!r}"
+            detail = f"cut off after {len(completion.tokens)} tokens, before a verdict, in {text[-200:]!r}"
             return Failure("failed", detail, unparsed=True)
         return Failure("failed", "ended by its engine, before a verdict") if completion.finish == "aborted" else text
 
@@ -171,7 +176,7 @@ class ClassifierScorer:
     def encode(self, prompt: Prompt, response: str) -> np.ndarray:
         """What the model reads: token ids [P]. Raises ValueError where it cannot."""
         if (template := self._engines.config.template) is not None:
-            return self._engines.plain(render(template, prompt, response))
+            return self._engines.plain(fill(template, prompt, response), closed=True)
         talk = [("user", prompt.question or prompt.text), ("assistant", response)]
         return self._engines.chat([{"role": role, "content": text} for role, text in talk], answer=False)
 

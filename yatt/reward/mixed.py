@@ -17,6 +17,7 @@ from yatt.reward.function import Item
 from yatt.reward.judge import JudgeScorer, render
 from yatt.reward.parsers import load_parser
 from yatt.reward.pool import FunctionScorer, check_reward
+from yatt.text import printable
 from yatt.types import Completion, Prompt, Request, Score, Trajectory
 
 if TYPE_CHECKING:
@@ -89,13 +90,13 @@ class MixedScorer:
 def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
     """The weighted sum of the values, with all parts. One that is not ok has the sum with it: failed before timed out,
     and the details say which."""
-    parts = {name: value for score in scores for name, value in score.parts.items()}
+    parts = {printable(name): value for score in scores for name, value in score.parts.items()}
     values = [weight * s.value for weight, s in zip(weights, scores, strict=True) if s.value is not None]
     if len(values) == len(scores):
         return Score(status="ok", value=float(sum(values)), parts=parts)
     bad = [score for score in scores if score.status != "ok"]
     status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
-    return Score(status=status, parts=parts, detail="; ".join(score.detail for score in bad))
+    return Score(status=status, parts=parts, detail=printable("; ".join(score.detail for score in bad)))
 
 
 def _has_functions(config: RewardConfig) -> bool:
