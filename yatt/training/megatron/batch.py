@@ -174,6 +174,12 @@ def token_values(output: Tensor, batch: PackedBatch) -> Tensor:
     return torch.roll(values, 1).masked_fill(batch.position_ids == 0, 0.0)
 
 
-def final_scores(output: Tensor, batch: PackedBatch) -> Tensor:
-    """A value head's output [1, P, 1] -> its value [S] at the last token of each sequence."""
-    return output[0, batch.cu_seqlens[1:] - 1, 0]
+def final_scores(output: Tensor, batch: PackedBatch, padding: int | None = None) -> Tensor:
+    """A value head's output [1, P, 1] -> its value [S] at the last token of each sequence that is not `padding`, or at
+    its first where all are."""
+    starts, lengths = batch.cu_seqlens[:-1], batch.cu_seqlens.diff()
+    if padding is None:
+        return output[0, starts + lengths - 1, 0]
+    places = torch.arange(len(batch.tokens), device=starts.device).masked_fill(batch.tokens == padding, -1)
+    ids = torch.repeat_interleave(torch.arange(len(starts), device=starts.device), lengths)
+    return output[0, starts.scatter_reduce(0, ids, places, "amax"), 0]
