@@ -330,8 +330,13 @@ def ppo(folder: str, other: str, scorer: str) -> dict[str, Any]:
         critic_losses.append(value_loss.item() / count)
         norms.append(descend(policy, optimizers[0], loss / count, rate))
         descend(critic.model, optimizers[1], value_loss / count, rate)
+    targets, told = (
+        np.concatenate([c[trained(s)].double().numpy() for c, s in zip(columns, samples, strict=True)])
+        for columns in (returns, values)
+    )
     return {
         "samples": samples,
+        "explained": 1 - (targets - told).var() / targets.var(),
         "policy": weights(policy),
         "critic": critic,
         "loss": sum(losses) / len(losses),
@@ -385,6 +390,7 @@ def test_ppo_matches_plain_torch(
     assert report.loss == pytest.approx(ppo["loss"], abs=1e-5)
     assert report.grad_norm == pytest.approx(ppo["norm"], rel=1e-3)
     assert report.numbers["critic_loss"] == pytest.approx(ppo["critic_loss"], rel=1e-4)
+    assert report.numbers["explained_variance"] == pytest.approx(ppo["explained"], rel=1e-4)
     assert (tmp_path / "saved" / "critic" / "trainer.json").exists()
 
 

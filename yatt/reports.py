@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from yatt.moments import Moments
+
 Interval = tuple[float, float]
 """A 95 % confidence interval: its ends."""
 
@@ -65,7 +67,8 @@ class RolloutCounts:
     quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
     too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
     `responses` are all that were drawn, of which `scored` count among the rewards; greedy ones do not.
-    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
+    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`). `reward_deviations` is the sum of
+    the scored rewards' squared deviations from their mean.
     """
 
     groups: int = 0
@@ -85,10 +88,15 @@ class RolloutCounts:
     response_tokens: int = 0
     prompt_tokens: int = 0
     reward_sum: float = 0.0
-    reward_square_sum: float = 0.0
+    reward_deviations: float = 0.0
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
     response_lengths: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def rewards(self) -> Moments:
+        """Of the scored rewards."""
+        return Moments(self.scored, self.reward_sum / max(1, self.scored), self.reward_deviations)
 
     @property
     def groups_accepted(self) -> int:
@@ -103,9 +111,10 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     for c in counts:
         parts.update(c.part_sums)
         lengths.update(c.response_lengths)
-    special = {"longest_response", "part_sums", "response_lengths"}
+    special = {"longest_response", "reward_deviations", "part_sums", "response_lengths"}
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
     sums["longest_response"] = max(c.longest_response for c in counts)
+    sums["reward_deviations"] = sum((c.rewards for c in counts), Moments()).deviations
     return RolloutCounts(**sums, part_sums=dict(parts), response_lengths=dict(lengths))
 
 

@@ -91,11 +91,11 @@ def union(spans: Iterable[PhaseSpan]) -> float:
 
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     scored, responses = max(1, counts.scored), max(1, counts.responses)
-    mean = counts.reward_sum / scored
-    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(("_sum", "_sums", "_lengths"))}
+    inner = ("_sum", "_sums", "_deviations", "_lengths")
+    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(inner)}
     return sums | {
-        "reward_mean": mean,
-        "reward_std": math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean)),
+        "reward_mean": counts.rewards.mean,
+        "reward_std": math.sqrt(counts.rewards.variance),
         "parts": {name: total / scored for name, total in counts.part_sums.items()},
         "response_length_mean": counts.response_tokens / responses,
         "response_length_p50": min(quantile(counts.response_lengths, 0.5), counts.longest_response),

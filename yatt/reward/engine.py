@@ -171,8 +171,8 @@ class ClassifierScorer:
         return [scores[number] for number in range(len(trajectories))]
 
     def encode(self, prompt: Prompt, response: str) -> np.ndarray:
-        """What the model reads: token ids [P], without padding tokens at the end: the engine reads the score at the last
-        token, transformers at the last that is no padding. Raises ValueError where it cannot."""
+        """What the model reads: token ids [P], without padding tokens at the end, for the engine reads the score at the
+        last token and transformers at the last that is no padding. Raises ValueError where it cannot."""
         if (template := self._engines.config.template) is not None:
             tokens = self._engines.plain(render(template, prompt, response))
         else:
