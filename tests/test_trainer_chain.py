@@ -513,6 +513,18 @@ def test_an_entropy_bonus_has_the_entropy_s_gradient(folder: str) -> None:
         assert worst(end, weights(model)) <= 2e-5
 
 
+def test_rewards_may_differ_by_little_beside_their_mean(folder: str) -> None:
+    """Rewards reach the ranks in float64: in float32 those around a million would differ by sixteenths."""
+    small = [replace(s, reward=0.01 * s.advantage) for s in make_samples(11, 6)]
+    large = [replace(s, reward=1e6 + s.reward) for s in small]
+    base = with_algorithm(folder, "reinforce_plus_plus")
+    (plain, end), (report, other) = (
+        play(1, base, [("update", shares(samples, 1)), ("export",)])[0] for samples in (small, large)
+    )
+    assert plain.grad_norm > 0 and report.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
+    assert report.loss == pytest.approx(plain.loss, abs=1e-5) and worst(end, other) <= 1e-5
+
+
 def test_sequences_are_whitened_over_the_whole_step(folder: str) -> None:
     """One number per sequence, brought to mean 0 and deviation 1, whichever replica has it."""
     samples = make_samples(10, 7)

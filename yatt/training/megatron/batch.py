@@ -90,7 +90,7 @@ def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.devi
         cu_seqlens=put(bounds.astype(np.int64)),
         loss_mask=put(mask),
         advantages=put(np.repeat(np.float32([s.advantage for s in sequences]), lengths)),
-        rewards=put(np.float32([s.reward for s in sequences])),
+        rewards=put(np.float64([s.reward for s in sequences])),
         rollout_logprobs=rollout,
         denominator=denominator,
         ref_sums=None if samples[0].reference is None else put(np.float32([s.reference for s in samples]).reshape(-1)),

@@ -107,7 +107,7 @@ class Scoring(Pairs):
         scores = final_scores(output, micro.batch, self._padding)
         chosen, rejected = scores[0::2], scores[1::2]
         self.count(chosen.detach(), rejected.detach(), seen)
-        losses = bradley_terry(chosen, rejected, micro.batch.rewards[0::2])
+        losses = bradley_terry(chosen, rejected, micro.batch.rewards[0::2].to(chosen))
         return losses.sum() / max(1, micro.batch.denominator.sequences)
 
 

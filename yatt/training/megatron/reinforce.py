@@ -95,7 +95,7 @@ class Reinforcement:
                 teacher_logprobs=None if first.teacher_logprobs is None else joined(lambda m: m.teacher_logprobs),
             )
             advantages, returns = self._estimate(outcomes, settings)
-        return self._whitened(advantages, mask, lengths), returns
+        return self._whitened(advantages, mask, lengths).float(), returns
 
     def _whitened(self, advantages: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
         """Brought to mean 0 and deviation 1 over the tokens, or the sequences, of the step. Collective."""
