@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from vllm.engine.arg_utils import EngineArgs
 
 from tests.generator_contract import (
     CONTEXT,
@@ -28,6 +29,7 @@ from yatt.errors import BackendError, ConfigError
 from yatt.generation.vllm import VllmGenerator
 from yatt.generation.vllm_classifier import VllmClassifier
 from yatt.generation.vllm_engine import Engine, engine_arguments
+from yatt.placement.cost import running
 from yatt.reward.engine import EngineAsker, Engines
 from yatt.reward.mixed import open_scorer
 from yatt.types import Prompt, Trajectory
@@ -244,6 +246,18 @@ def test_engine_arguments_are_checked():
         ConfigError, match=r"reward\.models\.j\.engine_args\.max_model_len.*set reward\.models\.j\.context"
     ):
         engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu", "reward.models.j")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, 256), ({"max_num_seqs": 7}, 7), ({"max_num_batched_tokens": 96}, 96)]
+)
+def test_an_engine_runs_as_many_requests_as_is_planned_for(tmp_path, device, options, expected):
+    """What vLLM itself makes of the arguments, as against what planner, router and forecast read."""
+    folder = save_tiny(tmp_path, max_position_embeddings=96)
+    arguments = engine_arguments(RolloutConfig(engine_args=options), device)
+    made = EngineArgs(model=folder, max_model_len=96, **arguments).create_engine_config()
+    assert made.scheduler_config.max_num_seqs == running(options) == expected
 
 
 async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):

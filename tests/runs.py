@@ -146,7 +146,8 @@ def _rl_report(step, steps, done, rng, failures):
         groups=48, groups_dropped=int(20 * done * rng.random()), refills=int(12 * done * rng.random()),
         reward_failures=int(failures and step % 7 == 0) * 3, responses=responses, scored=responses,
         truncated=int(4 * rng.random()), response_tokens=int(lengths * responses), prompt_tokens=3000,
-        reward_sum=right, reward_square_sum=right, longest_response=int(lengths + 12 + 8 * rng.random()),
+        reward_sum=right, reward_deviations=right * (1 - right / responses),
+        longest_response=int(lengths + 12 + 8 * rng.random()),
         part_sums={"correct": right, "worked": (0.39 + 0.6 * done) * responses},
         response_lengths=histogram(int(lengths) + k for k in range(-9, 10)),
     )  # fmt: skip

@@ -1,15 +1,21 @@
 """Shaped rewards, and samples with their advantages, against numbers worked by hand."""
 
+import json
 import math
 from dataclasses import replace
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from yatt.algorithm.rewards import RewardShaper, overlong_penalty, part_weights
 from yatt.algorithm.samples import samples
 from yatt.config.algorithms import RECIPES
 from yatt.config.schema import AlgorithmConfig, JudgeConfig, RewardConfig, RewardFunctionConfig
+from yatt.faces.metrics import _rollout_numbers
+from yatt.moments import Moments
+from yatt.reports import RolloutCounts, add_counts
 from yatt.types import Group, Prompt, SampleKey, Score, Span, Trajectory
 
 
@@ -148,30 +154,79 @@ def test_rewards_are_normalised_by_earlier_steps():
     shaper = RewardShaper(config, 8)
     first, second = group(0, [1.0, 3.0, 8.0], [1, 1, 1]).trajectories, group(1, [9.0, 0.5], [1, 1]).trajectories
     assert [shaper.shaped(t) for t in first] == [1.0, 1.0, 1.0]  # the first step as it is, but for the clip
-    shaper.close(3, 12.0, 74.0)
-    # Mean 4, sample variance (74 - 3 * 16) / 2 = 13: (9 - 4) / sqrt(13) is over 1; (.5 - 4) / sqrt(13).
+    shaper.close(Moments.of([1.0, 3.0, 8.0]))
+    # Mean 4, sample variance (9 + 1 + 16) / 2 = 13: (9 - 4) / sqrt(13) is over 1; (.5 - 4) / sqrt(13).
     assert [shaper.shaped(t) for t in second] == pytest.approx([1.0, -3.5 / math.sqrt(13)])
     other = RewardShaper(config, 8)
     other.restore(shaper.state())
     assert other.shaped(second[1]) == shaper.shaped(second[1])
     # Over both steps: 1, 3, 8, 9, .5: mean 4.3, squares 74 + 81.25; (155.25 - 5 * 18.49) / 4 = 15.7.
-    shaper.close(2, 9.5, 81.25)
+    shaper.close(Moments.of([9.0, 0.5]))
     assert shaper.scaled(5.0) == pytest.approx(0.7 / math.sqrt(15.7))
 
 
 def test_equal_rewards_are_only_centred():
     shaper = RewardShaper(AlgorithmConfig(reward_normalize=True), 8)
-    shaper.close(1, 0.1, 0.1 * 0.1)
+    shaper.close(Moments.of([0.1]))
     assert shaper.scaled(0.7) == 0.7  # one reward says nothing of the deviation
     for _ in range(6):
-        shaper.close(1, 0.1, 0.1 * 0.1)
+        shaper.close(add_counts([_counts([0.1, 0.1, 0.1])] * 3).rewards)
     assert shaper.scaled(0.7) == pytest.approx(0.6)
+
+
+def _counts(rewards):
+    """What a controller counts of these rewards."""
+    return RolloutCounts(scored=len(rewards), reward_sum=sum(rewards), reward_deviations=Moments.of(rewards).deviations)
+
+
+def test_a_small_deviation_beside_a_large_mean_is_kept():
+    """1e6 - 0.01, 1e6 and 1e6 + 0.01, as often, over three controllers and two steps: a mean of 1e6, and deviations
+    whose squares are 1/25,000,000,000,000,000 of the rewards' squares."""
+    shaper = RewardShaper(AlgorithmConfig(reward_normalize=True), 8)
+    low, middle, high = ([1e6 + d] * 5 for d in (-0.01, 0.0, 0.01))
+    for _ in range(2):
+        total = add_counts([_counts(low + high), _counts(middle), _counts([])])
+        row = _rollout_numbers(total)
+        # Of 15 rewards, 10 are 0.01 away: the deviation is 0.01 * sqrt(2 / 3).
+        assert (row["reward_mean"], row["reward_std"]) == pytest.approx((1e6, 0.01 * math.sqrt(2 / 3)), rel=1e-6)
+        shaper.close(total.rewards)
+    # And of 30 with one degree of freedom less: 0.01 * sqrt(20 / 29).
+    assert shaper.scaled(1e6 + 0.01) == pytest.approx(math.sqrt(29 / 20), rel=1e-5)
+    other = RewardShaper(AlgorithmConfig(reward_normalize=True), 8)
+    other.restore(json.loads(json.dumps(shaper.state())))
+    assert other.scaled(1e6 - 0.01) == shaper.scaled(1e6 - 0.01) == pytest.approx(-math.sqrt(29 / 20), rel=1e-5)
+
+
+@hypothesis.settings(max_examples=100)
+@hypothesis.given(
+    st.lists(st.lists(st.floats(-1, 1), max_size=9), min_size=1, max_size=5),
+    st.sampled_from([0.0, 1.0, -1e3, 1e6, 1e9]),
+)
+def test_moments_of_parts_are_those_of_the_whole(parts, mean):
+    """In any order, against numpy's, which looks at the numbers twice."""
+    numbers = np.array([mean + x for part in parts for x in part])
+    for order in (parts, parts[::-1]):
+        found = sum((Moments.of(mean + x for x in part) for part in order), Moments())
+        assert found.count == len(numbers)
+        if len(numbers):
+            rounding = 1e-14 * abs(mean) + 1e-15
+            assert found.mean == pytest.approx(numbers.mean(), abs=10 * rounding)
+            assert math.sqrt(found.variance) == pytest.approx(numbers.std(), rel=1e-6, abs=10 * rounding)
+
+
+def test_former_sums_are_read_with_what_they_can_hold():
+    # 0 and 2, and 30 rewards of 0.1; 1e6 +- 0.01 is lost in a sum of squares, and counted as equal as it was then.
+    assert Moments.of_sums(2, 2.0, 4.0) == Moments(2, 1.0, 2.0)
+    assert Moments.of_sums(30, sum([0.1] * 30), sum([0.1 * 0.1] * 30)).deviations == 0.0
+    rewards = [1e6 - 0.01, 1e6 + 0.01] * 500
+    assert Moments.of_sums(1000, sum(rewards), sum(r * r for r in rewards)).deviations == 0.0
+    assert Moments.of_sums(0, 0.0, 0.0) == Moments()
 
 
 def test_a_greedy_baseline_is_scaled_like_the_rewards():
     config = AlgorithmConfig(name="remax", reward_normalize=True, reward_clip=5.0, length_penalty=0.5)
     shaper = RewardShaper(config, 8)
-    shaper.close(2, 2.0, 4.0)  # 0 and 2: mean 1, deviation sqrt(2)
+    shaper.close(Moments.of([0.0, 2.0]))  # mean 1, deviation sqrt(2)
     given = [group(0, [3.0, 1.0], [4, 8], baseline=1.0), group(1, [100.0], [8], baseline=-1.0)]
     # (3 - 1) / sqrt(2) - .25 - 0, and 0 - .5 - 0. The last is held at 5, less .5, less (-1 - 1) / sqrt(2).
     root = math.sqrt(2)

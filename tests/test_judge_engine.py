@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from tests.generator_double import DoubleGenerator
 from tests.tiny_models import save_tiny, tiny_tokenizer
@@ -266,6 +269,34 @@ async def test_a_classifier_reads_its_template_as_it_stands(folders):
     settings = config(folders, "classifier", template="Q {question} R {response}")
     (score,) = await scored(RewardConfig(models={"rm": settings}), {"rm": engine}, trajectory("4"))
     assert score.value == 0.25 and engine.texts() == ["Q 2+2= R 4"]
+
+
+@pytest.mark.parametrize(
+    ("pad", "response", "read"),
+    [
+        (0, "4<eos><pad><pad>", "4<eos>"),
+        (0, "4<pad>", "4"),
+        (EOS, "4<eos>", "4"),
+        (EOS, "4<eos><pad>", "4<eos><pad>"),
+        (None, "4<pad>", "4<pad>"),
+    ],
+)
+async def test_a_classifier_s_score_is_that_of_its_last_token_that_is_no_padding(
+    folders, tmp_path, pad, response, read
+):
+    """The token at which transformers' classifiers read it; an engine reads it at the last one of all."""
+    folder = shutil.copytree(folders / "classifier", tmp_path / "classifier")
+    described = json.loads((folder / "config.json").read_text()) | {"pad_token_id": pad}
+    (folder / "config.json").write_text(json.dumps(described))
+    engine = Engine(lambda text, request: ([0], "stop"), logit=0.25)
+    settings = config(tmp_path, "classifier", template="R {response}")
+    await scored(RewardConfig(models={"rm": settings}), {"rm": engine}, trajectory(response))
+    assert engine.texts() == [f"R {read}"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.from_numpy(engine.asked[0][0].tokens.astype(np.int64))
+    whole = tiny_tokenizer()(f"R {response}", return_tensors="pt")["input_ids"]
+    last = model.score(model.model(tokens[None]).last_hidden_state)[0, -1, 0]
+    assert last.item() == pytest.approx(model(whole).logits.item(), abs=1e-5)
 
 
 async def test_what_a_classifier_cannot_score_fails_alone(folders):

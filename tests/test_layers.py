@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "yatt": 0,
     "yatt.types": 0,
+    "yatt.moments": 0,
     "yatt.reports": 0,
     "yatt.config": 0,
     "yatt.errors": 0,

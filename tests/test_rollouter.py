@@ -279,7 +279,8 @@ async def test_remax_has_one_greedy_response_more_whose_reward_is_the_baseline()
     assert all([t.sibling for t in g.trajectories] == [0, 1] for g in groups)
     # 5 prompts, 3 responses of 3 tokens each: all are work; 10 - 1 siblings have rewards, 0 1, 1 1, 1, 0 1, 0.5 0
     assert (counts.responses, counts.response_tokens, counts.scored, counts.reward_failures) == (15, 45, 9, 2)
-    assert (counts.reward_sum, counts.reward_square_sum, counts.groups_dropped) == (5.5, 5.25, 3)
+    assert (counts.reward_sum, counts.groups_dropped) == (5.5, 3)
+    assert counts.reward_deviations == pytest.approx(5.25 - 5.5**2 / 9)
     assert sum(counts.response_lengths.values()) == 15 and counts.prompt_tokens == 3 * (1 + 2 + 3 + 4 + 5)
 
 
@@ -402,7 +403,11 @@ async def test_what_ended_after_the_last_report_is_reported_once_by_whoever_resu
     assert (unreported.responses, unreported.scored, unreported.reward_sum) == (8, 2, 5.0)
 
     _, desk, resumed = make()
-    resumed.restore(json.loads(json.dumps(asdict(unreported))))
+    saved = json.loads(json.dumps(asdict(unreported)))
+    former = {name: value for name, value in saved.items() if name != "reward_deviations"}
+    resumed.restore(former | {"scored": 2, "reward_sum": 5.0, "reward_square_sum": 13.0})  # of 2 and 3
+    assert resumed.unreported(RolloutCounts()).reward_deviations == 0.5
+    resumed.restore(saved)
     assert resumed.unreported(RolloutCounts()) == unreported  # where it is saved again before a step
     task = await collecting(resumed, 1)
     await desk.reply(0, EQUAL)
@@ -482,15 +487,17 @@ async def test_rewards_are_shaped_by_those_of_earlier_steps_on_all_controllers(c
 
     assert await rewards(world, 1) == {0: 0.0, 1: 1.0, 2: 0.0, 3: 1.0}
     states = await asyncio.gather(*(c.state() for c in world.controllers))
-    assert all(state["rewards"] == [8.0, 4.0, 4.0] for state, _ in states)
+    assert all(state["rewards"] == {"count": 8, "mean": 0.5, "deviations": pytest.approx(2.0)} for state, _ in states)
     # 8 rewards, 4 of them 1: mean 1/2, deviation sqrt((4 - 8 / 4) / 7) = sqrt(2 / 7)
     expected = {4: -0.5 / sqrt(2 / 7), 5: 0.5 / sqrt(2 / 7), 6: -0.5 / sqrt(2 / 7), 7: 0.5 / sqrt(2 / 7)}
-    resumed, older = (
+    resumed, older, sums = (
         World(1, lambda t: float(t.prompt.uid % 2), batch=4, rollout=RolloutConfig(n=2), algorithm=shaped)
-        for _ in range(2)
+        for _ in range(3)
     )
+    await sums.controllers[0].restore(states[0][0] | {"rewards": [8.0, 4.0, 4.0]})  # as they were once written
     await resumed.controllers[0].restore(states[0][0])
     await older.controllers[0].restore({k: v for k, v in states[0][0].items() if k != "rewards"})
     assert await rewards(world, 2) == pytest.approx(expected)
     assert await rewards(resumed, 2) == pytest.approx(expected)
+    assert await rewards(sums, 2) == pytest.approx(expected)
     assert await rewards(older, 2) == {4: 0.0, 5: 1.0, 6: 0.0, 7: 1.0}  # a checkpoint from before: anew

@@ -37,7 +37,7 @@ def steps_in(run):
 def step_report(**changes):
     counts = RolloutCounts(
         groups=2, groups_dropped=1, refills=1, reward_failures=1, responses=5, scored=4, truncated=2,
-        response_tokens=60, reward_sum=2.0, reward_square_sum=2.0, longest_response=20, part_sums={"worked": 3.0},
+        response_tokens=60, reward_sum=2.0, reward_deviations=1.0, longest_response=20, part_sums={"worked": 3.0},
         response_lengths={5: 1, 7: 1, 12: 2, 20: 1},
     )  # fmt: skip
     update = UpdateReport(loss=0.1, grad_norm=1.0, learning_rate=1e-3, entropy=0.4, kl=1e-6, trained_tokens=50)

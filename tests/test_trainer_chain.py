@@ -330,8 +330,13 @@ def ppo(folder: str, other: str, scorer: str) -> dict[str, Any]:
         critic_losses.append(value_loss.item() / count)
         norms.append(descend(policy, optimizers[0], loss / count, rate))
         descend(critic.model, optimizers[1], value_loss / count, rate)
+    targets, told = (
+        np.concatenate([c[trained(s)].double().numpy() for c, s in zip(columns, samples, strict=True)])
+        for columns in (returns, values)
+    )
     return {
         "samples": samples,
+        "explained": 1 - (targets - told).var() / targets.var(),
         "policy": weights(policy),
         "critic": critic,
         "loss": sum(losses) / len(losses),
@@ -385,6 +390,7 @@ def test_ppo_matches_plain_torch(
     assert report.loss == pytest.approx(ppo["loss"], abs=1e-5)
     assert report.grad_norm == pytest.approx(ppo["norm"], rel=1e-3)
     assert report.numbers["critic_loss"] == pytest.approx(ppo["critic_loss"], rel=1e-4)
+    assert report.numbers["explained_variance"] == pytest.approx(ppo["explained"], rel=1e-4)
     assert (tmp_path / "saved" / "critic" / "trainer.json").exists()
 
 
@@ -505,6 +511,18 @@ def test_an_entropy_bonus_has_the_entropy_s_gradient(folder: str) -> None:
         report, end = play(train.get("tp", 1), base, [("update", shares(still, 1)), ("export",)])[0]
         assert report.loss == pytest.approx(loss.item() / count, abs=1e-5)
         assert worst(end, weights(model)) <= 2e-5
+
+
+def test_rewards_may_differ_by_little_beside_their_mean(folder: str) -> None:
+    """Rewards reach the ranks in float64: in float32 those around a million would differ by sixteenths."""
+    small = [replace(s, reward=0.01 * s.advantage) for s in make_samples(11, 6)]
+    large = [replace(s, reward=1e6 + s.reward) for s in small]
+    base = with_algorithm(folder, "reinforce_plus_plus")
+    (plain, end), (report, other) = (
+        play(1, base, [("update", shares(samples, 1)), ("export",)])[0] for samples in (small, large)
+    )
+    assert plain.grad_norm > 0 and report.grad_norm == pytest.approx(plain.grad_norm, rel=1e-4)
+    assert report.loss == pytest.approx(plain.loss, abs=1e-5) and worst(end, other) <= 1e-5
 
 
 def test_sequences_are_whitened_over_the_whole_step(folder: str) -> None:

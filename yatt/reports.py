@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
 
+from yatt.moments import Moments
+
 Interval = tuple[float, float]
 """A 95 % confidence interval: its ends."""
 FAILURES, FAILURE_LENGTH = 3, 240
@@ -93,6 +95,7 @@ class RolloutCounts:
     `reward_max`; greedy ones do not. `masked` are those of `groups` left out of training for their length.
     `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`). `failures` says why the first
     rewards failed: FAILURES texts at most, each of FAILURE_LENGTH characters at most.
+    `reward_deviations` is the sum of the scored rewards' squared deviations from their mean.
     """
 
     groups: int = 0
@@ -115,13 +118,18 @@ class RolloutCounts:
     response_tokens: int = 0
     prompt_tokens: int = 0
     reward_sum: float = 0.0
-    reward_square_sum: float = 0.0
+    reward_deviations: float = 0.0
     reward_min: float | None = None
     reward_max: float | None = None
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
     response_lengths: Mapping[int, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+
+    @property
+    def rewards(self) -> Moments:
+        """Of the scored rewards."""
+        return Moments(self.scored, self.reward_sum / max(1, self.scored), self.reward_deviations)
 
     @property
     def groups_accepted(self) -> int:
@@ -136,11 +144,15 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     for c in counts:
         parts.update(c.part_sums)
         lengths.update(c.response_lengths)
-    special = {"longest_response", "reward_min", "reward_max", "part_sums", "response_lengths", "failures"}
+    special = {
+        *("longest_response", "reward_deviations", "reward_min", "reward_max"),
+        *("part_sums", "response_lengths", "failures"),
+    }
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
     return RolloutCounts(
         **sums,
         longest_response=max(c.longest_response for c in counts),
+        reward_deviations=sum((c.rewards for c in counts), Moments()).deviations,
         reward_min=min((c.reward_min for c in counts if c.reward_min is not None), default=None),
         reward_max=max((c.reward_max for c in counts if c.reward_max is not None), default=None),
         part_sums=dict(parts),

@@ -252,9 +252,9 @@ class Share:
 class PackedBatch:
     """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
     `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
-    [S] has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S] are the
-    reference's log-probabilities of each sequence, where they were worked out beforehand. `fresh` [T] are the trained
-    tokens that were sampled under the policy's version now, where the sampler's log-probabilities are there."""
+    [S], float64, has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S]
+    are the reference's log-probabilities of each sequence, where they were worked out beforehand. `fresh` [T] are the
+    trained tokens that were sampled under the policy's version now, where the sampler's log-probabilities are there."""
 
     tokens: torch.Tensor
     position_ids: torch.Tensor

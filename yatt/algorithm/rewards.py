@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from yatt.config.schema import AlgorithmConfig, RewardConfig
+from yatt.moments import Moments
 from yatt.types import Trajectory
 
-# A deviation below this share of the mean is rounding.
-EQUAL = 1e-6
+EQUAL = 1e-12
+"""A deviation below this share of the mean is rounding of the rewards themselves, which are float64."""
 
 
 class RewardShaper:
@@ -27,7 +30,7 @@ class RewardShaper:
     def __init__(self, config: AlgorithmConfig, max_tokens: int) -> None:
         self._config = config
         self._max_tokens = max_tokens
-        self._sums = (0.0, 0.0, 0.0)
+        self._earlier = Moments()
 
     def shaped(self, trajectory: Trajectory) -> float:
         """What is learned from. Raises ValueError for a trajectory without a reward."""
@@ -39,8 +42,7 @@ class RewardShaper:
     def scaled(self, reward: float) -> float:
         """Steps 1 and 2, which do not look at the response: all there is for a greedy baseline."""
         if self._config.reward_normalize:
-            mean, deviation = self._statistics()
-            reward = (reward - mean) / deviation
+            reward = (reward - self._centre) / self._deviation
         bound = self._config.reward_clip
         return reward if bound is None else min(max(reward, -bound), bound)
 
@@ -57,27 +59,28 @@ class RewardShaper:
         """What `penalties` weigh as rewards of their own, each normalised alone (`gdpo`)."""
         return 1.0, self._config.length_penalty
 
-    def close(self, responses: int, reward_sum: float, reward_square_sum: float) -> None:
-        """End a step with the rewards of all controllers: how many were given, their sum and that of their squares."""
-        count, total, squares = self._sums
-        self._sums = (count + responses, total + reward_sum, squares + reward_square_sum)
+    def close(self, rewards: Moments) -> None:
+        """End a step with the rewards of all controllers."""
+        self._earlier += rewards
 
-    def state(self) -> list[float]:
+    def state(self) -> dict[str, float]:
         """As of the last `close`."""
-        return list(self._sums)
+        return asdict(self._earlier)
 
-    def restore(self, state: Sequence[float]) -> None:
-        count, total, squares = state
-        self._sums = (float(count), float(total), float(squares))
+    def restore(self, state: Mapping[str, Any] | Sequence[float]) -> None:
+        """Former checkpoints have a count, a sum and a sum of squares."""
+        self._earlier = Moments(**state) if isinstance(state, Mapping) else Moments.of_sums(*state)
 
-    def _statistics(self) -> tuple[float, float]:
-        """Mean and deviation; (0, 1) while there are fewer than two rewards, (mean, 1) while they are all equal."""
-        count, total, squares = self._sums
-        if count < 2:
-            return 0.0, 1.0
-        mean = total / count
-        deviation = math.sqrt(max(0.0, squares - count * mean * mean) / (count - 1))
-        return mean, deviation if deviation > EQUAL * abs(mean) else 1.0
+    @property
+    def _centre(self) -> float:
+        """The mean; 0 while there are fewer than two rewards."""
+        return self._earlier.mean if self._earlier.count > 1 else 0.0
+
+    @property
+    def _deviation(self) -> float:
+        """1 while there are fewer than two rewards, or all are equal."""
+        deviation = math.sqrt(self._earlier.sample_variance)
+        return deviation if deviation > EQUAL * abs(self._earlier.mean) else 1.0
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:

@@ -15,8 +15,8 @@ from torch import Tensor
 from yatt.algorithm.packed import discounted, followers, later, sequence_ids, sequence_sums
 from yatt.config.schema import AlgorithmConfig
 
-# Deviations below this share of the mean are rounding: values that differ by no more count as equal.
-EQUAL = 1e-7
+# Deviations below this share of the mean, or what the type rounds to, are rounding: such values count as equal.
+EQUAL = 1e-12
 
 
 def token_rewards(rewards: Tensor, loss_mask: Tensor, cu_seqlens: Tensor, penalty: Tensor | None = None) -> Tensor:
@@ -96,7 +96,8 @@ def whiten(x: Tensor, mask: Tensor, *, total: Callable[[Tensor], Tensor] = _itse
     mean = added / count.clamp(min=1)
     deviation = (kept - mean).masked_fill(~mask, 0.0)
     variance = total(deviation.square().sum()[None])[0] / (count - 1).clamp(min=1)
-    scale = torch.where(variance > (EQUAL * mean).square(), variance.rsqrt(), 0.0)
+    rounding = mean * max(EQUAL, torch.finfo(x.dtype).eps)
+    scale = torch.where(variance > rounding.square(), variance.rsqrt(), 0.0)
     return (deviation * scale).to(x.dtype)
 
 

@@ -41,6 +41,7 @@ class ModelFacts:
     head_dim: int
     tied: bool
     architecture: str = ""
+    padding: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -92,6 +93,12 @@ def model_facts(
     wrong = [name for name in SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if wrong:
         raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
+    pad = config.get("pad_token_id")
+    if judge is None and isinstance(pad, int) and not -config["vocab_size"] <= pad < config["vocab_size"]:
+        raise ConfigError(
+            f"{setting}={path}: pad_token_id={pad} is no token of its vocab_size={config['vocab_size']}, and "
+            "transformers loads no such model; name one below that in config.json, or null"
+        )
     tied = bool(config.get("tie_word_embeddings")) or classifies
     shapes = tensor_shapes(path, setting) if weights else {}
     family = family_of(architecture_of(config))
@@ -107,7 +114,13 @@ def model_facts(
         head_dim=head_size(config, family),
         tied=tied,
         architecture=architecture_of(config),
+        padding=pad if isinstance(pad, int) else None,
     )
+
+
+def padding_row(pad: int | None, rows: int) -> int | None:
+    """The row of an embedding of so many rows that `pad_token_id` names, as torch counts: -1 is the last one."""
+    return None if pad is None else pad % rows
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

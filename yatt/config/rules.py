@@ -107,7 +107,10 @@ def _model(case: Case) -> Iterator[str]:
         )
 
 
-_ENGINE_NUMBERS = ("tensor_parallel_size", "max_num_seqs", "gpu_memory_utilization")
+_ENGINE_NUMBERS = (
+    *("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"),
+    *("gpu_memory_utilization", "kv_cache_memory_bytes"),
+)
 """Options of the engine that the placement and the planner read."""
 
 

@@ -22,15 +22,12 @@ from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.controller.survey import Survey
-from yatt.placement.cost import served
+from yatt.placement.cost import running, served
 from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Prompt, Sample
-
-RUNNING = 256
-"""Requests an engine runs at once where `rollout.engine_args` does not say: vLLM's own default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +91,7 @@ class Assembly:
             fleet,
             clock=self._parts.clock,
             # Twice what an engine runs at once, over all controllers: enough that it never waits for them.
-            limit=max(siblings, -(-2 * running(config, role) // peers.count)),
+            limit=max(siblings, -(-2 * self._running(role) // peers.count)),
             index=peers.index,
             controllers=peers.count,
             timeout=config.cluster.step_timeout,
@@ -106,9 +103,14 @@ class Assembly:
         return Gauge(
             per_response=judge.judgements if judge else 1,
             limit=judge.max_tokens if judge else config.rollout.max_tokens,
-            capacity=running(config, role),
+            capacity=self._running(role),
             engines=block // layout.sizes[role],
         )
+
+    def _running(self, role: Role) -> int:
+        """Requests that an engine of this role runs at once."""
+        config = self._parts.config
+        return running(config.reward.models.get(role, config.rollout).engine_args)
 
     def controller(self, source: Source[Prompt], reading: Reading, drop: Filter, on_groups: OnGroups) -> Controller:
         """The controller that trains. `drop` is the filter of groups."""
@@ -158,12 +160,6 @@ class Assembly:
 def responses_per_prompt(config: Config) -> int:
     """What the engines draw for a prompt of a rollout."""
     return config.rollout.n + takes_greedy(config.algorithm.recipe.advantage)
-
-
-def running(config: Config, role: Role) -> int:
-    """Requests that an engine of this role runs at once."""
-    judge = config.reward.models.get(role)
-    return int((judge or config.rollout).engine_args.get("max_num_seqs", RUNNING))
 
 
 def draws_ahead(config: Config) -> bool:

@@ -19,6 +19,7 @@ from yatt.config.schema import RolloutConfig
 from yatt.controller.router import Router
 from yatt.errors import BackendError
 from yatt.histogram import histogram
+from yatt.moments import Moments
 from yatt.protocols import Scorer, Source
 from yatt.reports import RolloutCounts, add_counts, first_failures
 from yatt.types import Group, Prompt, Request, SampleKey, SamplingParams, Trajectory
@@ -197,10 +198,14 @@ class Rollouter:
         return add_counts([replace(ahead, groups=0, **surplus), _count(self._tally, 0, 0), self._earlier])
 
     def restore(self, unreported: Mapping[str, Any]) -> None:
-        """Report these numbers with the next step's; of a checkpoint, where keys are texts, and tuples lists."""
-        lengths = {int(length): count for length, count in unreported.get("response_lengths", {}).items()}
-        failures = tuple(unreported.get("failures", ()))
-        self._earlier = RolloutCounts(**{**unreported, "response_lengths": lengths, "failures": failures})
+        """Report these numbers with the next step's; of a checkpoint, where keys are texts, and tuples lists. Former
+        ones have the sum of the rewards' squares."""
+        known = {**unreported, "failures": tuple(unreported.get("failures", ()))}
+        if (squares := known.pop("reward_square_sum", None)) is not None:
+            sums = Moments.of_sums(known["scored"], known["reward_sum"], squares)
+            known["reward_deviations"] = sums.deviations
+        lengths = {int(length): count for length, count in known.get("response_lengths", {}).items()}
+        self._earlier = RolloutCounts(**{**known, "response_lengths": lengths})
 
     def _draw(self, quota: int) -> None:
         """Start as many prompts as the groups missing are likely to take."""
@@ -333,7 +338,7 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
         response_tokens=sum(lengths),
         prompt_tokens=sum(len(t.prompt.tokens) for t in drawn),
         reward_sum=sum(rewards),
-        reward_square_sum=sum(r * r for r in rewards),
+        reward_deviations=Moments.of(rewards).deviations,
         reward_min=min(rewards, default=None),
         reward_max=max(rewards, default=None),
         longest_response=max(lengths, default=0),

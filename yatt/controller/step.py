@@ -159,7 +159,7 @@ class Controller:
             self.on_groups(step, groups)
             counts, update = await self.desk.close_step(step, counts, update, draws=not self.ahead)
             self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
-            self.shaper.close(counts.scored, counts.reward_sum, counts.reward_square_sum)
+            self.shaper.close(counts.rewards)
         return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions(counts.longest_response))
 
     async def _collected(self, step: int) -> Collected:
@@ -213,7 +213,7 @@ class Controller:
         groups of all controllers there were; each takes its share of them. Collective."""
         self.desk.restore(state)
         self.rollouter.rate.restore(state.get("acceptance", (0.0, 0.0)))
-        self.shaper.restore(state.get("rewards", (0.0, 0.0, 0.0)))
+        self.shaper.restore(state.get("rewards", {}))
         if self.desk.peers.index == 0:  # they add up over controllers
             self.rollouter.restore(state.get("unreported", {}))
         mine = sorted(carried, key=lambda group: group.uid)[self.desk.peers.index :: self.desk.peers.count]

@@ -99,12 +99,11 @@ def union(spans: Iterable[PhaseSpan]) -> float:
 
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     scored, responses = max(1, counts.scored), max(1, counts.responses)
-    mean = counts.reward_sum / scored
-    deviation = math.sqrt(max(0.0, counts.reward_square_sum / scored - mean * mean))
-    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(("_sum", "_sums", "_lengths"))}
+    inner = ("_sum", "_sums", "_deviations", "_lengths")
+    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(inner)}
     return sums | {
-        "reward_mean": mean if counts.scored else None,
-        "reward_std": deviation if counts.scored else None,
+        "reward_mean": counts.rewards.mean if counts.scored else None,
+        "reward_std": math.sqrt(counts.rewards.variance) if counts.scored else None,
         "parts": {name: total / scored for name, total in counts.part_sums.items()},
         "response_length_mean": counts.response_tokens / responses,
         "response_length_p50": min(quantile(counts.response_lengths, 0.5), counts.longest_response),

@@ -25,6 +25,7 @@ from vllm.v1.executor import Executor
 from yatt.config.facts import tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
+from yatt.placement.cost import KV_CACHE, UTILIZATION, running
 from yatt.types import Finish, SamplingParams, WeightManifest
 from yatt.weights import check_names, verify
 
@@ -35,13 +36,12 @@ FINISHES: dict[FinishReason, Finish] = {FinishReason.STOP: "stop", FinishReason.
 DEFAULTS: dict[Device, dict[str, Any]] = {
     "cpu": dict(
         enforce_eager=True,
-        kv_cache_memory_bytes=256 << 20,
+        kv_cache_memory_bytes=int(KV_CACHE),
         block_size=32,  # vLLM's 128 is longer than many prompts: they would never be shared
-        max_num_seqs=256,
         # A prompt read in parts has vLLM turn the request's random generator back, which torch cannot on a CPU.
         enable_chunked_prefill=False,
     ),
-    "cuda": dict(gpu_memory_utilization=0.5),
+    "cuda": dict(gpu_memory_utilization=UTILIZATION),
 }
 SAMPLING = "rollout.temperature, rollout.top_p and rollout.top_k"
 # What the adapter rests on, and what other settings already say.
@@ -63,8 +63,6 @@ RESERVED = {
     "generation_config": SAMPLING,  # of no effect below vLLM's output layer, nor is the file in the model's folder
     "override_generation_config": SAMPLING,
     "skip_tokenizer_init": None,
-    "generation_config": None,
-    "override_generation_config": None,
     "worker_extension_cls": None,
 }
 JUDGES_OWN = {"model": "path", "tokenizer": "path", "max_model_len": "context_length"}
@@ -216,4 +214,7 @@ def engine_arguments(config: RolloutConfig, device: Device, setting: str = "roll
             raise ConfigError(f"{setting}.engine_args.{name} is not an option of vLLM{hint}")
     # Named, since vLLM would choose Ray workers of its own inside a Ray actor.
     executor = "mp" if config.engine_args.get("tensor_parallel_size", 1) > 1 else "uni"
-    return DEFAULTS[device] | dict(distributed_executor_backend=executor, use_tqdm_on_load=False) | config.engine_args
+    common = dict(
+        distributed_executor_backend=executor, use_tqdm_on_load=False, max_num_seqs=running(config.engine_args)
+    )
+    return DEFAULTS[device] | common | config.engine_args

@@ -14,6 +14,8 @@ KV_CACHE = float(256 << 20)
 """Bytes of an engine's KV cache on a CPU, where its settings say nothing."""
 UTILIZATION = 0.5
 """Share of a GPU that an awake engine takes, where its settings say nothing."""
+RUNNING = 256
+"""Requests that an engine runs at once, where its settings say nothing."""
 Kind = Literal["cpu", "cuda"]
 
 
@@ -28,6 +30,14 @@ def served(config: Config) -> dict[Role, Mapping[str, Any]]:
     """The roles that have engines, with the options of these: the policy, and the judges that this run serves."""
     judges = {name: judge.engine_args for name, judge in config.reward.served.items()}
     return {} if not config.algorithm.recipe.reinforces else {POLICY: config.rollout.engine_args, **judges}
+
+
+def running(options: Mapping[str, Any]) -> int:
+    """Requests that an engine with these options runs at once. The engine is told, since vLLM's own default is another
+    one (128 where it is built as here, 256 or 1024 elsewhere), and never more than the tokens it takes in a step."""
+    if "max_num_seqs" in options:
+        return int(options["max_num_seqs"])
+    return min(RUNNING, int(options.get("max_num_batched_tokens", RUNNING)))
 
 
 def needs(

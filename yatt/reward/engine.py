@@ -40,6 +40,7 @@ class Engines:
         self._ask = ask
         self._uids = itertools.count(index, count)
         self._context = 0
+        self.padding: int | None = None
 
     def open(self) -> None:
         """Load the tokenizer. Raises ConfigError where the folder has none, or no judge of its kind."""
@@ -47,9 +48,10 @@ class Engines:
         self._context = judge_context(self.name, self.config)
         self.tokenizer = load_tokenizer(str(self.config.path), at)
         self.text = ResponseText(self.tokenizer)
-        architecture = judge_facts(self.name, self.config, weights=False).architecture
-        if not vllm_lists(architecture):
-            raise ConfigError(f"{at}={self.config.path}: vLLM has no {architecture}; choose another judge")
+        facts = judge_facts(self.name, self.config, weights=False)
+        self.padding = facts.padding
+        if not vllm_lists(facts.architecture):
+            raise ConfigError(f"{at}={self.config.path}: vLLM has no {facts.architecture}; choose another judge")
 
     def chat(self, messages: Messages, *, answer: bool) -> np.ndarray:
         """Token ids [P] of a talk in the judge's own template, with `answer` up to where the judge goes on. Raises
@@ -174,11 +176,15 @@ class ClassifierScorer:
         return [scores[number] for number in range(len(trajectories))]
 
     def encode(self, prompt: Prompt, response: str) -> np.ndarray:
-        """What the model reads: token ids [P]. Raises ValueError where it cannot."""
+        """What the model reads: token ids [P], without padding tokens at the end, for the engine reads the score at the
+        last token and transformers at the last that is no padding. Raises ValueError where it cannot."""
         if (template := self._engines.config.template) is not None:
-            return self._engines.plain(fill(template, prompt, response), closed=True)
-        talk = [("user", prompt.question or prompt.text), ("assistant", response)]
-        return self._engines.chat([{"role": role, "content": text} for role, text in talk], answer=False)
+            tokens = self._engines.plain(fill(template, prompt, response), closed=True)
+        else:
+            talk = [("user", prompt.question or prompt.text), ("assistant", response)]
+            tokens = self._engines.chat([{"role": role, "content": text} for role, text in talk], answer=False)
+        real = np.flatnonzero(tokens != self._engines.padding)
+        return tokens[: real[-1] + 1 if len(real) else 1]
 
     async def close(self) -> None:
         """The engines are the runtime's."""

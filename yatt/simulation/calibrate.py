@@ -11,8 +11,9 @@ from statistics import NormalDist
 from typing import Any
 
 from yatt.config.schema import Config
-from yatt.controller.assembly import RUNNING, responses_per_prompt
+from yatt.controller.assembly import responses_per_prompt
 from yatt.errors import ConfigError
+from yatt.placement.cost import running
 from yatt.simulation.costs import (
     Z99,
     ControllerCosts,
@@ -60,7 +61,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
             per_kv_token=rollout["KV token read"],
             wake=rollout["fixed"] if config.rollout.sleep else 0.0,
             load=fits["sync"].terms["fixed"] + (0.0 if config.rollout.sleep else rollout["fixed"]),
-            max_running=int(config.rollout.engine_args.get("max_num_seqs", RUNNING)),
+            max_running=running(config.rollout.engine_args),
         ),
         trainer=TrainerCosts(
             per_token=train["trained token"],

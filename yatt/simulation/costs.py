@@ -16,8 +16,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config, JudgeConfig, RolloutConfig
-from yatt.controller.assembly import RUNNING
 from yatt.errors import ConfigError
+from yatt.placement.cost import RUNNING, UTILIZATION, running
 from yatt.placement.plan import POLICY, Role
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -41,7 +41,7 @@ class EngineCosts:
     sleep: Amount = 0.0  # seconds to free its memory
     wake: Amount = 0.0  # seconds to take it back
     kv_tokens: Count = 10**12  # tokens the KV cache holds
-    max_running: Count = 256  # requests decoded at once; others wait
+    max_running: Count = RUNNING  # requests decoded at once; others wait
     parameters: Amount = 0.0  # of the model: what a weighted split goes by
 
 
@@ -249,7 +249,7 @@ def _engine(
     request; the two are added, though hardware overlaps them in part. An engine that sleeps has its weights in the
     host's memory. `longest` is the tokens of a request that must fit."""
     chip, size, tp, args = device(config.plan.device), _bytes(config), engine_size(settings), settings.engine_args
-    share = float(args.get("gpu_memory_utilization", 0.5))
+    share = float(args.get("gpu_memory_utilization", UTILIZATION))
     weights = facts.parameters * size
     kv_token = 2 * facts.layers * facts.kv_heads * facts.head_dim * size
     room = share * chip.memory * tp - weights - ASSUMED["activations"] * tp
@@ -268,7 +268,7 @@ def _engine(
         per_kv_token=kv_token / read,
         prefill=multiply,
         kv_tokens=int(room / kv_token),
-        max_running=int(args.get("max_num_seqs", RUNNING)),
+        max_running=running(args),
         sleep=ASSUMED["switch"] + moved,
         wake=ASSUMED["switch"] + moved,
         load=moved,

@@ -91,7 +91,7 @@ def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.devi
         cu_seqlens=put(bounds.astype(np.int64)),
         loss_mask=put(mask),
         advantages=put(np.repeat(np.float32([s.advantage for s in sequences]), lengths)),
-        rewards=put(np.float32([s.reward for s in sequences])),
+        rewards=put(np.float64([s.reward for s in sequences])),
         rollout_logprobs=rollout,
         denominator=denominator,
         ref_sums=None if samples[0].reference is None else put(np.float32([s.reference for s in samples]).reshape(-1)),
@@ -176,6 +176,12 @@ def token_values(output: Tensor, batch: PackedBatch) -> Tensor:
     return torch.roll(values, 1).masked_fill(batch.position_ids == 0, 0.0)
 
 
-def final_scores(output: Tensor, batch: PackedBatch) -> Tensor:
-    """A value head's output [1, P, 1] -> its value [S] at the last token of each sequence."""
-    return output[0, batch.cu_seqlens[1:] - 1, 0]
+def final_scores(output: Tensor, batch: PackedBatch, padding: int | None = None) -> Tensor:
+    """A value head's output [1, P, 1] -> its value [S] at the last token of each sequence that is not `padding`, or at
+    its first where all are."""
+    starts, lengths = batch.cu_seqlens[:-1], batch.cu_seqlens.diff()
+    if padding is None:
+        return output[0, starts + lengths - 1, 0]
+    places = torch.arange(len(batch.tokens), device=starts.device).masked_fill(batch.tokens == padding, -1)
+    ids = torch.repeat_interleave(torch.arange(len(starts), device=starts.device), lengths)
+    return output[0, starts.scatter_reduce(0, ids, places, "amax"), 0]

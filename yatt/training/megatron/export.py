@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from yatt.config.facts import HEADS, architecture_of
 from yatt.config.schema import Config
 from yatt.errors import BackendError
 from yatt.training.megatron.model import Head
@@ -57,17 +58,29 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
 
 
 def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """What a config says of a classifier with one label. transformers reads its score at the last token that is not the
-    padding token. So there is none where it would be the one that ends a response: then it takes one text at a time."""
+    """What a config says of a classifier with one label."""
     family = described["architectures"][0].partition("For")[0]
-    words = PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True)
-    pad = words.pad_token_id if words.pad_token_id is not None else described.get("pad_token_id")
     return {
         "architectures": [f"{family}ForSequenceClassification"],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
-        "pad_token_id": None if pad == words.eos_token_id else pad,
+        "pad_token_id": pooled_padding(source),
     }
+
+
+def pooled_padding(folder: Path) -> int | None:
+    """The padding token of the classifier that is trained from `folder`: its score is read, as transformers does, at
+    the last token that is not this one.
+
+    A classifier keeps its own. A language model's has none where it would be the one that ends a response, and so takes
+    one text at a time."""
+    described = json.loads((folder / "config.json").read_text())
+    own = described.get("pad_token_id")
+    if own is not None and architecture_of(described).endswith(HEADS["classifier"]):
+        return int(own)
+    words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    pad = words.pad_token_id if words.pad_token_id is not None else own
+    return None if pad == words.eos_token_id else pad
 
 
 def _write_shards(weights: Iterator[tuple[str, Tensor]], target: Path) -> None:

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import VocabParallelEmbedding, gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 from transformers import AutoConfig
 
+from yatt.config.facts import padding_row
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.training.megatron.attention import PackedAttention
@@ -150,4 +151,22 @@ def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "to
     )
     if head == "value" and groups.last_stage:
         model.output_layer = ValueHead(settings)
+    if groups.first_stage:
+        _hold_padding(model.embedding.word_embeddings, hf, groups)
     return model.to(groups.device)
+
+
+def _hold_padding(embedding: VocabParallelEmbedding, hf: Any, groups: Groups) -> None:
+    """Give the input embedding of `pad_token_id` no gradient, as in Hugging Face's models (`torch.nn.Embedding` with a
+    `padding_idx`). Where the output layer has the same weights, its use of them keeps its gradient."""
+    pad = padding_row(getattr(hf, "pad_token_id", None), hf.vocab_size)
+    if pad is None:
+        return
+
+    def hold(module: torch.nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
+        padded = given[0] == pad
+        if module.reduce_scatter_embeddings:  # sequence parallel: [P, 1] cut by tokens, instead of [1, P]
+            padded = padded.transpose(0, 1).chunk(groups.tp.size())[groups.tp.rank()]
+        return torch.where(padded[..., None], output.detach(), output)
+
+    embedding.register_forward_hook(hold)

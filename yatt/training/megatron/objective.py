@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from yatt.algorithm.packed import sequence_sums
 from yatt.algorithm.preference import bradley_terry, kto, pair_losses
 from yatt.config.schema import Config
 from yatt.training.megatron.batch import MicroBatch, final_scores, token_logprobs
+from yatt.training.megatron.export import pooled_padding
 from yatt.training.megatron.measure import Measurements
 from yatt.training.megatron.model import Head
 from yatt.training.megatron.parallel import Groups
@@ -93,18 +95,19 @@ class Pairs(FromRows):
 
 
 class Scoring(Pairs):
-    """A reward model after Bradley and Terry: the score of a sequence is the value at its last token."""
+    """A reward model after Bradley and Terry: the score of a sequence is the value at its last token that is no
+    padding."""
 
     head: Head = "value"
 
     def __init__(self, config: Config, groups: Groups) -> None:
-        pass
+        self._padding = pooled_padding(Path(config.model.path))
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
-        scores = final_scores(output, micro.batch)
+        scores = final_scores(output, micro.batch, self._padding)
         chosen, rejected = scores[0::2], scores[1::2]
         self.count(chosen.detach(), rejected.detach(), seen)
-        losses = bradley_terry(chosen, rejected, micro.batch.rewards[0::2])
+        losses = bradley_terry(chosen, rejected, micro.batch.rewards[0::2].to(chosen))
         return losses.sum() / max(1, micro.batch.denominator.sequences)
 
 

@@ -32,7 +32,7 @@ class Reinforcement:
         *("advantage", "advised"),
         *("weight", "squared_weight", "corrected"),
         *("critic_loss", "critic_tokens", "critic_clipped"),
-        *("valued", "returns", "squared_returns", "errors", "squared_errors"),
+        *("valued", "returns", "squared_returns", "squared_errors"),
     )
 
     def __init__(self, config: Config, groups: Groups) -> None:
@@ -69,7 +69,8 @@ class Reinforcement:
         if returns is not None:
             for micro, column in zip(micro_batches, returns.split(sizes), strict=True):
                 micro.returns = column
-                self._valued(micro, seen)
+        if "critic" in self._settings.loads:
+            self._valued(micro_batches, seen)
 
     def _advantages(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> tuple[Tensor, Tensor | None]:
         """Of all the micro-batches end to end [T]: advantages, and returns for a critic to learn."""
@@ -99,7 +100,7 @@ class Reinforcement:
                 teacher_logprobs=None if first.teacher_logprobs is None else joined(lambda m: m.teacher_logprobs),
             )
             advantages, returns = self._estimate(outcomes, settings)
-        return self._whitened(advantages, mask, lengths), returns
+        return self._whitened(advantages, mask, lengths).float(), returns
 
     def _whitened(self, advantages: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
         """Brought to mean 0 and deviation 1 over the tokens, or the sequences, of the step. Collective."""
@@ -193,18 +194,19 @@ class Reinforcement:
         seen.add(weight=inside.sum(), squared_weight=inside.square().sum(), corrected=corrected)
         return weights
 
-    def _valued(self, micro: MicroBatch, seen: Measurements) -> None:
-        """How well the critic's values foretell the returns."""
-        assert micro.values is not None and micro.returns is not None
-        returns = micro.returns[micro.batch.loss_mask].double()
-        errors = returns - micro.values[micro.batch.loss_mask].double()
-        seen.add(
-            valued=len(returns),
-            returns=returns.sum(),
-            squared_returns=returns.square().sum(),
-            errors=errors.sum(),
-            squared_errors=errors.square().sum(),
-        )
+    def _valued(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
+        """How well the critic's values foretell the returns: squares of both about the means of the step. Collective
+        over the replicas."""
+        nothing = torch.zeros(0, dtype=torch.float64, device=self._groups.device)
+        columns = [(m.returns[m.batch.loss_mask], m.values[m.batch.loss_mask]) for m in micro_batches]
+        returns = torch.cat([nothing, *(column.double() for column, _ in columns)])
+        errors = returns - torch.cat([nothing, *(column.double() for _, column in columns)])
+        own = torch.stack([returns.new_tensor(len(returns)), returns.sum(), errors.sum()])
+        count, *sums = self._total(own)
+        squares = [(part - added / count).square().sum() for part, added in zip((returns, errors), sums, strict=True)]
+        seen.add(valued=own[0], returns=own[1])
+        if len(returns):
+            seen.add(squared_returns=squares[0], squared_errors=squares[1])
 
     def report(self, total: Mapping[str, float]) -> dict[str, Any]:
         tokens, measured = max(1.0, total["tokens"]), total["measured"] or math.nan
@@ -244,8 +246,7 @@ class Reinforcement:
             squares = tokens * total["squared_weight"]
             numbers |= {"effective_share": total["weight"] ** 2 / squares if squares > 0 else 0.0}
         if (valued := total["valued"]) > 0:
-            of_returns = total["squared_returns"] / valued - (total["returns"] / valued) ** 2
-            of_errors = total["squared_errors"] / valued - (total["errors"] / valued) ** 2
+            of_errors, of_returns = total["squared_errors"], total["squared_returns"]
             numbers |= {"explained_variance": 1 - of_errors / of_returns if of_returns > 0 else 0.0}
             numbers |= {"return_mean": total["returns"] / valued}
         return numbers
