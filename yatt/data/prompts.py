@@ -9,6 +9,9 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
+from yatt.data.answers import answer_text
+from yatt.data.columns import column_names, missing
+from yatt.data.layouts import Layout
 from yatt.data.masks import Messages
 from yatt.data.media import read_media
 from yatt.data.rows import BadRow, Row
@@ -36,6 +39,7 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer, self._data, self._store = tokenizer, data, store
         self._template = data.chat_template == "auto" and tokenizer.chat_template is not None
+        self.layout = Layout(data, chat=self._template)
         room = context_length - max_tokens
         self._limit = room if data.max_prompt_tokens is None else min(room, data.max_prompt_tokens)
         self._rule = (
@@ -49,8 +53,9 @@ class PromptEncoder:
 
     def __call__(self, row: Row, uid: int, index: int) -> Prompt:
         """Raises BadRow where a column is missing or of the wrong type, or the prompt is empty or too long."""
+        given, row = row, self.layout.prompt(row)
         if self._data.prompt_key not in row:
-            raise BadRow(f"no column {self._data.prompt_key!r} (it has {column_names(row)}); see data.prompt_key")
+            raise BadRow(missing(given, self._data, "prompts", "prompt_key"))
         text, tokens = self.encode(row[self._data.prompt_key])
         return Prompt(
             uid=uid,
@@ -58,7 +63,7 @@ class PromptEncoder:
             text=text,
             tokens=tokens,
             question=_question(row[self._data.prompt_key]),
-            answer=self._answer(row),
+            answer=answer_text(row.get(self._data.answer_key), self._data.answer_key, self._data.answer_after),
             metadata=self._metadata(row),
             media=self._media(row),
         )
@@ -95,14 +100,6 @@ class PromptEncoder:
         if system is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": system}, *messages]
-
-    def _answer(self, row: Row) -> str | None:
-        answer = row.get(self._data.answer_key)
-        if answer is None or isinstance(answer, str):
-            return answer
-        if isinstance(answer, (int, float)):
-            return str(answer)
-        raise BadRow(f"column {self._data.answer_key!r} holds a {type(answer).__name__}; it must be text or a number")
 
     def _media(self, row: Row) -> tuple[Media, ...]:
         key = self._data.media_key
@@ -162,8 +159,3 @@ def _question(prompt: Any) -> str:
     if len(turns) == 1:
         return str(turns[0]["content"])
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-
-
-def column_names(row: Row) -> str:
-    """What an error says of the columns there are."""
-    return ", ".join(map(repr, row)) or "none"
