@@ -127,7 +127,7 @@ def test_one_talk_whose_turns_cannot_be_found_is_a_bad_row():
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "1"}, "no column 'prompt' with 'response', and no messages (it has 'prompt')"),
+        ({"prompt": "1"}, "no column 'response' (it has 'prompt'); see data.response_key"),
         ({"prompt": "1", "response": ""}, "the response is empty"),
         ({"prompt": "1", "response": 2}, "column 'response' holds a int; it must be text"),
         ({"messages": CHAT}, "the messages do not end with the assistant's turn; there is nothing to imitate"),

@@ -83,6 +83,7 @@ def test_other_columns_and_margins():
     keys = {"prompt_key": "q", "chosen_key": "better", "rejected_key": "worse"}
     assert pair(row, **keys).reward == 0.0
     assert pair(row, **keys, margin_key="by").reward == 2.0
+    assert pair({**row, "by": "-0.5"}, **keys, margin_key="by").reward == -0.5  # a file of text has no numbers
 
 
 GOOD_ROW = {"prompt": "1+1", "chosen": "2", "rejected": "33"}
@@ -99,10 +100,12 @@ GOOD_ROW = {"prompt": "1+1", "chosen": "2", "rejected": "33"}
         (
             {},
             {"chosen_key": "better"},
-            "no column 'better' (it has 'prompt', 'chosen', 'rejected'); see data.chosen_key",
+            "no column 'better' (it has 'prompt', 'chosen', 'rejected'); set data.chosen_key=chosen",
         ),
         ({}, {"margin_key": "m"}, "column 'm' holds None; a margin is a number; see data.margin_key"),
-        ({"m": "2"}, {"margin_key": "m"}, "column 'm' holds '2'; a margin is a number; see data.margin_key"),
+        ({"m": "much"}, {"margin_key": "m"}, "column 'm' holds 'much'; a margin is a number; see data.margin_key"),
+        ({"m": True}, {"margin_key": "m"}, "column 'm' holds True; a margin is a number; see data.margin_key"),
+        ({"m": "inf"}, {"margin_key": "m"}, "column 'm' holds 'inf'; a margin is a number; see data.margin_key"),
         ({"m": float("nan")}, {"margin_key": "m"}, "column 'm' holds nan; a margin is a number"),
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, {}, "chosen and rejected are the same; there is nothing"),
         (
@@ -171,12 +174,27 @@ def test_rows_that_cannot_serve_as_the_other_one_are_passed_over():
         labels([labelled("1", "2"), *["torn"] * TRIES, labelled("6", "7")])
 
 
-@pytest.mark.parametrize(("label", "reward"), [(True, 1.0), (1, 1.0), (False, -1.0), (0, -1.0), (-1, -1.0), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("label", "reward"),
+    [
+        (True, 1.0),
+        (1, 1.0),
+        (False, -1.0),
+        (0, -1.0),
+        (-1, -1.0),
+        (1.0, 1.0),
+        ("True", 1.0),
+        ("false", -1.0),
+        ("1", 1.0),
+        ("0.0", -1.0),
+        (" -1 ", -1.0),
+    ],
+)
 def test_labels(label, reward):
     assert labels([labelled("1", "2", label), labelled("3", "4")]).reward == reward
 
 
-@pytest.mark.parametrize("label", ["true", None, 2, [1], 0.5])
+@pytest.mark.parametrize("label", ["good", "", None, 2, [1], {"a": 1}, 0.5, float("nan"), "2"])
 def test_bad_labels(label):
     with pytest.raises(BadRow, match=r"column 'label' holds .*; a label is true or false, 1 or 0, or 1 or -1"):
         labels([labelled("1", "2", label), labelled("3", "4")])

@@ -84,7 +84,7 @@ def test_answers_and_metadata(tokenizer):
 
 
 BAD = [
-    ({"text": "1"}, {}, "no column 'prompt' (it has 'text'); see data.prompt_key"),
+    ({"text": "1"}, {}, "no column 'prompt' (it has 'text'); set data.prompt_key=text"),
     ({"prompt": ""}, {}, "the prompt is empty"),
     ({"prompt": 3}, {}, "the prompt is int 3; it must be text or chat messages"),
     ({"prompt": None}, {}, "the prompt is NoneType None; it must be text or chat messages"),

@@ -84,13 +84,15 @@ def test_files_are_joined_in_the_order_named_and_patterns_sorted(tmp_path):
 def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "a.txt").write_text("prompt\n")
     (tmp_path / "a.csv").write_text("prompt\n")
     (tmp_path / "plain").mkdir()
     DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "splits")
     for name, said in (
         ("empty.jsonl", "holds no rows; it needs at least one"),
         ("torn.parquet", "cannot be read: "),
-        ("a.csv", "has no known format; use .jsonl, .parquet or a `datasets` folder"),
+        ("a.txt", "has no known format; use .jsonl, .json, .csv or .tsv (also with .gz, .zst or .bz2), .parquet or a "),
+        ("a.csv", "holds no rows; it needs at least one"),
         ("plain", "cannot be read: it is a folder but none of `datasets`' save_to_disk; name files, such as"),
         ("splits", f"cannot be read: it has several splits; name one of {tmp_path}/splits/train"),
         ("no*.jsonl", ": no such file or folder"),

@@ -17,6 +17,10 @@ class DataError(ConfigError):
     """A dataset is empty or has rows that cannot be read."""
 
 
+class BadRow(DataError):
+    """One row cannot be used; the text is the reason, without the place."""
+
+
 class CheckpointError(ConfigError):
     """A checkpoint is missing, half-written, or belongs to another model."""
 

@@ -40,16 +40,20 @@ class TaskConfig(Section):
 
 
 class DataConfig(Section):
-    path: str | list[str] | None = Field(None, description="JSONL or Parquet file(s), or a `datasets` folder.")
+    path: str | list[str] | None = Field(
+        None, description="JSONL, JSON, CSV, TSV or Parquet file(s), or a `datasets` folder."
+    )
     tasks: list[TaskConfig] = Field(default_factory=list, description="reasoning-gym tasks, instead of a path.")
     size: int = Field(1000, ge=1, description="Number of procedural rows, for tasks.")
-    prompt_key: str = Field("prompt", description="Column of the prompt: text, or a list of chat messages.")
+    prompt_key: str = Field("prompt", description="Column of the prompt, text or chat messages; `a.b` is b within a.")
     response_key: str = Field("response", description="Column of the demonstration (sft).")
     chosen_key: str = Field("chosen", description="Column of the better response, or the talk that ends with it.")
     rejected_key: str = Field("rejected", description="Column of the worse response, or the talk that ends with it.")
     margin_key: str | None = Field(None, description="Column of how much better the chosen one is (reward_model).")
     label_key: str = Field("label", description="Column that says whether a response is desirable (kto).")
     answer_key: str = Field("answer", description="Column of the reference answer; may be absent from the data.")
+    answer_after: str | None = Field(None, min_length=1, description="Mark the answer stands behind, such as '####'.")
+    system_key: str | None = Field("system", description="Column of a row's own system message; null leaves it out.")
     media_key: str | None = Field(None, description="Column of a prompt's images: a path, base64 text, or a list.")
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from yatt.config.columns import find_column
 from yatt.errors import ConfigError
 from yatt.text import printable
 
@@ -14,7 +15,7 @@ NO_SOURCE = "(none)"
 
 
 def source_of(metadata: Mapping[str, Any], by: str) -> str:
-    value = metadata.get(by)
+    value = find_column(metadata, by)
     return NO_SOURCE if value in (None, "") else printable(str(value))
 
 

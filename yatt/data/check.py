@@ -8,10 +8,11 @@ from typing import Any
 
 from yatt.config.schema import Config
 from yatt.config.sources import check_any, check_few, source_of
+from yatt.data.columns import Columns
 from yatt.data.encoders import row_encoder
 from yatt.data.loader import CHECKED, Encode, check_rows, encode_row
 from yatt.data.prompts import load_tokenizer
-from yatt.data.rows import RowSource
+from yatt.data.rows import Row, RowSource
 from yatt.data.source import open_evaluation, open_source
 from yatt.data.turns import Turn
 from yatt.errors import DataError
@@ -28,12 +29,20 @@ def check_data(config: Config) -> list[str]:
     bad rows. Raises ConfigError or DataError where the tokenizer, a file, or (`data.bad_rows=fail`) a row is bad."""
     lines = []
     for name, source, encode in _sources(config):
+        lines += Columns(config, name, list(_first_rows(source))).check()
         bad = check_rows(source, encode, config.data.bad_rows)
         if bad.count:
             lines.append(f"{name}: {bad.count} bad row(s) will be skipped, the first: {'; '.join(bad.reasons)}")
         if name == HELD_OUT and config.evaluate.by is not None:
             _check_sources(config.evaluate.by, source, encode)
     return lines
+
+
+def _first_rows(source: RowSource) -> Iterator[tuple[str, Row]]:
+    """The first rows that can be read, each with its place."""
+    for row in range(min(CHECKED, len(source))):
+        with suppress(DataError):
+            yield source.origin(row), source.row(row)
 
 
 def _check_sources(by: str, source: RowSource, encode: Encode[Any]) -> None:

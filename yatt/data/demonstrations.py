@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from yatt.config.algorithms import Rows
 from yatt.config.schema import DataConfig
+from yatt.data.columns import missing
 from yatt.data.masks import AssistantMask
-from yatt.data.prompts import PromptEncoder, as_messages, column_names, tokenize
+from yatt.data.prompts import PromptEncoder, as_messages, tokenize
 from yatt.data.rows import BadRow, Row
 from yatt.data.turns import Messages, Turn
 from yatt.types import Sample, SampleKey
@@ -35,6 +37,7 @@ class ResponseEncoder:
         self._prompts = PromptEncoder(tokenizer, data, context_length, 1)
         self._turn, self._scored = Turn(tokenizer), scored
         self._assistant = AssistantMask(tokenizer, self._turn)
+        self.layout = self._prompts.layout
 
     def __call__(
         self, prompt: Any, response: str, *, what: str = "response", every_turn: bool = False
@@ -88,21 +91,20 @@ class ResponseEncoder:
                 return whole[len(line) :]
         return tokenize(self._tokenizer, text, special=False)
 
-    def split(self, row: Row) -> tuple[Any, str, bool]:
-        """A row's prompt, its response, and whether both come from one talk, under the prompt's column or `messages`,
-        that ends with the assistant's turn. Raises BadRow where there is neither that nor a column of each."""
-        data = self._data
+    def split(self, row: Row, kind: Rows = "demonstrations") -> tuple[Any, str, bool]:
+        """A row's prompt, its response, and whether both come from one talk, under the prompt's column, `messages` or
+        `conversations`, that ends with the assistant's turn. Raises BadRow where there is neither that nor a column of
+        each."""
+        data, given = self._data, row
+        row = self.layout.demonstration(row)
         if row.get(data.prompt_key) is not None and row.get(data.response_key) is not None:
             response = row[data.response_key]
             if not isinstance(response, str):
                 raise BadRow(f"column {data.response_key!r} holds a {type(response).__name__}; it must be text")
             return row[data.prompt_key], response, False
-        talk = row.get(data.prompt_key) if row.get(data.prompt_key) is not None else row.get("messages")
+        talk = row.get(data.prompt_key)
         if not isinstance(talk, list):
-            raise BadRow(
-                f"no column {data.prompt_key!r} with {data.response_key!r}, and no messages (it has "
-                f"{column_names(row)}); see data.prompt_key and data.response_key"
-            )
+            raise BadRow(missing(given, data, kind, *_lacking(row, data)))
         messages = as_messages(talk)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise BadRow("the messages do not end with the assistant's turn; there is nothing to imitate")
@@ -121,6 +123,11 @@ class DemonstrationEncoder:
         prompt, response, talk = self._responses.split(row)
         tokens, mask = self._responses(prompt, response, every_turn=talk)
         return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=mask)
+
+
+def _lacking(row: Row, data: DataConfig) -> list[str]:
+    roles = ("prompt_key", "response_key")
+    return [role for role in roles if row.get(getattr(data, role)) is None] or [*roles]
 
 
 def last_turn(messages: Messages) -> tuple[Messages, str]:

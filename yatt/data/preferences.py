@@ -9,12 +9,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
+from yatt.data.columns import missing
 from yatt.data.demonstrations import ResponseEncoder, last_turn
-from yatt.data.prompts import as_messages, column_names
+from yatt.data.layouts import named
+from yatt.data.prompts import as_messages
 from yatt.data.rows import BadRow, Row, RowSource
 from yatt.errors import DataError
 from yatt.types import Sample, SampleKey
 
+LABELS = {"true": 1, "false": 0, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 TRIES = 16
 """Rows after a labelled one that are looked at for a response to another prompt."""
 
@@ -37,6 +40,7 @@ class PairEncoder:
         """Raises BadRow where a response is missing, both are equal or of two kinds, or their prompts differ; and as
         `ResponseEncoder` does."""
         keys = (self._data.chosen_key, self._data.rejected_key)
+        row = self._responses.layout.pair(row)
         (prompt, chosen), (other, rejected) = (self._split(row, key) for key in keys)
         if len({isinstance(row[key], str) for key in keys}) > 1:
             raise BadRow("one of chosen and rejected is text and the other chat messages; give both in one form")
@@ -54,11 +58,11 @@ class PairEncoder:
         """Prompt and response of one of the two."""
         setting = "chosen_key" if key == self._data.chosen_key else "rejected_key"
         if row.get(key) is None:
-            raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.{setting}")
+            raise BadRow(missing(row, self._data, "pairs", setting))
         value, prompt = row[key], row.get(self._data.prompt_key)
         if isinstance(value, str):
             if prompt is None:
-                raise BadRow(f"no column {self._data.prompt_key!r} (it has {column_names(row)}); see data.prompt_key")
+                raise BadRow(missing(row, self._data, "pairs", "prompt_key"))
             return prompt, value
         if not isinstance(value, list):
             raise BadRow(f"column {key!r} holds a {type(value).__name__}; it must be text or chat messages")
@@ -75,10 +79,14 @@ class PairEncoder:
         key = self._data.margin_key
         if key is None:
             return 0.0
-        margin = row.get(key)
-        if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-            raise BadRow(f"column {key!r} holds {margin!r:.40}; a margin is a number; see data.margin_key")
-        return float(margin)
+        value = row.get(key)
+        try:
+            margin = math.nan if isinstance(value, bool | list) else float(value)  # a file of text has numbers as text
+        except (TypeError, ValueError, OverflowError):
+            margin = math.nan
+        if not math.isfinite(margin):
+            raise BadRow(f"column {key!r} holds {value!r:.40}; a margin is a number; see data.margin_key")
+        return margin
 
 
 class LabelEncoder:
@@ -101,7 +109,7 @@ class LabelEncoder:
     def __call__(self, row: Row, uid: int, index: int) -> Sample:
         """Raises BadRow where the label is missing, or no row nearby has a response that fits; and as `ResponseEncoder`
         does."""
-        prompt, response, _ = self._responses.split(row)
+        prompt, response, _ = self._responses.split(row, "labels")
         reward = self._label(row)
         first = self._responses(prompt, response)
         return _joined(uid, first, self._mismatched(prompt, index), reward=reward)
@@ -119,11 +127,14 @@ class LabelEncoder:
         raise BadRow(f"none of the next {len(nearby)} rows has a response to go with another prompt: {reason}")
 
     def _label(self, row: Row) -> float:
-        key = self._data.label_key
+        key, given = self._data.label_key, row
+        row = named(row, key)
         if key not in row:
-            raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.label_key")
+            raise BadRow(missing(given, self._data, "labels", "label_key"))
         label = row[key]
-        if label not in (1, 0, -1):  # True and False among them
+        if isinstance(label, str):  # as a file of text has it
+            label = LABELS.get(label.strip().lower(), label)
+        if not isinstance(label, int | float) or label not in (1, 0, -1):  # True and False among them
             raise BadRow(f"column {key!r} holds {label!r:.40}; a label is true or false, 1 or 0, or 1 or -1")
         return 1.0 if label == 1 else -1.0
 

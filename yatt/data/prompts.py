@@ -11,6 +11,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
+from yatt.data.answers import answer_text
+from yatt.data.columns import column_names, missing
+from yatt.data.layouts import Layout
 from yatt.data.media import read_media
 from yatt.data.rows import BadRow, Row
 from yatt.data.turns import Messages, render
@@ -44,6 +47,7 @@ class PromptEncoder:
     ) -> None:
         self._tokenizer, self._data, self._store = tokenizer, data, store
         self._template = data.chat_template == "auto" and tokenizer.chat_template is not None
+        self.layout = Layout(data, chat=self._template)
         room = context_length - max_tokens
         self._limit = room if data.max_prompt_tokens is None else min(room, data.max_prompt_tokens)
         self._rule = (
@@ -57,16 +61,20 @@ class PromptEncoder:
 
     def __call__(self, row: Row, uid: int, index: int) -> Prompt:
         """Raises BadRow where a column is missing or of the wrong type, or the prompt is empty or too long."""
-        if self._data.prompt_key not in row:
-            raise BadRow(f"no column {self._data.prompt_key!r} (it has {column_names(row)}); see data.prompt_key")
-        text, tokens = self.encode(row[self._data.prompt_key])
+        data, given, row = self._data, row, self.layout.prompt(row)
+        if data.prompt_key not in row:
+            raise BadRow(missing(given, data, "prompts", "prompt_key"))
+        text, tokens = self.encode(row[data.prompt_key])
+        answer = answer_text(row.get(data.answer_key), data.answer_key, data.answer_after)
         return Prompt(
             uid=uid,
             row=index,
             text=text,
             tokens=tokens,
-            question=encodable(_question(row[self._data.prompt_key]), self._data.prompt_key),
-            answer=encodable(self._answer(row), self._data.answer_key),
+            question=encodable(_question(row[data.prompt_key]), data.prompt_key),
+            answer=encodable(
+                answer_text(row.get(data.answer_key), data.answer_key, data.answer_after), data.answer_key
+            ),
             metadata=self._metadata(row),
             media=self._media(row),
         )
@@ -101,14 +109,6 @@ class PromptEncoder:
         if system is None or messages[0]["role"] == "system":
             return messages
         return [{"role": "system", "content": system}, *messages]
-
-    def _answer(self, row: Row) -> str | None:
-        answer = row.get(self._data.answer_key)
-        if answer is None or isinstance(answer, str):
-            return answer
-        if isinstance(answer, (int, float)):
-            return str(answer)
-        raise BadRow(f"column {self._data.answer_key!r} holds a {type(answer).__name__}; it must be text or a number")
 
     def _media(self, row: Row) -> tuple[Media, ...]:
         key = self._data.media_key
@@ -235,8 +235,3 @@ def _question(prompt: Any) -> str:
     if len(turns) == 1:
         return str(turns[0]["content"])
     return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-
-
-def column_names(row: Row) -> str:
-    """What an error says of the columns there are."""
-    return ", ".join(map(repr, row)) or "none"

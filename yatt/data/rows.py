@@ -10,10 +10,11 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
+from yatt.data.formats import CsvRows, ListRows, listed
 from yatt.data.values import DEEPEST, deeper
-from yatt.errors import DataError
+from yatt.errors import BadRow, DataError
 from yatt.text import printable
 
 Row = dict[str, Any]
@@ -31,10 +32,6 @@ class RowSource(Protocol):
     def origin(self, index: int) -> str:
         """Where the row stands, such as `train.jsonl:12`."""
         ...
-
-
-class BadRow(DataError):
-    """One row cannot be used; the text is the reason, without the place."""
 
 
 class BadRows:
@@ -78,11 +75,11 @@ class BadRows:
 class JsonlRows:
     """A file of one JSON object per line, blank lines aside. Holds where lines start, not what they say."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        """`file` is held open as long as the source lives; `path` names it."""
+        self._file, self._path = file, path
         self._starts, self._lines = array("q"), array("q")
         position = 0
-        self._file = open(path, "rb")  # noqa: SIM115 - held as long as the source lives
         for number, line in enumerate(self._file, start=1):
             if line.strip():
                 self._starts.append(position)
@@ -151,8 +148,14 @@ class FirstRows:
         return self._size
 
 
+PACKED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+"""Suffixes of compressed files, and what pyarrow calls them."""
+TEXTS = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = "use .jsonl, .json, .csv or .tsv (also with .gz, .zst or .bz2), .parquet or a `datasets` folder"
+
+
 def open_files(path: str | Sequence[str], setting: str) -> RowSource:
-    """The rows of JSONL and Parquet files and `datasets` folders, in the order named; a pattern's files sorted by name.
+    """The rows of files and `datasets` folders, in the order named; a pattern's files sorted by name.
 
     Raises DataError naming `setting` where a file is missing, of another format, or nothing is in them.
     """
@@ -172,17 +175,31 @@ def _expand(name: str) -> list[str]:
 
 
 def _open_file(path: str, setting: str) -> RowSource:
-    suffix = Path(path).suffix.lower()
+    packing = PACKED.get(Path(path).suffix.lower())
+    suffix = Path(path).with_suffix("").suffix.lower() if packing else Path(path).suffix.lower()
     if not os.path.exists(path):
         raise DataError(f"{setting}={path!r}: no such file or folder")
     try:
-        if os.path.isdir(path) or suffix == ".parquet":
-            # pyarrow and datasets take a second to import; a run on JSONL or tasks never needs them.
-            from yatt.data.tables import open_dataset, open_parquet  # noqa: PLC0415
+        if os.path.isdir(path) or packing or suffix == ".parquet":
+            # pyarrow and datasets take a second to import; a run on plain text or tasks never needs them.
+            from yatt.data.tables import open_dataset, open_parquet, unpacked  # noqa: PLC0415
 
-            return open_parquet(path) if suffix == ".parquet" else open_dataset(path)
-        if suffix in (".jsonl", ".json"):
-            return JsonlRows(path)
+            if os.path.isdir(path):
+                return open_dataset(path, (*TEXTS, *PACKED, ".parquet"))
+            if suffix in TEXTS and packing:
+                return _open_text(unpacked(path, packing), path, suffix)
+            if suffix == ".parquet" and not packing:
+                return open_parquet(path)
+        if suffix in TEXTS and not packing:
+            return _open_text(open(path, "rb"), path, suffix)
     except (OSError, ValueError) as error:
         raise DataError(f"{setting}={path!r} cannot be read: {str(error).splitlines()[0]}") from None
-    raise DataError(f"{setting}={path!r} has no known format; use .jsonl, .parquet or a `datasets` folder")
+    raise DataError(f"{setting}={path!r} has no known format; {FORMATS}")
+
+
+def _open_text(file: BinaryIO, path: str, suffix: str) -> RowSource:
+    """The rows of a text file; of JSON what is in it says whether it is one list or one object per line."""
+    if suffix in (".csv", ".tsv"):
+        return CsvRows(file, path, "\t" if suffix == ".tsv" else None)
+    items = listed(file, whole=suffix == ".json")
+    return JsonlRows(file, path) if items is None else ListRows(items, path)
