@@ -49,6 +49,21 @@ def test_words_win_over_yaml_and_yaml_over_defaults(tmp_path):
         ("rollout.stop=[</answer>]", ["</answer>"]),
         ("rollout.engine_args={a: {b: 2e-3}}", {"a": {"b": 0.002}}),
         ("rollout.sleep=false", False),
+        ("train.steps=0100", 100),
+        ("train.steps=+08", 8),
+        ("train.steps=0o17", 15),
+        ("train.steps=0x1F", 31),
+        ("cluster.step_timeout=1.", 1.0),
+        ("cluster.step_timeout=.5", 0.5),
+        ("run.name=2026-11-28", "2026-11-28"),
+        ("run.name=on", "on"),
+        ("data.answer_key=no", "no"),
+        ("data.system_prompt=Solve # it", "Solve # it"),
+        ("data.system_prompt='Solve # it'", "Solve # it"),
+        ("data.system_prompt=#1", "#1"),
+        ("data.system_prompt=~", None),
+        ("rollout.stop=[no, '010', y]", ["no", "010", "y"]),
+        ("data.path=[yes.jsonl, no]", ["yes.jsonl", "no"]),
     ],
 )
 def test_values_of_words(word, value):
@@ -81,9 +96,24 @@ def test_values_of_words(word, value):
             "kto",
         ),
         ("rollout.sleep=maybe", "rollout.sleep='maybe' is not true or false"),
-        ("data.path=[1, 2]", "data.path=[1, 2] is not text or a list of texts or null"),
-        ("rollout.stop=x", "rollout.stop='x' is not a list of texts"),
-        ("rollout.stop=[1]", "rollout.stop=[1] is not a list of texts"),
+        ("data.path=[1, 2]", "data.path=[1, 2] is not text or a list of texts or null; write ['1', '2']"),
+        ("rollout.stop=abc", "rollout.stop='abc' is not a list of texts; write [abc]"),
+        ("rollout.stop=no", "rollout.stop='no' is not a list of texts; write ['no']"),
+        ("rollout.stop=[1]", "rollout.stop=[1] is not a list of texts; write ['1']"),
+        ("log.trackers=wandb", "log.trackers='wandb' is not a list of texts; write [wandb]"),
+        ("train.steps=1e3", "train.steps=1000.0 is not a whole number >= 1; write 1000"),
+        ("train.steps=1_000", "train.steps='1_000' is not a whole number >= 1; write 1000"),
+        ("train.steps='5'", "train.steps='5' is not a whole number >= 1; write 5"),
+        ("train.steps=0b11", "train.steps='0b11' is not a whole number >= 1"),
+        ("train.steps=1e-3", "train.steps=0.001 is not a whole number >= 1"),
+        ("train.steps='-5'", "train.steps='-5' is not a whole number >= 1"),
+        ("cluster.step_timeout=1:30:00", "cluster.step_timeout='1:30:00' is not a number > 0; write 5400"),
+        ("train.steps=2026-11-28", "train.steps='2026-11-28' is not a whole number >= 1"),
+        ("rollout.sleep=off", "rollout.sleep='off' is not true or false; write false"),
+        (
+            "train.steps=!!int 08x",
+            "train.steps=!!int 08x cannot be read as YAML: '08x' is no int of YAML 1.2; quote the value",
+        ),
         ("train.optimizer.betas=[.9]", "train.optimizer.betas=[0.9] is not a list of 2 numbers"),
         ("data.tasks=chain_sum", "data.tasks='chain_sum' is not a list of sections"),
         (
@@ -101,6 +131,34 @@ def test_values_of_words(word, value):
 )
 def test_mistakes_in_words(word, said):
     assert refused(word) == said
+
+
+def test_a_file_is_yaml_1_2(tmp_path):
+    """1.1 reads 8, 5400, False, False, a date and an octal 15 here."""
+    text = (
+        "run: {name: 2026-11-28}\nmodel: {path: on}\ndata: {answer_key: no, system_prompt: 1:30}\n"
+        "train: {steps: 010, batch_size: 0o10}\nrollout: {stop: [no, =, 0b1], engine_args: {a: 017, b: 1_0, c: 1.e2}}\n"
+        "cluster: {step_timeout: 1e+2}\n"
+    )
+    config = load_config(written(tmp_path, text), [])
+    assert (config.train.steps, config.train.batch_size, config.cluster.step_timeout) == (10, 8, 100.0)
+    assert (config.run.name, config.model.path, config.data.answer_key) == ("2026-11-28", "on", "no")
+    assert config.data.system_prompt == "1:30" and config.rollout.stop == ["no", "=", "0b1"]
+    assert config.rollout.engine_args == {"a": 17, "b": "1_0", "c": 100.0}
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(str(tmp_path / "saved.yaml"), []) == config
+
+
+def test_a_shared_section_is_changed_under_one_name_alone(tmp_path):
+    text = "reward:\n  functions:\n    a: &f {function: f.py:g, weight: 1.0}\n    b: *f\n    c: {<<: *f, weight: 3.0}\n"
+    config = load_config(written(tmp_path, text), [*NEEDED, "reward.functions.b.weight=2.0"])
+    assert {key: one.weight for key, one in config.reward.functions.items()} == {"a": 1.0, "b": 2.0, "c": 3.0}
+    assert {one.function for one in config.reward.functions.values()} == {"f.py:g"}
+
+
+def test_a_merged_section_may_merge_another_first(tmp_path):
+    text = "z: {b: &b {<<: &a {x: 0, y: 1}, x: 1}}\nc: {<<: *b}\n"
+    assert "given twice" not in refused(path=written(tmp_path, text))
 
 
 def test_all_mistakes_come_at_once_one_to_a_line():
@@ -131,6 +189,18 @@ def test_mistakes_of_the_file_name_the_file(tmp_path):
     [
         ("train: {tp: 1, tp: 2}", "{file}:1 is not valid YAML: 'tp' is given twice"),
         ("a:\n  b: [1\nc: d", "{file}:3 is not valid YAML: expected ',' or ']', but got ':'"),
+        ("a: 1\n---\nb: 2\n", "{file}:2 is not valid YAML: but found another document"),
+        ("a:\n\tb: 1\n", "{file}:2 is not valid YAML: found character '\\t' that cannot start any token"),
+        ("train: {steps: !!int ten}", "{file}:1 is not valid YAML: 'ten' is no int of YAML 1.2"),
+        (
+            "x: !!timestamp 2026-11-28",
+            "{file}:1 is not valid YAML: could not determine a constructor for the tag 'tag:yaml.org,2002:timestamp'",
+        ),
+        (
+            "a: \x07",
+            "{file} is not valid YAML: unacceptable character #x0007: special characters are not allowed in "
+            '"<unicode string>", position 3',
+        ),
         ("- a\n- b", "{file} holds ['a', 'b']; it must hold sections of settings, such as `train:`"),
     ],
 )
@@ -148,7 +218,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_saved_config_loads_to_an_equal_one(tmp_path):
     words = ["data.tasks=[{name: a, config: {x: [1, 2]}}]", "reward.functions.r={function: f.py:g, weight: -1e-5}"]
-    words += ["data.system_prompt='two\n\nlines: é'", "train.optimizer.learning_rate=3e-7", "run.name=007"]
+    words += ["data.system_prompt='two\n\nlines: é'", "train.optimizer.learning_rate=3e-7", "run.name=1e3"]
+    words += ["data.answer_key=0o17", "data.prompt_key=1_0", "data.chosen_key=~x", "data.response_key='null'"]
     config = load_config(None, [*NEEDED, *words])
     save_config(config, tmp_path / "c.yaml")
     assert load_config(str(tmp_path / "c.yaml"), []) == config

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -14,7 +15,7 @@ import pytest
 from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.reward.function import Item
-from yatt.reward.mixed import check_rewards, open_scorer
+from yatt.reward.mixed import check_rewards, mix, open_scorer
 from yatt.reward.pool import FunctionScorer, check_reward
 from yatt.types import Prompt, Score, Trajectory
 
@@ -243,12 +244,84 @@ def test_a_light_worker():
         ("def f(response): pass", "f", "returned None, not a number; return a number or a dict"),
         ("def f(response): return 'good'", "f", "returned 'good', not a number"),
         ("async def f(response): return float('nan')", "f", "returned nan; a reward must be finite"),
+        ("import numpy as np\ndef f(response): return np.array([1.0, 0.0])", "f", r"returned array.*, not a number"),
+        ("import numpy as np\ndef f(response): return np.array([1.0])", "f", r"returned array\(\[1.\]\), not a number"),
+        ("import numpy as np\ndef f(response): return np.array('x')", "f", "returned array.*, not a number"),
+        ("import numpy as np\ndef f(response): return {'reward': 1, 'a': np.zeros(3)}", "f", "returned a = array"),
+        ("def f(response): return (1.0, 0.0)", "f", r"returned \(1.0, 0.0\), not a number"),
+        ("def f(response): return 1j", "f", "returned 1j, not a number"),
+        ("def f(response): return 10 ** 400", "f", "returned 1000.*; a reward must be finite"),
+        ("def f(response): return 1e300", "f", "returned 1e.300; a reward must be finite, and a float32 must hold it"),
+        ("from decimal import Decimal\ndef f(response): return Decimal('sNaN')", "f", "a reward must be finite"),
+        ("def f(response): yield 1.0", "f", "returned <generator object f at .*, not a number"),
+        ("async def f(response): yield 1.0", "f", "returned <async_generator object f at .*, not a number"),
+        ("def f(response): return {'score': 1.0}", "f", r"a dict without 'reward' \(it has score\)"),
+        ("def f(response): return {'reward': 1.0, 2: 3.0}", "f", "a dict with the key 2; keys are short, printable"),
+        ("def f(response): return {'reward': 1.0, 'a\\n': 3.0}", "f", r"a dict with the key 'a\\n'"),
+        ("def f(response): return {'reward': 1.0, 'a': {'b': 1}}", "f", "returned a = {'b': 1}, not a number"),
+        ("def f(response): return {'reward': 1.0, 'a': None}", "f", "returned a = None, not a number"),
+        (
+            "class R:\n    def __repr__(self): raise self\ndef f(response): return R()",
+            "f",
+            "returned a R, not a number",
+        ),
+        ("class A:\n    def item(self): 1 / 0\ndef f(response): return A()", "f", "returned <.*, not a number"),
+        (
+            "def g(answer): return 1.0\ndef f(*args, **kwargs): return g(*args, **kwargs)",
+            "f",
+            r"cannot be called with prompt, response, answer, metadata: g\(\) got an unexpected keyword argument 'prompt'",
+        ),
     ],
 )
 def test_the_check_names_what_is_wrong(tmp_path, source, name, complaint):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(ConfigError, match=rf"^reward.function=.*mine.py:{name}.*{complaint}"):
         check_reward(RewardConfig(function=f"{tmp_path}/mine.py:{name}"))
+
+
+NUMBERS = """
+from decimal import Decimal
+from fractions import Fraction
+import numpy as np, torch
+VALUES = {"bool": True, "int": 10**30, "decimal": Decimal("0.25"), "fraction": Fraction(1, 4), "np": np.float32(0.25),
+          "np bool": np.bool_(True), "array": np.array(0.25), "int8": np.int8(-3), "tensor": torch.tensor(0.25),
+          "grad": torch.tensor(0.25, requires_grad=True), "bf16": torch.tensor(0.25, dtype=torch.bfloat16)}
+def f(response): return {"reward": VALUES[response], "x": VALUES[response]}
+"""
+
+
+async def test_every_single_number_is_a_reward(tmp_path):
+    (tmp_path / "numbers_of_all_kinds.py").write_text(NUMBERS)
+    wanted = {"bool": 1.0, "int": 1e30, "np bool": 1.0, "int8": -3.0}
+    names = ["bool", "int", "decimal", "fraction", "np", "np bool", "array", "int8", "tensor", "grad", "bf16"]
+    for name, score in zip(names, await judge(names, f"{tmp_path}/numbers_of_all_kinds.py:f"), strict=True):
+        assert score.parts == dict.fromkeys(["reward", "x"], wanted.get(name, 0.25)), (name, score.detail)
+
+
+async def test_weights_that_add_up_to_one_give_one(rewards):
+    """0.7 + 0.2 + 0.1 is 0.9999999999999999 where each sum is rounded."""
+    functions = {name: {"function": f"{rewards}:by_text", "weight": w} for name, w in zip("abc", (0.7, 0.2, 0.1))}
+    (score,) = await judge(["fine"], None, functions=functions)
+    assert score.value == 1.0
+    parts = [Score(status="ok", value=1.0, parts={name: 1.0}) for name in "abc"]
+    assert mix([0.7, 0.2, 0.1], parts).value == 1.0
+    assert mix([1e30, 1.0, -1e30], parts).value == 1.0
+
+
+async def test_a_sum_that_no_float32_holds_and_a_part_told_twice_are_failures(rewards):
+    functions = {"a": {"function": f"{rewards}:by_text", "weight": 1e39}}
+    (score,) = await judge(["fine"], None, functions=functions)
+    assert score.status == "failed" and score.detail.startswith("the weighted sum is 1e+39; a reward must be finite")
+    one = Score(status="ok", value=1.0, parts={"a": 1.0})
+    assert mix([1.0, 1.0], [one, one]).detail == "two rewards report a part 'a'; rename one"
+    assert mix([1e38, 4e38], [one, replace(one, parts={})]).status == "failed"
+    assert mix([-1.0, 0.0], [one, replace(one, parts={})]).value == -1.0
+
+
+def test_a_part_with_the_name_of_its_function_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("def f(response): return {'reward': 1.0, 'right': 0.5}")
+    with pytest.raises(ConfigError, match=r"right reports 'right', which is the name of another part; rename it"):
+        check_reward(RewardConfig(functions={"right": {"function": f"{tmp_path}/mine.py:f"}}))
 
 
 def test_the_check_passes_what_may_work(tmp_path, monkeypatch):

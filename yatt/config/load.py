@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from yatt.config import yaml_core
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 
 REQUIRED = "required"
+_OBEYS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+_SAID = {"yes": True, "no": False, "on": True, "off": False, "y": True, "n": False, "true": True, "false": False}
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
 
@@ -41,7 +46,7 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     for word in overrides:
         try:
             key, value = _parse_word(word)
-            _merge(values, _nest(key, value))
+            values = _merged(values, _nest(key, value))
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
@@ -56,8 +61,7 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every setting, resolved, as YAML that `load_config` reads back to an equal Config."""
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(yaml_core.write(config.model_dump(mode="json")), encoding="utf-8")
 
 
 def describe(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Setting]:
@@ -76,34 +80,15 @@ def describe(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Sett
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML with 1e-3 read as a number, as YAML 1.2 does, and a key given twice refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return dict(super().construct_mapping(node, deep))
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml_core.read(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read the config {path}: {reason}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        raise ConfigError(f"{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except ValueError as error:
+        line, problem = re.fullmatch(r"(?:line (\d+): )?(.*)", str(error)).groups()  # type: ignore[union-attr]
+        raise ConfigError(f"{path}{f':{line}' if line else ''} is not valid YAML: {problem}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -119,18 +104,20 @@ def _parse_word(word: str) -> tuple[str, Any]:
     _, field, depth = _locate(key.split("."))
     if field is None and depth == 0:
         raise ConfigError(f"unknown setting {key}{_suggestion(key)}")
-    annotation = field.annotation if field is not None else None
-    textual = str in _members(annotation)
+    members = _members(field.annotation if field is not None else None)
+    textual = str in members
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        value = yaml_core.read(text)
+    except ValueError as error:
         if textual:
             return key, text
-        problem = getattr(error, "problem", None) or error
+        problem = str(error).removeprefix("line 1: ")
         raise ConfigError(f"{key}={text} cannot be read as YAML: {problem}; quote the value") from None
-    listed = isinstance(value, list) and any(get_origin(member) is list for member in _members(annotation))
-    # A name such as 2024 or 1e3 is text to a text setting, as it stands on the command line.
-    return key, text if textual and not (value is None or isinstance(value, str) or listed) else value
+    listed = isinstance(value, list) and any(get_origin(member) is list for member in members)
+    quoted = isinstance(value, str) and text.lstrip().startswith(("'", '"'))
+    nothing = value is None and not text.strip().startswith("#")
+    # To a text setting 2024, 1e3, `a: b` and `a # b` are texts, as they stand on the command line.
+    return key, text.strip() if textual and not (nothing or quoted or listed) else value
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
@@ -139,12 +126,13 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, with sections merged. A new mapping: YAML's aliases may have put one under several names."""
+    values = dict(under)
+    for key, value in over.items():
+        lower = values.get(key)
+        values[key] = _merged(lower, value) if isinstance(value, Mapping) and isinstance(lower, Mapping) else value
+    return values
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -175,7 +163,46 @@ def _explain(item: Any, values: Mapping[str, Any]) -> tuple[str, str]:
     value: Any = values
     for key in item["loc"][:depth]:
         value = value[key]
-    return name, f"{name}={_shown(value)} is not {expected}"
+    return name, f"{name}={_shown(value)} is not {expected}{_remedy(value, field)}"
+
+
+def _remedy(value: Any, field: FieldInfo | None) -> str:
+    """How a value was probably meant, where there is one way to write it that would be taken."""
+    members = _members(field.annotation) if field is not None else ()
+    texts = list[str] in members
+    if texts and isinstance(value, str):
+        meant = "[" + yaml_core.inline(value) + "]"
+    elif texts and isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        meant = yaml_core.inline([str(item).lower() if isinstance(item, bool) else str(item) for item in value])
+    elif bool in members and isinstance(value, str) and value.lower() in _SAID:
+        meant = str(_SAID[value.lower()]).lower()
+    elif isinstance(value, str | float) and (int in members or float in members):
+        meant = _number_meant(value, whole=int in members)
+        meant = meant if meant and _within(float(meant), field) else ""
+    else:
+        meant = ""
+    return f"; write {meant}" if meant else ""
+
+
+def _within(amount: float, field: FieldInfo | None) -> bool:
+    """Whether a number keeps the bounds of a setting."""
+    metadata = field.metadata if field is not None else []
+    return all(obeys(amount, getattr(m, key)) for m in metadata for key, obeys in _OBEYS.items() if hasattr(m, key))
+
+
+def _number_meant(value: str | float, *, whole: bool) -> str:
+    """The number that 1e3 (for a whole one), '5', 1_000 (in YAML 1.1 a number) or 1:30:00 (there, base 60) say."""
+    text = str(value)
+    if re.fullmatch(r"\d{1,4}(:[0-5]?\d){1,2}", text):
+        return str(reduce(lambda total, part: 60 * total + int(part), text.split(":"), 0))
+    plain = text.replace("_", "") if re.fullmatch(r"[-+.\deE_]+", text) else ""
+    try:
+        amount = float(plain)
+    except ValueError:
+        return ""
+    if not math.isfinite(amount) or (whole and (amount % 1 or abs(amount) >= 1e15)):
+        return ""
+    return f"{amount:.0f}" if whole else plain
 
 
 def _suggestion(name: str) -> str:

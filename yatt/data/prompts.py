@@ -72,9 +72,7 @@ class PromptEncoder:
             text=text,
             tokens=tokens,
             question=encodable(_question(row[data.prompt_key]), data.prompt_key),
-            answer=encodable(
-                answer_text(row.get(data.answer_key), data.answer_key, data.answer_after), data.answer_key
-            ),
+            answer=encodable(answer, data.answer_key),
             metadata=self._metadata(row),
             media=self._media(row),
         )

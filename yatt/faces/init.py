@@ -9,9 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from yatt.config import folders
+from yatt.config import folders, yaml_core
 from yatt.config.facts import ModelFacts, local_gpus, model_facts
 from yatt.config.load import REQUIRED, describe
 from yatt.errors import ConfigError
@@ -119,17 +117,14 @@ def config_text(chosen: Mapping[str, Any]) -> str:
                 lines.append(f"{'  ' * depth}{section}:")
         last = sections
         value = chosen.get(setting.name, setting.default)
-        shown = "(required)" if value == REQUIRED else _yaml(value)
+        shown = (
+            "(required)" if value == REQUIRED else yaml_core.inline(list(value) if isinstance(value, tuple) else value)
+        )
         off = "" if setting.name in chosen else "# "
         lines.append(
             f"{'  ' * len(sections)}{off}{key}{mark}{tail}: {shown}  # {setting.description} [{setting.takes}]"
         )
     return "\n".join(lines) + "\n"
-
-
-def _yaml(value: Any) -> str:
-    value = list(value) if isinstance(value, tuple) else value
-    return str(yaml.safe_dump(value, default_flow_style=True, width=1000)).removesuffix("...\n").strip()
 
 
 def data_files() -> dict[str, str]:

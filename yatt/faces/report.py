@@ -8,8 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from yatt.config import yaml_core
 from yatt.config.algorithms import RECIPES
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
@@ -66,7 +65,7 @@ def write_report(run_dir: Path) -> Path:
             f"{run_dir} is not a run folder: it has neither config.yaml nor metrics.jsonl; give runs/NAME"
         )
     text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
-    config = yaml.safe_load(text) or {}
+    config = yaml_core.read(text) or {}
     rows = sorted(run.read_metrics(), key=lambda row: row["step"])
     name = _get(config, "run", "name") or run.path.resolve().name
     sections = [

@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 from yatt.errors import ConfigError
@@ -20,6 +22,10 @@ BUILTINS = {
 }
 
 
+LARGEST = 3.4e38  # of a float32, in which ranks compute
+LONGEST_NAME = 100
+
+
 class Item(NamedTuple):
     """What a reward function is told of a trajectory: the names are its keyword arguments."""
 
@@ -29,8 +35,13 @@ class Item(NamedTuple):
     metadata: dict[str, Any]
 
 
+# What a wrapper that takes anything, and hands it on to a function that does not, ends in.
+CALL_MISMATCH = re.compile(rf"\S+ got an unexpected keyword argument '({'|'.join(Item._fields)})'")
+
+
 class BadResult(ValueError):
-    """A reward function returned something that is no reward."""
+    """A reward function returned something that is no reward, or cannot be called as rewards are: whatever the item,
+    as far as one can tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +70,15 @@ class RewardFunction:
 
     def __call__(self, item: Item) -> dict[str, float]:
         told = {name: getattr(item, name) for name in self._keywords}
-        result = self._function(**told, **self.spec.arguments)
-        if inspect.isawaitable(result):
-            result = self._loop.run_until_complete(_finish(result))
+        try:
+            result = self._function(**told, **self.spec.arguments)
+            if inspect.isawaitable(result):
+                result = self._loop.run_until_complete(_finish(result))
+        except TypeError as error:
+            if mismatch := CALL_MISMATCH.search(str(error)):
+                called = ", ".join([*told, *self.spec.arguments])
+                raise BadResult(f"cannot be called with {called}: {mismatch[0]}") from error
+            raise
         return _numbers(result)
 
 
@@ -89,20 +106,47 @@ def _keywords(spec: FunctionSpec, function: Callable[..., Any]) -> list[str]:
 
 def _numbers(result: Any) -> dict[str, float]:
     if not isinstance(result, Mapping):
-        return {"reward": _number(result, "returned")}
-    if "reward" not in result:
-        raise BadResult(f"returned a dict without 'reward' (it has {', '.join(map(str, result)) or 'nothing'})")
-    return {str(name): _number(value, f"returned {name} =") for name, value in result.items()}
+        return {"reward": as_number(result, "returned")}
+    try:
+        items = list(result.items())
+    except Exception as error:
+        raise BadResult(f"returned {_shown(result)}, which cannot be read: {type(error).__name__}") from None
+    names = [name for name, _ in items]
+    for name in names:
+        if not isinstance(name, str) or not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
+            raise BadResult(f"returned a dict with the key {_shown(name)}; keys are short, printable texts")
+    if "reward" not in names:
+        raise BadResult(f"returned a dict without 'reward' (it has {', '.join(names)[:200] or 'nothing'})")
+    return {name: as_number(value, f"returned {name} =") for name, value in items}
 
 
-def _number(value: Any, where: str) -> float:
-    if hasattr(value, "item"):  # numpy and torch scalars
-        value = value.item()
-    if not isinstance(value, numbers.Real):
-        raise BadResult(f"{where} {value!r:.80}, not a number; return a number or a dict of numbers with 'reward'")
-    if not math.isfinite(value):
-        raise BadResult(f"{where} {value}; a reward must be finite")
-    return float(value)
+def as_number(value: Any, where: str) -> float:
+    """A finite float of any single number: Python's, numpy's and torch's scalars, and arrays and tensors without a
+    dimension. Raises BadResult that begins with `where` for everything else, an array of one number too."""
+    told = _shown(value)
+    try:
+        if hasattr(value, "item") and not getattr(value, "ndim", 0):
+            value = value.item()
+        number = float(value) if isinstance(value, numbers.Real | Decimal) else None
+    except (OverflowError, ValueError):  # a whole number or fraction beyond all floats; a signalling NaN
+        number = math.nan
+    except Exception:
+        number = None
+    if number is None:
+        raise BadResult(f"{where} {told}, not a number; return a number or a dict of numbers with 'reward'")
+    if not math.isfinite(number) or abs(number) > LARGEST:
+        raise BadResult(f"{where} {told}; a reward must be finite, and a float32 must hold it")
+    return number
+
+
+def _shown(value: Any, length: int = 80) -> str:
+    """A value in one short line, whatever its own way to be shown does."""
+    try:
+        text = str(value) if isinstance(value, float) else repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 async def _finish(awaitable: Any) -> Any:

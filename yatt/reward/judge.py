@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from typing import Literal, Protocol
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig
 from yatt.functions import describe
+from yatt.reward.function import BadResult, as_number
 from yatt.reward.parsers import load_parser
 from yatt.types import Prompt, Score, Trajectory
 
@@ -120,13 +120,13 @@ class JudgeScorer:
             return answer
         why = "no verdict"
         try:
-            value = self._parse(answer)
-            if isinstance(value, numbers.Real) and math.isfinite(value):
+            if (value := self._parse(answer)) is not None:
+                number = as_number(value, "the parser returned")
                 self._parsed += 1
-                return float(value)
-            if value is not None:
-                why = f"{value!r:.80} is no verdict,"
-        except Exception as error:  # a user's parser raises whatever it likes
+                return number
+        except BadResult as error:
+            why = f"{str(error).partition(';')[0]},"
+        except (Exception, SystemExit) as error:  # a user's parser raises whatever it likes
             why = describe(error)
         self._note(answer)
         return Failure("failed", f"{why} in {_end(answer)}", unparsed=True)

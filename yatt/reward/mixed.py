@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig, RewardConfig
 from yatt.errors import ConfigError
 from yatt.reward.engine import Ask, ClassifierScorer, EngineAsker, Engines
-from yatt.reward.function import Item
+from yatt.reward.function import BadResult, Item, as_number
 from yatt.reward.judge import JudgeScorer, render
 from yatt.reward.parsers import load_parser
 from yatt.reward.pool import FunctionScorer, check_reward
@@ -89,11 +91,17 @@ class MixedScorer:
 
 def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
     """The weighted sum of the values, with all parts. One that is not ok has the sum with it: failed before timed out,
-    and the details say which."""
+    and the details say which. So has a part that two of them report, and a sum beyond a float32."""
     parts = {printable(name): value for score in scores for name, value in score.parts.items()}
     values = [weight * s.value for weight, s in zip(weights, scores, strict=True) if s.value is not None]
     if len(values) == len(scores):
-        return Score(status="ok", value=float(sum(values)), parts=parts)
+        twice = [name for name, count in Counter(name for score in scores for name in score.parts).items() if count > 1]
+        if twice:
+            return Score(status="failed", detail=f"two rewards report a part {twice[0]!r}; rename one")
+        try:
+            return Score(status="ok", value=as_number(math.fsum(values), "the weighted sum is"), parts=parts)
+        except (BadResult, OverflowError) as error:
+            return Score(status="failed", parts=parts, detail=str(error))
     bad = [score for score in scores if score.status != "ok"]
     status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
     return Score(status=status, parts=parts, detail=printable("; ".join(score.detail for score in bad)))

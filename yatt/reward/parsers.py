@@ -90,7 +90,7 @@ def _last_word(values: dict[str, float], pattern: re.Pattern[str], text: str) ->
 
 
 def _last_number(bounds: tuple[float, float], text: str) -> float | None:
-    found = [match["value"] for match in NUMBER.finditer(text)]
+    found = [match["value"] for match in NUMBER.finditer(text.replace("\u2212", "-"))]
     value = float(found[-1].replace(",", "")) if found else math.nan
     return value if bounds[0] <= value <= bounds[1] else None
 

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pickle
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import Any
 
 from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
+from yatt.reward.channel import TOKEN_BYTES, Channel, Rubbish
 from yatt.reward.function import FunctionSpec, Item
 from yatt.reward.worker import Reply
 from yatt.types import Score, Trajectory
 
 IMPORT_SECONDS = 180.0
 START_ATTEMPTS = 3
+END_SECONDS = 10.0
+GRACE_SECONDS = 1.0
+WROTE = "it wrote into its worker's socket; let it write to files that it opened itself"
 
 # What rewards are tried on before a run, where the caller has no row at hand.
 EMPTY = Item(prompt="", response="", answer="", metadata={})
@@ -133,7 +140,7 @@ class Worker:
         self._specs = specs
         self._limit = limit
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection
+        self._channel: Channel
 
     def start(self) -> None:
         """A process that has imported the functions. Raises BackendError where it cannot, or dies again and again."""
@@ -142,13 +149,13 @@ class Worker:
         for _ in range(START_ATTEMPTS):
             self._spawn()
             try:
-                self._connection.send(self._specs)
-                if not self._connection.poll(IMPORT_SECONDS):
-                    self.end()
-                    raise BackendError(f"{names} does not import within {IMPORT_SECONDS:g} s")
-                complaint = self._connection.recv()
-            except (EOFError, ConnectionError):
-                how = self.end()
+                complaint = self._ask(pickle.dumps(self._specs), IMPORT_SECONDS)
+            except TimeoutError:
+                complaint = f"{names} does not import within {IMPORT_SECONDS:g} s"
+            except Rubbish:
+                complaint = f"{names} does not import: {WROTE}"
+            except (EOFError, OSError):
+                how = self.end(grace=GRACE_SECONDS)
                 continue
             if complaint:
                 self.end()
@@ -157,39 +164,72 @@ class Worker:
         raise BackendError(f"{names}: its process died while starting ({how}), {START_ATTEMPTS} times")
 
     def judge(self, item: bytes) -> Reply:
-        """What the functions say of a pickled item. Raises BackendError where a lost process cannot be replaced."""
+        """What the functions say of a pickled item, within the limit. Time in which they import modules does not count,
+        up to IMPORT_SECONDS. Raises BackendError where a lost process cannot be replaced."""
+        if self._process is not None and not self._channel.quiet():  # something of the last item's came, or it died
+            self.end()
         if self._process is None:
             self.start()
         try:
-            self._connection.send_bytes(item)
-            if self._connection.poll(self._limit):
-                reply: Reply = self._connection.recv()
-                return reply
+            status, value, parts, detail = self._ask(item, self._limit)
+            return status, value, parts, detail
+        except TimeoutError:
             self.end()
             return "timed_out", None, {}, f"no result after {self._limit:g} s; its process was killed"
-        except (EOFError, ConnectionError):
-            return "failed", None, {}, f"the reward process died ({self.end()})"
+        except Rubbish:
+            self.end()
+            return "failed", None, {}, f"{WROTE}; its process was killed"
+        except (EOFError, OSError):
+            return "failed", None, {}, f"the reward process died ({self.end(grace=GRACE_SECONDS)})"
+
+    def _ask(self, question: bytes, limit: float) -> Any:
+        """The worker's answer. Raises what `Channel.answer` does."""
+        token, spare = secrets.token_bytes(TOKEN_BYTES), IMPORT_SECONDS
+        deadline = time.monotonic() + limit
+        self._channel.send(token, question, deadline)
+        left = began = 0.0
+        while True:
+            answer = json.loads(self._channel.answer(token, deadline))
+            if not isinstance(answer, bool):
+                return answer
+            now = time.monotonic()
+            if answer:  # an import begins
+                left, began, deadline = deadline - now, now, now + spare
+            else:
+                spare, deadline = spare - (now - began), now + left
 
     def kill(self) -> None:
-        """Kill the process and all it started."""
-        # By group, and before it is waited for: until then, a dead process's id cannot belong to anyone else.
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        """Let the process end with all it started; `end` waits for that."""
+        # Before it is waited for: until then, a dead process's id cannot belong to anyone else.
+        if (process := self._process) is not None and process.returncode is None:
+            for sign in (signal.SIGTERM, signal.SIGCONT):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, sign)
 
-    def end(self) -> str:
-        """Kill the process, dead or alive, and say how it ended."""
+    def end(self, grace: float = 0.0) -> str:
+        """End the process, dead or alive, with all it started, and say how it ended where it did so by itself within
+        `grace` seconds. Waits at most END_SECONDS more, then kills what is in its group."""
         if self._process is None:
             return ""
+        process, how = self._process, ""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            status = process.wait(grace)
+            how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
         self.kill()
-        self._connection.close()
-        status, self._process = self._process.wait(), None
-        return f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._channel.close()
+        self._process = None
+        return how or "its socket was closed"
 
     def _spawn(self) -> None:
-        """The worker sees modules where this process does, and leads a process group of its own: an interrupt at the
-        terminal does not reach it, and `kill` reaches whatever it started. It dies with the thread that calls this."""
-        self._connection, theirs = Pipe()
+        """The worker sees modules where this process does, and is in a session of its own: an interrupt at the terminal
+        does not reach it. It ends with the thread that calls this."""
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
         # Not by PYTHONPATH, which would also reach the interpreters that a reward function starts.
         path = [entry or os.getcwd() for entry in sys.path]
         code = f"import sys; sys.path = {path!r}; from yatt.reward.worker import main; main()"
