@@ -24,6 +24,7 @@ CLASSIFIERS = tuple(name.replace("ForCausalLM", "ForSequenceClassification") for
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
 _TOKENIZER = "tokenizer.json"
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -90,7 +91,7 @@ def model_facts(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ConfigError(f"{setting}={path}: no such folder; name a Hugging Face model folder")
+        raise ConfigError(no_folder(setting, path))
     config = _read_json(folder / "config.json", setting)
     if judge is not None:
         _check_judge(config, f"{setting}={path}", judge)
@@ -117,6 +118,18 @@ def model_facts(
         head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         tied=tied,
         architecture=architecture_of(config),
+    )
+
+
+def no_folder(setting: str, path: str) -> str:
+    """What to say of a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
+    hub = "/".join(Path(path).parts[-2:])
+    if not _HUB.fullmatch(hub) or Path(path).parent.is_dir():
+        return f"{setting}={path}: no such folder; name a Hugging Face model folder"
+    name = Path(path).name
+    return (
+        f"{setting}={path}: no such folder; if {hub} is a name on the Hugging Face Hub, run "
+        f"`hf download {hub} --local-dir {name}` and use {setting}={name}"
     )
 
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from yatt.config.paths import absolute, expanded
 from yatt.config.schema import Config
+from yatt.config.secrets import secrets
 from yatt.errors import ConfigError
 
 REQUIRED = "required"
@@ -65,9 +66,28 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     return config
 
 
+def settings_in(words: Sequence[str]) -> dict[str, Any]:
+    """The settings that `key=value` words give, by their dotted names: those of a section one by one."""
+
+    def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        field = _locate(name.split("."))[1]
+        if isinstance(value, Mapping) and field is not None and _section(field.annotation):
+            for key, inner in value.items():
+                yield from leaves(f"{name}.{key}", inner)
+        else:
+            yield name, value
+
+    return dict(leaf for word in words for leaf in leaves(*_parse_word(word)))
+
+
 def save_config(config: Config, path: str | Path) -> None:
-    """Write every setting, resolved and with absolute paths, as YAML that `load_config` reads back, from anywhere."""
-    text = yaml.safe_dump(absolute(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    """Write every setting, resolved and with absolute paths, as YAML that `load_config` reads back, from anywhere. A
+    file with a secret in it is for its owner alone."""
+    values = config.model_dump(mode="json")
+    text = yaml.safe_dump(absolute(values), sort_keys=False, allow_unicode=True)
+    Path(path).touch()
+    if any(secrets(values)):
+        Path(path).chmod(0o600)
     Path(path).write_text(text, encoding="utf-8")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +12,7 @@ from yatt.config.load import load_config
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.checkpoints import read_checkpoint
-from yatt.faces.rundir import RunDirectory
+from yatt.faces.rundir import CHECKPOINTS, RunDirectory
 from yatt.training.megatron.rank import export_checkpoint
 
 
@@ -26,7 +28,7 @@ def export(source: Path, out: Path) -> int:
 
 def find_checkpoint(source: Path) -> Path:
     """`source` itself where it is a checkpoint, else the latest complete one of the run folder it names."""
-    if source.name.startswith("step-") or (source / "trainer").is_dir():
+    if source.parent.name == CHECKPOINTS or (source / "trainer").is_dir():
         return source
     if not source.is_dir():
         raise CheckpointError(f"{source}: there is no such run folder or checkpoint")
@@ -38,9 +40,22 @@ def find_checkpoint(source: Path) -> Path:
     return latest
 
 
-def export_to(checkpoint: Path, out: Path) -> Config:
-    """Write the checkpoint's policy to `out`; returns the settings it was trained with."""
+def export_to(checkpoint: Path, out: Path, config: Config | None = None) -> Config:
+    """Write the checkpoint's policy to `out`; returns the settings it was trained with, or `config` in their place."""
     resume = read_checkpoint(checkpoint)
-    config = load_config(str(checkpoint / "config.yaml"), [])
+    config = config or saved_config(checkpoint)
     export_checkpoint(config, resume.trainer, str(out))
+    return config
+
+
+def saved_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings that the checkpoint was made under, and `overrides`. Raises ConfigError where the model that it came
+    from, whose config and tokenizer a checkpoint has not, is not there."""
+    config = load_config(str(checkpoint / "config.yaml"), overrides)
+    path = config.model.path
+    if not os.path.isabs(path) and not os.path.isdir(path):
+        raise ConfigError(
+            f"model.path={path}: no such folder, from {os.getcwd()}; this run's paths are relative to the folder it was "
+            "started in"
+        )
     return config

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from yatt.config.algorithms import RECIPES
+from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
 from yatt.faces.gantt import OF_SPAN, devices
@@ -63,6 +64,8 @@ def write_report(run_dir: Path) -> Path:
         )
     text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
     config = yaml.safe_load(text) or {}
+    if (shown := masked(config)) != config:
+        text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     rows = sorted(run.read_metrics(), key=lambda row: row["step"])
     name = _get(config, "run", "name") or run.path.resolve().name
     sections = [
