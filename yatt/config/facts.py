@@ -128,8 +128,8 @@ def no_folder(setting: str, path: str) -> str:
         return f"{setting}={path}: no such folder; name a Hugging Face model folder"
     name = Path(path).name
     return (
-        f"{setting}={path}: no such folder; if {hub} is a name on the Hugging Face Hub, run "
-        f"`hf download {hub} --local-dir {name}` and use {setting}={name}"
+        f"{setting}={path}: no such folder; name a Hugging Face model folder (if {hub} is a name on the Hub: "
+        f"`hf download {hub} --local-dir {name}`, then {setting}={name})"
     )
 
 

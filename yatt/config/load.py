@@ -20,8 +20,8 @@ from yatt.config.secrets import secrets
 from yatt.errors import ConfigError
 
 REQUIRED = "required"
-RUN_FOLDERS = ("samples", "checkpoints", "log")
-"""What every run folder has beside its config.yaml."""
+BESIDE_SAVED = ("metrics.jsonl", "complete.json")
+"""What stands beside a config that a run, or its checkpoint, has written."""
 MOST_MEANT = 3
 """Settings named where one of them was meant."""
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -94,8 +94,7 @@ def save_config(config: Config, path: str | Path) -> None:
 def _is_saved(file: Path) -> bool:
     """Whether a run or a checkpoint has written the file. What is relative in it, as older versions left it, started at
     the working directory."""
-    folder = file.parent
-    return (folder / "complete.json").is_file() or all((folder / name).is_dir() for name in RUN_FOLDERS)
+    return any((file.parent / name).is_file() for name in BESIDE_SAVED)
 
 
 def describe(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Setting]:

@@ -20,13 +20,13 @@ from rich.table import Table
 
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
-from yatt.config.load import settings_in
+from yatt.config.load import load_config, settings_in
 from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
 from yatt.faces.checkpoints import Resume, read_checkpoint
-from yatt.faces.export import export_to, find_checkpoint, saved_config
+from yatt.faces.export import check_model, export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, Interval
@@ -64,13 +64,14 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     folder = find_checkpoint(checkpoint or run)
     resume = read_checkpoint(folder)
     config = settings(folder, overrides, samples)
+    check_model(config)
     check(config)
     check_data(config)
     check_scoring(config)
     out = RunDirectory(run / "evaluations" / f"step-{resume.step}").create()
     if config.algorithm.recipe.reinforces:
         with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
-            export_to(folder, Path(model), saved_config(folder, [f"model.path={config.model.path}"]))
+            export_to(folder, Path(model), [f"model.path={config.model.path}"])
             report = asyncio.run(_by_responses(config, out, model, resume.step))
     else:
         report = asyncio.run(_by_rows(config, out, resume))
@@ -83,7 +84,7 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
 
 def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config:
     """The run's settings; data.path among the overrides names what to evaluate on, else the run's own held-out rows."""
-    config = saved_config(checkpoint, overrides)
+    config = load_config(str(checkpoint / "config.yaml"), overrides)
     _check_read(config, overrides)
     held_out: dict[str, Any] = {"samples": samples} if config.algorithm.recipe.reinforces else {}
     if any(word.startswith(("data.path=", "data.tasks=")) for word in overrides):

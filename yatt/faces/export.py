@@ -40,22 +40,20 @@ def find_checkpoint(source: Path) -> Path:
     return latest
 
 
-def export_to(checkpoint: Path, out: Path, config: Config | None = None) -> Config:
-    """Write the checkpoint's policy to `out`; returns the settings it was trained with, or `config` in their place."""
+def export_to(checkpoint: Path, out: Path, overrides: Sequence[str] = ()) -> None:
+    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`."""
     resume = read_checkpoint(checkpoint)
-    config = config or saved_config(checkpoint)
-    export_checkpoint(config, resume.trainer, str(out))
-    return config
-
-
-def saved_config(checkpoint: Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings that the checkpoint was made under, and `overrides`. Raises ConfigError where the model that it came
-    from, whose config and tokenizer a checkpoint has not, is not there."""
     config = load_config(str(checkpoint / "config.yaml"), overrides)
+    check_model(config)
+    export_checkpoint(config, resume.trainer, str(out))
+
+
+def check_model(config: Config) -> None:
+    """Raises ConfigError where a run's model is not where its settings say: a checkpoint has neither its config nor its
+    tokenizer. Older runs have relative paths."""
     path = config.model.path
     if not os.path.isabs(path) and not os.path.isdir(path):
         raise ConfigError(
             f"model.path={path}: no such folder, from {os.getcwd()}; this run's paths are relative to the folder it was "
             "started in"
         )
-    return config
