@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from yatt.cluster.folders import ray_folder
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.faces.checkpoints import Checkpoints
@@ -16,8 +17,11 @@ ROOM = 200
 
 def ready(config: Config) -> RunDirectory:
     """The run's folder, which may not be there yet. Raises ConfigError where it cannot be made, holds another run, or
-    the checkpoint that the run goes on from was made under other settings. Touches nothing."""
+    the checkpoint that the run goes on from was made under other settings, or Ray cannot be started here. Touches
+    nothing."""
     run = RunDirectory(Path(config.run.dir) / config.run.name)
+    if config.cluster.address is None:
+        ray_folder()
     _check_place(config, run)
     _check_free(config, run)
     if (resume := Checkpoints(run, config).resume()) is not None:
