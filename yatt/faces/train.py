@@ -20,7 +20,7 @@ from yatt.config.load import save_config
 from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
-from yatt.errors import BackendError, WaitTimeout
+from yatt.errors import BackendError, ProcessDied, WaitTimeout
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.command import command
 from yatt.faces.contents import contents
@@ -149,7 +149,13 @@ class CheckpointingCrew(ClusterCrew):
         self._checkpoints = checkpoints
 
     async def save(self, step: int) -> None:
-        await self._checkpoints.save(step, self.write_state)
+        try:
+            await self._checkpoints.save(step, self.write_state)
+        except ProcessDied:
+            raise
+        except Exception:
+            await self.roll_call()  # a rank that the save has killed: what failed first was whoever waited for it
+            raise
 
 
 class RunJournal:
