@@ -8,9 +8,7 @@ import pytest
 from yatt.config.load import REQUIRED, describe, load_config, save_config
 from yatt.errors import ConfigError
 
-NO_NAME = (
-    "is no name: letters, digits, '.', '_' and '-', of which the first is no '.' or '-' and the last no '.'"
-)
+NO_NAME = "is no name: letters, digits, '.', '_' and '-', of which the first is no '.' or '-' and the last no '.'"
 NEEDED = ["model.path=m", "train.steps=4", "train.batch_size=8"]
 
 
@@ -108,10 +106,14 @@ def test_values_of_words(word, value):
         ("reward.models={../j: {path: j}}", f"reward.models: '../j' {NO_NAME}; use j"),
         ("reward.functions={a b: {function: f.py:g}}", f"reward.functions: 'a b' {NO_NAME}; use a-b"),
         ("train=3", "train=3 is not a section of settings; did you mean train.steps=3?"),
-        ("algorithm.kl=0.1", "algorithm.kl=0.1 is not a section of settings; did you mean algorithm.kl.coefficient=0.1?"),
+        (
+            "algorithm.kl=0.1",
+            "algorithm.kl=0.1 is not a section of settings; did you mean algorithm.kl.coefficient=0.1?",
+        ),
         (
             "algorithm.correction=token",
-            "algorithm.correction='token' is not a section of settings; did you mean algorithm.correction.level='token'?",
+            "algorithm.correction='token' is not a section of settings; "
+            "did you mean algorithm.correction.level='token'?",
         ),
         ("algorithm.kl=much", "algorithm.kl='much' is not a section of settings"),
         (
@@ -123,7 +125,10 @@ def test_values_of_words(word, value):
             "learning_rate=1",
             "unknown setting learning_rate; did you mean critic.learning_rate or train.optimizer.learning_rate?",
         ),
-        ("model.path=$NO_SUCH/m", "model.path=$NO_SUCH/m: the environment has no NO_SUCH; export it, or write $$ for a $"),
+        (
+            "model.path=$NO_SUCH/m",
+            "model.path=$NO_SUCH/m: the environment has no NO_SUCH; export it, or write $$ for a $",
+        ),
         ("train.steps", "'train.steps' is not a setting; write key=value, such as train.steps=100"),
         (
             "data.tasks={a",
@@ -180,7 +185,13 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_saved_config_loads_to_an_equal_one(tmp_path):
     words = ["data.tasks=[{name: a, config: {x: [1, 2]}}]", "reward.functions.r={function: /f.py:g, weight: -1e-5}"]
-    words += ["model.path=/m", "run.dir=/runs", "data.system_prompt='two\n\nlines: é'", "train.optimizer.learning_rate=3e-7", "run.name=007"]
+    words += [
+        "model.path=/m",
+        "run.dir=/runs",
+        "data.system_prompt='two\n\nlines: é'",
+        "train.optimizer.learning_rate=3e-7",
+        "run.name=007",
+    ]
     config = load_config(None, [*NEEDED, *words])
     save_config(config, tmp_path / "c.yaml")
     assert load_config(str(tmp_path / "c.yaml"), []) == config

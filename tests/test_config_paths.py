@@ -89,7 +89,11 @@ def test_home_and_variables_are_filled_in(tmp_path, monkeypatch):
     file = config(tmp_path, data={"path": ["${DATA}/a", "~/b", "$NAME/c", "d$$e"]}, reward={"function": "$DATA/r.py:f"})
     found = load_config(file, ["model.path=~/m", "evaluate.path=$DATA/e"])
     assert found.data.path == ["/data/a", "/home-of-me/b", f"{tmp_path}/x/c", f"{tmp_path}/d$e"]
-    assert (found.reward.function, found.model.path, found.evaluate.path) == ("/data/r.py:f", "/home-of-me/m", "/data/e")
+    assert (found.reward.function, found.model.path, found.evaluate.path) == (
+        "/data/r.py:f",
+        "/home-of-me/m",
+        "/data/e",
+    )
     with pytest.raises(ConfigError) as caught:
         load_config(config(tmp_path, data={"path": "${NOPE}/a"}), [])
     assert str(caught.value) == (
@@ -160,5 +164,7 @@ def test_no_path_is_forgotten():
     """Whatever speaks of a file or folder is in the table, or in the list above."""
     names = {setting.name for setting in describe()}
     assert set(PATHS) <= names
-    spoken = {s.name for s in describe() if any(w in PATH_WORDS for w in s.description.lower().replace(":", " ").split())}
+    spoken = {
+        s.name for s in describe() if any(w in PATH_WORDS for w in s.description.lower().replace(":", " ").split())
+    }
     assert spoken - NOT_PATHS <= set(PATHS)

@@ -94,10 +94,22 @@ def test_held_out_rows_are_the_runs_own_or_those_named(tmp_path):
     [
         ("grpo", "data.size=20", "data.size says nothing to an evaluation of this run; give evaluate.size instead"),
         ("grpo", "evaluate.samples=8", "evaluate.samples says nothing to an evaluation of this run; give --samples "),
-        ("grpo", "evaluate={samples: 8}", "evaluate.samples says nothing to an evaluation of this run; give --samples "),
-        ("grpo", "rollout.temperature=0.5", "rollout.temperature says nothing to an evaluation of this run; give evalua"),
+        (
+            "grpo",
+            "evaluate={samples: 8}",
+            "evaluate.samples says nothing to an evaluation of this run; give --samples ",
+        ),
+        (
+            "grpo",
+            "rollout.temperature=0.5",
+            "rollout.temperature says nothing to an evaluation of this run; give evalua",
+        ),
         ("grpo", "train.batch_size=4", "train.batch_size says nothing to an evaluation of this run; leave it out"),
-        ("grpo", "algorithm.kl.coefficient=0.1", "algorithm.kl.coefficient says nothing to an evaluation of this run; "),
+        (
+            "grpo",
+            "algorithm.kl.coefficient=0.1",
+            "algorithm.kl.coefficient says nothing to an evaluation of this run; ",
+        ),
         ("dpo", "rollout.max_tokens=7", "rollout.max_tokens says nothing to an evaluation of this run; leave it out"),
         ("dpo", "algorithm.name=ipo", "algorithm.name says nothing to an evaluation of this run; leave it out"),
         ("grpo", "run.name=other", "run.name says nothing to an evaluation of this run; leave it out"),
@@ -116,7 +128,12 @@ def test_settings_that_are_looked_at_are_taken(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     words = ["rollout.max_tokens=7", "reward.models.j={path: j}", "reward={timeout: 3}", "evaluate={by: where}"]
     found = settings(tmp_path, [*words, "rollout.engine_args.max_num_seqs=4", "cluster={slots: 2}"], 4)
-    assert (found.rollout.max_tokens, found.reward.timeout, found.evaluate.by, found.cluster.slots) == (7, 3, "where", 2)
+    assert (found.rollout.max_tokens, found.reward.timeout, found.evaluate.by, found.cluster.slots) == (
+        7,
+        3,
+        "where",
+        2,
+    )
     config["algorithm"] = {"name": "dpo"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert settings(tmp_path, ["algorithm.beta=0.5", "train.tp=2"], 4).algorithm.beta == 0.5

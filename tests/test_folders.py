@@ -60,7 +60,9 @@ def test_one_that_is_not_there_or_cannot_be_written_to(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=f"RAY_TMPDIR={given} {why}; set it to a short folder"):
             ray_folder({"RAY_TMPDIR": given})
     monkeypatch.setattr("yatt.cluster.folders.SHORT", ("/dev/null/a", "/dev/null/b"))
-    with pytest.raises(ConfigError, match="TMPDIR=/dev/null/c: neither it nor /dev/null/a, /dev/null/b will do for Ray"):
+    with pytest.raises(
+        ConfigError, match="TMPDIR=/dev/null/c: neither it nor /dev/null/a, /dev/null/b will do for Ray"
+    ):
         ray_folder({"TMPDIR": "/dev/null/c"})
 
 

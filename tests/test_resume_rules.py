@@ -68,12 +68,30 @@ def test_the_table_has_settings_only():
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("run.seed=1", "run.seed=1 but the checkpoint was made with 0: the order of the rows comes from it; go on with 0"),
-        ("data.shuffle=false", "data.shuffle=false but the checkpoint was made with true: the order of the rows comes "),
-        ("model.dtype=float32", "model.dtype=float32 but the checkpoint was made with bfloat16: its weights are of that"),
-        ("algorithm.name=dpo", "algorithm.name=dpo learns from other rows than grpo, which made the checkpoint; go on w"),
-        ("algorithm.name=ppo", "algorithm.name=ppo has another critic than grpo, which made the checkpoint; go on with "),
-        ("data.tasks=[{name: leg_counting}]", "data.tasks=[{name: leg_counting, ...}] but the checkpoint was made with []"),
+        (
+            "run.seed=1",
+            "run.seed=1 but the checkpoint was made with 0: the order of the rows comes from it; go on with 0",
+        ),
+        (
+            "data.shuffle=false",
+            "data.shuffle=false but the checkpoint was made with true: the order of the rows comes ",
+        ),
+        (
+            "model.dtype=float32",
+            "model.dtype=float32 but the checkpoint was made with bfloat16: its weights are of that",
+        ),
+        (
+            "algorithm.name=dpo",
+            "algorithm.name=dpo learns from other rows than grpo, which made the checkpoint; go on w",
+        ),
+        (
+            "algorithm.name=ppo",
+            "algorithm.name=ppo has another critic than grpo, which made the checkpoint; go on with ",
+        ),
+        (
+            "data.tasks=[{name: leg_counting}]",
+            "data.tasks=[{name: leg_counting, ...}] but the checkpoint was made with []",
+        ),
     ],
 )
 def test_what_a_checkpoint_cannot_follow_is_refused(here, word, said):
@@ -103,7 +121,9 @@ def test_settings_are_compared_whatever_folder_they_are_given_from(here, monkeyp
     saved(config())
     (here / "elsewhere").mkdir()
     monkeypatch.chdir(here / "elsewhere")
-    moved = load_config(None, ["model.path=../model", *WORDS, "data.path=../rows.jsonl", "run.dir=../runs", "resume=auto"])
+    moved = load_config(
+        None, ["model.path=../model", *WORDS, "data.path=../rows.jsonl", "run.dir=../runs", "resume=auto"]
+    )
     checkpoint = read_checkpoint(here / "runs/run/checkpoints/step-2")
     ready(moved)
     checkpoint.check(moved, contents(moved))
@@ -136,7 +156,9 @@ def test_another_model_of_the_same_sizes_is_refused_and_the_same_elsewhere_is_no
     assert changed(config("model.path=copy")) == []
     save_tiny(tmp_path / "other", seed=7)
     (line,) = changed(config("model.path=other"))
-    assert line.startswith("model.path=other: its contents are not those of ") and "/model, with which the check" in line
+    assert (
+        line.startswith("model.path=other: its contents are not those of ") and "/model, with which the check" in line
+    )
     shutil.rmtree("model")
     shutil.copytree("other", "model")
     (line,) = changed(config())
@@ -223,7 +245,7 @@ def test_two_runs_never_share_a_folder(here):
     )
     saved(config(), 4)
     assert refused(config(f"resume={one}")).startswith(
-        "run.name=run: runs/run holds a run already, up to step-4: going on from step-2 would leave two runs in one folder"
+        "run.name=run: runs/run holds a run already, up to step-4: going on from step-2 would leave two runs in one "
     )
     other = saved(config("run.name=other"), 2)
     assert f"and resume={other} is another's" in refused(config(f"resume={other}"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -18,13 +19,14 @@ PLAIN = (1e-3, 8.875e-4)
 """Rates of the third and the fourth update as the checkpoint's settings have them: down from 1e-3 to 1e-4 in eight."""
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case:
     """What is set anew, and what that makes of torch's AdamW: the two rates, its groups, and the largest norm."""
 
-    optimizer: dict[str, Any] = {}
-    train: dict[str, Any] = {}
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
     rates: tuple[float, float] = PLAIN
-    groups: dict[str, Any] = {}
+    groups: dict[str, Any] = field(default_factory=dict)
     clip: float = 1.0
 
 
@@ -106,7 +108,13 @@ def test_the_last_step_is_the_schedules_last(folder: str, begun: tuple[str, Refe
 def test_the_weight_of_the_kl_is_the_settings_unless_it_was_adapted_from_there() -> None:
     adapted = AdaptiveCoefficient(0.5, 6.0, 1000.0)
     adapted.update(60.0, 100)
-    for first, target, then in ((0.5, 6.0, 0.51), (0.5, 3.0, 0.51), (0.2, 6.0, 0.2), (0.5, None, 0.5), (0.2, None, 0.2)):
+    for first, target, then in (
+        (0.5, 6.0, 0.51),
+        (0.5, 3.0, 0.51),
+        (0.2, 6.0, 0.2),
+        (0.5, None, 0.5),
+        (0.2, None, 0.2),
+    ):
         resumed = AdaptiveCoefficient(first, target, 1000.0)
         resumed.restore(adapted.state())
         assert resumed.value == pytest.approx(then), (first, target)

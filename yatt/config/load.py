@@ -40,8 +40,8 @@ class Setting(NamedTuple):
 def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     """The defaults, then the YAML file, then the `key=value` words, each over what came before.
 
-    Values of the words are read as YAML (`a.b=null`, `data.tasks=[...]`). Paths are taken from the file's folder, or for
-    words from the working directory (`yatt.config.paths`). Raises ConfigError with one line per mistake.
+    Values of the words are read as YAML (`a.b=null`, `data.tasks=[...]`). Paths are taken from the file's folder, those
+    of words from the working directory (`yatt.config.paths`). Raises ConfigError with one line per mistake.
     """
     values, mistakes = _read_yaml(path) if path is not None else {}, list[str]()
     if path is not None:
@@ -242,7 +242,7 @@ def _inside(name: str, field: FieldInfo | None, value: Any) -> str:
     section = _section(field.annotation) if field is not None else None
     for key, inner in section.model_fields.items() if section is not None else ():
         try:
-            TypeAdapter(Annotated[inner.annotation, inner]).validate_python(value, strict=True)
+            TypeAdapter(Annotated[inner.annotation, inner]).validate_python(value, strict=True)  # type: ignore[arg-type]
             return f"; did you mean {name}.{key}={_shown(value)}?"
         except ValidationError:
             continue

@@ -37,8 +37,8 @@ def resume_mistakes(now: Config, then: Config) -> Iterator[str]:
     for what, (before, after) in parts.items():
         if before != after:
             yield (
-                f"algorithm.name={new.name} {what} than {old.name}, which made the checkpoint; go on with {old.name}, or "
-                "start a new run with model.path=, a folder that `yatt export` makes of it"
+                f"algorithm.name={new.name} {what} than {old.name}, which made the checkpoint; go on with {old.name}, "
+                "or start a new run from what `yatt export` makes of it"
             )
             return
     for setting, why in FIXED.items():

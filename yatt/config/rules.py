@@ -356,8 +356,8 @@ def _warnings(case: Case) -> Iterator[str]:
     config, cores = case.config, os.cpu_count() or 1
     for setting in secrets(config.model_dump(mode="json")):
         yield (
-            f"{setting} looks like a secret: the run's config.yaml keeps it, readable by its owner only, and nothing else "
-            "shows it; better read it from the environment where it is used (a judge's key: key_env)"
+            f"{setting} looks like a secret: the run's config.yaml keeps it, readable by its owner only, and nothing "
+            "else shows it; better read it from the environment where it is used (a judge's key: key_env)"
         )
     on_cpu = config.cluster.address is None and (config.cluster.device == "cpu" or not case.gpus)
     if on_cpu and case.slots is not None and case.slots > cores:

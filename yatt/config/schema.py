@@ -221,7 +221,9 @@ class JudgeConfig(Section):
 
 class RewardConfig(Section):
     function: str | None = Field(None, description="The only rule: FILE.py:NAME, package.module:NAME or a built-in.")
-    functions: dict[Name, RewardFunctionConfig] = Field(default_factory=dict, description="Several, named and weighted.")
+    functions: dict[Name, RewardFunctionConfig] = Field(
+        default_factory=dict, description="Several, named and weighted."
+    )
     models: dict[Name, JudgeConfig] = Field(default_factory=dict, description="Judges, named and weighted.")
     timeout: float = Field(10.0, gt=0, description="Seconds for one trajectory before its worker is killed.")
     workers: int = Field(1, ge=1, description="Worker processes per controller.")

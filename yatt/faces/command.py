@@ -21,6 +21,8 @@ def _program(anywhere: bool) -> list[str]:
         python = sys.orig_argv[0]
         return [shlex.quote(sys.executable if anywhere and os.path.dirname(python) else python), "-m", "yatt"]
     found = shutil.which("yatt")
-    if os.path.basename(script) != "yatt" or (found is not None and os.path.realpath(found) == os.path.realpath(script)):
+    if os.path.basename(script) != "yatt" or (
+        found is not None and os.path.realpath(found) == os.path.realpath(script)
+    ):
         return ["yatt"]
     return [shlex.quote(os.path.abspath(script) if anywhere else script)]

@@ -31,7 +31,6 @@ from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, Interval
 
-
 READ = (
     *("run.seed", "model.path", "model.dtype", "model.context_length", "cluster", "evaluate.path", "evaluate.size"),
     *("data.path", "data.tasks", "data.prompt_key", "data.system_prompt", "data.chat_template", "data.bad_rows"),

@@ -54,6 +54,6 @@ def check_model(config: Config) -> None:
     path = config.model.path
     if not os.path.isabs(path) and not os.path.isdir(path):
         raise ConfigError(
-            f"model.path={path}: no such folder, from {os.getcwd()}; this run's paths are relative to the folder it was "
-            "started in"
+            f"model.path={path}: no such folder, from {os.getcwd()}; this run's paths are relative to the folder it "
+            "was started in"
         )

@@ -59,6 +59,6 @@ def _check_free(config: Config, run: RunDirectory) -> None:
         raise ConfigError(f"{at}, and resume={config.resume} is another's; give another run.name to start from there")
     if checkpoint in complete[:-1]:
         raise ConfigError(
-            f"{at}, up to {complete[-1].name}: going on from {checkpoint.name} would leave two runs in one folder; give another "
-            f"run.name, or remove the checkpoints after {checkpoint.name} first"
+            f"{at}, up to {complete[-1].name}: going on from {checkpoint.name} would leave two runs in one folder; "
+            f"give another run.name, or remove the checkpoints after {checkpoint.name} first"
         )

@@ -165,7 +165,9 @@ class RunJournal:
         self._config = config
         self._run = run
         self._progress = progress
-        self._trackers = Trackers(config.log.trackers, run.path, masked(config.model_dump(mode="json")), warn=progress.warn)
+        self._trackers = Trackers(
+            config.log.trackers, run.path, masked(config.model_dump(mode="json")), warn=progress.warn
+        )
         self.crew: ClusterCrew | None = None
         self._generators = 0
         self._splits: list[Mapping[str, int]] = []
