@@ -93,7 +93,7 @@ class Reference:
 
     def __init__(self, folder: str, temperature: float = 0.7) -> None:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.temperature = temperature
+        self.temperature, self.clip = temperature, 1.0
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -119,7 +119,7 @@ class Reference:
             loss = loss - s.advantage * torch.exp(logprobs - logprobs.detach())[mask].sum()
         loss = loss / sum(s.trained_tokens for s in samples)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

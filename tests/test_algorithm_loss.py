@@ -203,7 +203,7 @@ def test_adaptive_coefficient_by_hand():
     assert coefficient.value == pytest.approx(0.5 * 1.01 * 1.02)
     coefficient.update(0.0, 100)
     assert coefficient.value == pytest.approx(0.5 * 1.01 * 1.02 * 0.98)
-    again = AdaptiveCoefficient(0.1, 6.0, 1000.0)
+    again = AdaptiveCoefficient(0.5, 6.0, 1000.0)
     again.restore(coefficient.state())
     assert again.value == coefficient.value
     fixed = AdaptiveCoefficient(0.5, None, 1000.0)

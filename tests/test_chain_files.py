@@ -186,14 +186,21 @@ def folder(pairs, policy, tmp_path, monkeypatch):
     return tmp_path
 
 
+def settings(name):
+    """An example's, of the copy in the working directory: its paths start there."""
+    file = Path("examples", f"{name}.yaml")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text((ROOT / file).read_text())
+    return load_config(str(file), [])
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_obey_the_rules(folder, name):
-    config = load_config(str(ROOT / "examples" / f"{name}.yaml"), [])
-    assert check(config) == []
+    assert check(settings(name)) == []
 
 
 def test_settings_lead_from_one_to_the_next(folder, pairs):
-    sft, scorer, ppo, dpo, kto = (load_config(str(ROOT / "examples" / f"{name}.yaml"), []) for name in SETTINGS)
+    sft, scorer, ppo, dpo, kto = map(settings, SETTINGS)
     made = {f"{c.run.dir}/{c.run.name}/model" for c in (sft, scorer) if c.checkpoint.export}
     assert str(pairs.POLICY) in made
     assert {c.model.path for c in (scorer, ppo, dpo, kto)} == {str(pairs.POLICY)}

@@ -8,6 +8,7 @@ import pytest
 from yatt.config.load import REQUIRED, describe, load_config, save_config
 from yatt.errors import ConfigError
 
+NO_NAME = "is no name: letters, digits, '.', '_' and '-', of which the first is no '.' or '-' and the last no '.'"
 NEEDED = ["model.path=m", "train.steps=4", "train.batch_size=8"]
 
 
@@ -120,8 +121,44 @@ def test_values_of_words(word, value):
             "data.tasks=[{weight: 1}]",
             "data.tasks[0].name is not set and has no default; set data.tasks[0].name=VALUE (text)",
         ),
-        ("run.name=a/b", "run.name='a/b' is not text matching ^[A-Za-z0-9._-]+$"),
-        ("train=3", "train=3 is not a section of settings"),
+        ("run.name=a/b", f"run.name='a/b' {NO_NAME}; use a-b"),
+        ("run.name=.", f"run.name='.' {NO_NAME}; use run"),
+        ("run.name=..", f"run.name='..' {NO_NAME}; use run"),
+        ("run.name=-n", f"run.name='-n' {NO_NAME}; use n"),
+        ("run.name=.a", f"run.name='.a' {NO_NAME}; use a"),
+        ("run.name=a.", f"run.name='a.' {NO_NAME}; use a"),
+        ('run.name="a\\n"', rf"run.name='a\n' {NO_NAME}; use a"),
+        ("run={name: ..}", f"run.name='..' {NO_NAME}; use run"),
+        (
+            f"run.name={'n' * 201}",
+            f"run.name='{'n' * 56}... has 201 letters; a name has at most 200, as files are named after it",
+        ),
+        ("reward.models={../j: {path: j}}", f"reward.models: '../j' {NO_NAME}; use j"),
+        ("reward.functions={a b: {function: f.py:g}}", f"reward.functions: 'a b' {NO_NAME}; use a-b"),
+        ("train=3", "train=3 is not a section of settings; did you mean train.steps=3?"),
+        (
+            "algorithm.kl=0.1",
+            "algorithm.kl=0.1 is not a section of settings; did you mean algorithm.kl.coefficient=0.1?",
+        ),
+        (
+            "algorithm.correction=token",
+            "algorithm.correction='token' is not a section of settings; "
+            "did you mean algorithm.correction.level='token'?",
+        ),
+        ("algorithm.kl=much", "algorithm.kl='much' is not a section of settings"),
+        (
+            "train.learning_rate=1e-6",
+            "unknown setting train.learning_rate; did you mean train.optimizer.learning_rate?",
+        ),
+        ("optimizer.betas=[0,0]", "unknown setting optimizer.betas; did you mean train.optimizer.betas?"),
+        (
+            "learning_rate=1",
+            "unknown setting learning_rate; did you mean critic.learning_rate or train.optimizer.learning_rate?",
+        ),
+        (
+            "model.path=$NO_SUCH/m",
+            "model.path=$NO_SUCH/m: the environment has no NO_SUCH; export it, or write $$ for a $",
+        ),
         ("train.steps", "'train.steps' is not a setting; write key=value, such as train.steps=100"),
         (
             "data.tasks={a",
@@ -217,7 +254,12 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_a_saved_config_loads_to_an_equal_one(tmp_path):
-    words = ["data.tasks=[{name: a, config: {x: [1, 2]}}]", "reward.functions.r={function: f.py:g, weight: -1e-5}"]
+    words = [
+        "data.tasks=[{name: a, config: {x: [1, 2]}}]",
+        "reward.functions.r={function: /f.py:g, weight: -1e-5}",
+        "model.path=/m",
+        "run.dir=/runs",
+    ]
     words += ["data.system_prompt='two\n\nlines: é'", "train.optimizer.learning_rate=3e-7", "run.name=1e3"]
     words += ["data.answer_key=0o17", "data.prompt_key=1_0", "data.chosen_key=~x", "data.response_key='null'"]
     config = load_config(None, [*NEEDED, *words])

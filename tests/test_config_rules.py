@@ -179,8 +179,8 @@ algorithm.correction.level=token | rollout.top_p=0.9
     algorithm.correction.level=token weighs by the trainer's probability among all tokens over the engine's among those
 algorithm.correction.level=sequence | rollout.top_k=5
     algorithm.correction.level=sequence weighs by the trainer's probability among all tokens over the engine's among
-algorithm.loss=no/such.py:f
-    algorithm.loss=no/such.py:f: no such file, from
+algorithm.loss=no_such.py:f
+    algorithm.loss=no_such.py:f: no such file, from
 algorithm.advantage=mine
     algorithm.advantage=mine names no function; use FILE.py:NAME
 SFT | rollout.filter=all_equal
@@ -209,16 +209,16 @@ reward.function=null | data.path=null | data.tasks=[{name: chain_sum}]
     reward.function is not set; set it to reasoning_gym
 reward.functions.a.function=x:y
     reward.function=exact_match and reward.functions are both set; keep one of them
-reward.function=no/such.py:f
-    reward.function=no/such.py:f: no such file, from
+reward.function=no_such.py:f
+    reward.function=no_such.py:f: no such file, from
 JUDGE | reward.models.j.template=Is it right?
     reward.models.j.template='Is it right?' has no {response}; put it where the response goes
 JUDGE | reward.models.j.template={response} {anwser}
     reward.models.j.template names {anwser}, which is no field; did you mean {answer}?
 JUDGE | reward.models.j.template={response} {x}
     reward.models.j.template names {x}, which is no field; use {question}, {response}, {answer}
-JUDGE | reward.models.j.parser=no/such.py:f
-    reward.models.j.parser=no/such.py:f: no such file, from
+JUDGE | reward.models.j.parser=no_such.py:f
+    reward.models.j.parser=no_such.py:f: no such file, from
 JUDGE | reward.models.j.key_env=NO_SUCH_KEY
     reward.models.j.key_env=NO_SUCH_KEY: the environment has no such variable; export it, or unset the setting
 JUDGE | reward.models.j.judgements=2 | reward.models.j.temperature=0
@@ -231,14 +231,14 @@ data.path=null
     data.path and data.tasks are not set; set one of them
 data.tasks=[{name: chain_sum}]
     data.path and data.tasks are both set; set one of them
-data.path=no/such.jsonl
-    data.path=no/such.jsonl: no such file or folder
+data.path=no_such.jsonl
+    data.path=no_such.jsonl: no such file or folder
 evaluate.path=[no/*.jsonl]
     evaluate.path=no/*.jsonl: no such file or folder
 evaluate.every=2
     evaluate.every=2 has nothing to evaluate on; set evaluate.path, or every to 0
-resume=no/such
-    resume=no/such: no such checkpoint; use never, auto or the path of one
+resume=no_such
+    resume=no_such: no such checkpoint; use never, auto or the path of one
 cluster.device=cuda
     cluster.device=cuda but this machine shows no GPU
 train.optimizer.min_learning_rate=1
@@ -247,16 +247,16 @@ train.optimizer.betas=[0.9, 1]
     train.optimizer.betas=[0.9, 1.0]: 1.0 is not from 0 to below 1
 weights.dir=x
     weights.dir=x needs weights.transport=disk, not shm; unset it
-model.reference=no/such | algorithm.kl.coefficient=0.1
-    model.reference=no/such: no such folder; name a Hugging Face model folder
-DPO | model.reference=no/such
-    model.reference=no/such: no such folder; name a Hugging Face model folder
-algorithm.name=ppo | critic.path=no/such
-    critic.path=no/such: no such folder; name a Hugging Face model folder
-algorithm.name=distillation | model.teacher=no/such
-    model.teacher=no/such: no such folder; name a Hugging Face model folder
-model.path=no/such
-    model.path=no/such: no such folder; name a Hugging Face model folder
+model.reference=no_such | algorithm.kl.coefficient=0.1
+    model.reference=no_such: no such folder; name a Hugging Face model folder
+DPO | model.reference=no_such
+    model.reference=no_such: no such folder; name a Hugging Face model folder
+algorithm.name=ppo | critic.path=no_such
+    critic.path=no_such: no such folder; name a Hugging Face model folder
+algorithm.name=distillation | model.teacher=no_such
+    model.teacher=no_such: no such folder; name a Hugging Face model folder
+model.path=no_such
+    model.path=no_such: no such folder; name a Hugging Face model folder
 """
 """Words, then how the one line of the error begins. SFT, DPO, TEACHER and JUDGE stand for the words of those names."""
 

@@ -67,6 +67,7 @@ def test_what_learnt_from_rows_has_its_loss_and_how_it_orders_pairs():
 def test_held_out_rows_are_the_runs_own_or_those_named(tmp_path):
     checkpoint = tmp_path / "step-4"
     checkpoint.mkdir()
+    (checkpoint / "complete.json").write_text("{}")  # its paths start where the command is given
 
     def run(algorithm, **evaluate):
         config = {"model": {"path": "m"}, "train": {"steps": 1, "batch_size": 2}, "data": {"path": "train.jsonl"}}
@@ -86,3 +87,53 @@ def test_held_out_rows_are_the_runs_own_or_those_named(tmp_path):
         ConfigError, match=r"step-4: its run has no held-out rows; give data.path=FILE, or evaluate.size"
     ):
         settings(checkpoint, [], 7)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "word", "said"),
+    [
+        ("grpo", "data.size=20", "data.size says nothing to an evaluation of this run; give evaluate.size instead"),
+        ("grpo", "evaluate.samples=8", "evaluate.samples says nothing to an evaluation of this run; give --samples "),
+        (
+            "grpo",
+            "evaluate={samples: 8}",
+            "evaluate.samples says nothing to an evaluation of this run; give --samples ",
+        ),
+        (
+            "grpo",
+            "rollout.temperature=0.5",
+            "rollout.temperature says nothing to an evaluation of this run; give evalua",
+        ),
+        ("grpo", "train.batch_size=4", "train.batch_size says nothing to an evaluation of this run; leave it out"),
+        (
+            "grpo",
+            "algorithm.kl.coefficient=0.1",
+            "algorithm.kl.coefficient says nothing to an evaluation of this run; ",
+        ),
+        ("dpo", "rollout.max_tokens=7", "rollout.max_tokens says nothing to an evaluation of this run; leave it out"),
+        ("dpo", "algorithm.name=ipo", "algorithm.name says nothing to an evaluation of this run; leave it out"),
+        ("grpo", "run.name=other", "run.name says nothing to an evaluation of this run; leave it out"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(tmp_path, algorithm, word, said):
+    config = {"model": {"path": "m"}, "train": {"steps": 1, "batch_size": 2}, "algorithm": {"name": algorithm}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"evaluate": {"path": "held-out.jsonl"}}))
+    with pytest.raises(ConfigError) as caught:
+        settings(tmp_path, [word, "cluster.slots=1", "evaluate.size=3", "data.prompt_key=question"], 4)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_settings_that_are_looked_at_are_taken(tmp_path):
+    config = {"model": {"path": "m"}, "train": {"steps": 1, "batch_size": 2}, "evaluate": {"path": "held-out.jsonl"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["rollout.max_tokens=7", "reward.models.j={path: j}", "reward={timeout: 3}", "evaluate={by: where}"]
+    found = settings(tmp_path, [*words, "rollout.engine_args.max_num_seqs=4", "cluster={slots: 2}"], 4)
+    assert (found.rollout.max_tokens, found.reward.timeout, found.evaluate.by, found.cluster.slots) == (
+        7,
+        3,
+        "where",
+        2,
+    )
+    config["algorithm"] = {"name": "dpo"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert settings(tmp_path, ["algorithm.beta=0.5", "train.tp=2"], 4).algorithm.beta == 0.5

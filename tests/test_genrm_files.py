@@ -205,8 +205,9 @@ def test_settings_pass_every_rule(judge, work, tmp_path, monkeypatch):
     check(load_config("examples/genrm/judge.yaml", [f"model.path={work / 'model'}", f"data.path={rows}"]))
 
 
-def test_settings_fit_the_judges_lessons(judge, lessons, words):
-    sft, grpo = (load_config(str(FOLDER / name), []) for name in ("judge.yaml", "dynamic.yaml"))
+def test_settings_fit_the_judges_lessons(judge, lessons, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sft, grpo = (load_config(f"examples/genrm/{name}", []) for name in ("judge.yaml", "dynamic.yaml"))
     served = grpo.reward.models["judge"]
     assert served.path == f"{sft.run.dir}/{sft.run.name}/model" and sft.checkpoint.export
     prompt = Prompt(uid=0, row=0, text="583+767=", tokens=np.arange(8), question="583+767=", answer="1350")

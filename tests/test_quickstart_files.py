@@ -133,8 +133,9 @@ def test_same_seed_same_files_other_seed_other_files(work, tmp_path):
     assert all(other[name] != before[name] for name in changed)
 
 
-def test_settings_leave_room_for_the_longest_answer(words):
-    sft, grpo = (load_config(str(FOLDER / name), []) for name in ("sft.yaml", "grpo.yaml"))
+def test_settings_leave_room_for_the_longest_answer(words, monkeypatch):
+    monkeypatch.chdir(FOLDER.parents[1])
+    sft, grpo = (load_config(f"examples/quickstart/{name}", []) for name in ("sft.yaml", "grpo.yaml"))
     longest = len(words.encode(prepare.response(999, 999, worked=True))) + 1
     question = len(words.encode(prepare.prompt(999, 999)))
     assert (question, longest) == (8, 35)

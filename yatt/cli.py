@@ -15,8 +15,11 @@ from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.errors import ConfigError, YattError
+from yatt.faces.start import ready
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+HELP = "An open RLHF trainer: many equal controllers; Megatron-Core trains, vLLM generates, Ray spans machines."
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's.")]
 
@@ -36,6 +39,7 @@ def _checked(config: Config) -> Config:
 def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")], overrides: Overrides = None) -> None:
     """Train: SFT, a reward model, DPO, PPO, GRPO ...; the config's `algorithm` says which."""
     settings = _checked(load_config(config, overrides or []))
+    ready(settings)
     raise typer.Exit(_command("train", "train")(settings))
 
 

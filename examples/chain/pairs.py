@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    os.chdir(quickstart.ROOT)  # the settings' paths start there
+    os.chdir(quickstart.ROOT)  # runs/ is there
     made = sums.prepare(options.seed)
     made = prepare(options.seed) or made
     print(f"{'made' if made else 'already there'}: {quickstart.relative(WORK)}")

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--controllers", type=int, default=2)
     parser.add_argument("--models-only", action="store_true", help="stop before PPO")
     options = parser.parse_args()
-    os.chdir(quickstart.ROOT)  # the settings' paths start there
+    os.chdir(quickstart.ROOT)  # runs/ is there
     stages = models(options.seed)
     if options.models_only:
         return

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--mode", default="dynamic", help="placement.mode: dynamic, colocated or weighted")
     parser.add_argument("--models-only", action="store_true", help="stop before GRPO")
     options = parser.parse_args()
-    os.chdir(quickstart.ROOT)  # the settings' paths start there
+    os.chdir(quickstart.ROOT)  # runs/ is there
     stages = models(options.seed)
     if options.models_only:
         return

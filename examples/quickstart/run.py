@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controllers", type=int, default=2)
     options = parser.parse_args()
-    os.chdir(ROOT)  # the settings' paths start there
+    os.chdir(ROOT)  # runs/ is there
     started = time.monotonic()
     made = prepare.prepare(options.seed)
     console.print(f"[bold]1/3 Model and data:[/] {'made' if made else 'already there'}, {relative(prepare.WORK)}")

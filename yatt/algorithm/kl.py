@@ -6,7 +6,7 @@ loss, only k2 has the gradient of that KL on average; k1's is 0, and k3's is tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class AdaptiveCoefficient:
     LIMIT = 0.2
 
     def __init__(self, coefficient: float, target: float | None, horizon: float) -> None:
-        self.value = coefficient
+        self.value = self._first = coefficient
         self._target = target
         self._horizon = horizon
 
@@ -60,8 +60,13 @@ class AdaptiveCoefficient:
             error = min(max(kl / self._target - 1, -self.LIMIT), self.LIMIT)
             self.value *= 1 + error * responses / self._horizon
 
-    def state(self) -> float:
-        return self.value
+    def state(self) -> list[float]:
+        """The value, and the one it began with."""
+        return [self.value, self._first]
 
-    def restore(self, state: float) -> None:
-        self.value = float(state)
+    def restore(self, state: Sequence[float] | float) -> None:
+        """Go on from a value that was adapted from the same beginning; from any other, this one's beginning stands.
+        Older checkpoints have the value alone."""
+        value, first = (state, self._first) if isinstance(state, float) else state
+        if self._target is not None and first == self._first:
+            self.value = float(value)

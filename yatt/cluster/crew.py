@@ -225,6 +225,12 @@ class ClusterCrew:
         self.payload += payload_bytes(answers)
         return tuple(span for answer in answers for span in answer)
 
+    async def roll_call(self) -> None:
+        """Raises ProcessDied where an engine or a rank is gone. Asked of Ray, which notices late on a machine out of
+        memory."""
+        calls = {name: actor.__ray_ready__.remote() for name, actor in self._on_slots.items()}
+        await wait_all("roll call", calls, self._config.cluster.step_timeout)
+
     async def recover(self, error: ProcessDied) -> int:
         """Nothing is brought up anew while a run goes on: it ends, and `resume=auto` continues it."""
         raise error

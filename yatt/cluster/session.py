@@ -12,6 +12,7 @@ from typing import Any, Literal
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from yatt.cluster.folders import ray_environment
 from yatt.config.schema import ClusterConfig
 from yatt.errors import ConfigError
 from yatt.weights import SHARED_MEMORY
@@ -38,6 +39,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Else it frees a hundred objects at a time, or those of a second: ours are few and large.
     os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
+    if config.address is None:
+        os.environ.update(ray_environment())
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray's own paragraph on a process that died; ours is one line.
     ray._private.worker._worker_logs_enabled = False

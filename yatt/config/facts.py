@@ -24,6 +24,7 @@ HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
 _TOKENIZER = "tokenizer.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def model_facts(
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ConfigError(f"{setting}={path}: no such folder; name a Hugging Face model folder")
+        raise ConfigError(no_folder(setting, path))
     config = read_json(folder / "config.json", setting)
     if judge is not None:
         _check_judge(config, f"{setting}={path}", judge)
@@ -121,6 +122,18 @@ def model_facts(
 def padding_row(pad: int | None, rows: int) -> int | None:
     """The row of an embedding of so many rows that `pad_token_id` names, as torch counts: -1 is the last one."""
     return None if pad is None else pad % rows
+
+
+def no_folder(setting: str, path: str) -> str:
+    """What to say of a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
+    hub = "/".join(Path(path).parts[-2:])
+    if not _HUB.fullmatch(hub) or Path(path).parent.is_dir():
+        return f"{setting}={path}: no such folder; name a Hugging Face model folder"
+    name = Path(path).name
+    return (
+        f"{setting}={path}: no such folder; name a Hugging Face model folder (if {hub} is a name on the Hub: "
+        f"`hf download {hub} --local-dir {name}`, then {setting}={name})"
+    )
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from yatt.config import folders
 from yatt.config.engines import size_mistakes
 from yatt.config.facts import ModelFacts, model_facts, tokenizer_size
 from yatt.config.schema import JudgeConfig
+from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 
 FIELDS = ("question", "response", "answer")
@@ -34,7 +35,7 @@ def judge_mistakes(name: str, judge: JudgeConfig) -> Iterator[str]:
     elif judge.url is not None:
         yield from _idle(at, judge, WITH_PATH, "url")
         if judge.model is None:
-            yield f"{at}.model is not set; give the judge's name at {at}.url={judge.url}"
+            yield f"{at}.model is not set; give the judge's name at {at}.url={masked(judge.url)}"
     else:
         yield from _idle(at, judge, WITH_URL, "path")
         yield from _served(name, judge)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from yatt.config import yaml_core
+from yatt.config.paths import absolute, expanded
 from yatt.config.schema import Config
+from yatt.config.secrets import secrets
 from yatt.errors import ConfigError
 
 REQUIRED = "required"
 _OBEYS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+BESIDE_SAVED = ("metrics.jsonl", "complete.json")
+"""What stands beside a config that a run, or its checkpoint, has written."""
+MOST_MEANT = 3
+"""Settings named where one of them was meant."""
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 _SAID = {"yes": True, "no": False, "on": True, "off": False, "y": True, "n": False, "true": True, "false": False}
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -38,15 +45,20 @@ class Setting(NamedTuple):
 def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     """The defaults, then the YAML file, then the `key=value` words, each over what came before.
 
-    Values of the words are read as YAML (`a.b=null`, `data.tasks=[...]`). Raises ConfigError with one line per mistake.
+    Values of the words are read as YAML (`a.b=null`, `data.tasks=[...]`). Paths are taken from the file's folder, those
+    of words from the working directory (`yatt.config.paths`). Raises ConfigError with one line per mistake.
     """
-    values = _read_yaml(path) if path is not None else {}
+    values, mistakes = _read_yaml(path) if path is not None else {}, list[str]()
+    if path is not None:
+        try:
+            values = expanded(values, "" if _is_saved(Path(path)) else os.path.dirname(path))
+        except ConfigError as error:
+            mistakes.append(f"{path}: {error}")
     given: list[str] = []
-    mistakes: list[str] = []
     for word in overrides:
         try:
             key, value = _parse_word(word)
-            values = _merged(values, _nest(key, value))
+            values = _merged(values, expanded(_nest(key, value), ""))
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
@@ -59,9 +71,34 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     return config
 
 
+def settings_in(words: Sequence[str]) -> dict[str, Any]:
+    """The settings that `key=value` words give, by their dotted names: those of a section one by one."""
+
+    def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+        field = _locate(name.split("."))[1]
+        if isinstance(value, Mapping) and field is not None and _section(field.annotation):
+            for key, inner in value.items():
+                yield from leaves(f"{name}.{key}", inner)
+        else:
+            yield name, value
+
+    return dict(leaf for word in words for leaf in leaves(*_parse_word(word)))
+
+
 def save_config(config: Config, path: str | Path) -> None:
-    """Write every setting, resolved, as YAML that `load_config` reads back to an equal Config."""
-    Path(path).write_text(yaml_core.write(config.model_dump(mode="json")), encoding="utf-8")
+    """Write every setting, resolved and with absolute paths, as YAML that `load_config` reads back, from anywhere. A
+    file with a secret in it is for its owner alone."""
+    values = config.model_dump(mode="json")
+    Path(path).touch()
+    if any(secrets(values)):
+        Path(path).chmod(0o600)
+    Path(path).write_text(yaml_core.write(absolute(values)), encoding="utf-8")
+
+
+def _is_saved(file: Path) -> bool:
+    """Whether a run or a checkpoint has written the file. What is relative in it, as older versions left it, started at
+    the working directory."""
+    return any((file.parent / name).is_file() for name in BESIDE_SAVED)
 
 
 def describe(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Setting]:
@@ -157,13 +194,16 @@ def _explain(item: Any, values: Mapping[str, Any]) -> tuple[str, str]:
     name, field, depth = _locate(item["loc"])
     if item["type"] == "extra_forbidden":
         return name, f"unknown setting {name}{_suggestion(name)}"
+    if item["type"] == "value_error":
+        at = ".".join(map(str, item["loc"][:-2])) + ": " if item["loc"][-1] == "[key]" else f"{name}="
+        return name, f"{at}{_shown(item['input'])} {item['ctx']['error']}"
     expected = _expected(field)
     if item["type"] == "missing" and depth == len(item["loc"]):
         return name, f"{name} is not set and has no default; set {name}=VALUE ({expected})"
     value: Any = values
     for key in item["loc"][:depth]:
         value = value[key]
-    return name, f"{name}={_shown(value)} is not {expected}{_remedy(value, field)}"
+    return name, f"{name}={_shown(value)} is not {expected}{_inside(name, field, value) or _remedy(value, field)}"
 
 
 def _remedy(value: Any, field: FieldInfo | None) -> str:
@@ -206,17 +246,34 @@ def _number_meant(value: str | float, *, whole: bool) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """The setting or section whose whole name is nearest, else the one whose last word is."""
+    """The settings with the same last word, and of those the ones that share most of the others; else the setting or
+    section whose whole name is nearest, else the one whose last word is."""
     settings = [setting.name for setting in describe()]
     names = [*settings, *dict.fromkeys(full.rpartition(".")[0] for full in settings if "." in full)]
-    tails = {full.rpartition(".")[2]: full for full in reversed(names)}
     tail = name.rpartition(".")[2]
+    shared = {full: len({*full.split(".")} & {*name.split(".")}) for full in names if full.rpartition(".")[2] == tail}
+    if shared:
+        near = [full for full, words in shared.items() if words == max(shared.values())][:MOST_MEANT]
+        return f"; did you mean {' or '.join(near)}?"
+    tails = {full.rpartition(".")[2]: full for full in reversed(names)}
     near = [
         full
         for full in difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         if difflib.SequenceMatcher(None, tail, full.rpartition(".")[2]).ratio() >= 0.6
     ] or [tails[match] for match in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
     return f"; did you mean {near[0]}?" if near else "; `yatt init` writes all there are"
+
+
+def _inside(name: str, field: FieldInfo | None, value: Any) -> str:
+    """The first setting of a section that the value would fit, where it was given for the section."""
+    section = _section(field.annotation) if field is not None else None
+    for key, inner in section.model_fields.items() if section is not None else ():
+        try:
+            TypeAdapter(Annotated[inner.annotation, inner]).validate_python(value, strict=True)  # type: ignore[arg-type]
+            return f"; did you mean {name}.{key}={_shown(value)}?"
+        except ValidationError:
+            continue
+    return ""
 
 
 def _with_all_sections(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:

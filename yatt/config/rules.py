@@ -16,7 +16,8 @@ from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
 from yatt.config.models import facts_beside, models_beside, policy_facts
 from yatt.config.placement import placement_mistakes, slot_memory, train_slots
-from yatt.config.schema import Config, TrainConfig, truncates
+from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
+from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
 from yatt.placement import cost
@@ -281,6 +282,8 @@ def _data(case: Case) -> Iterator[str]:
     data, evaluate = config.data, config.evaluate
     if (data.path is None) == (not data.tasks):
         yield f"data.path and data.tasks are {'both' if data.tasks else 'not'} set; set one of them"
+    if data.path is not None and data.size != DataConfig().size:
+        yield f"data.size={data.size} is only for data.tasks, not data.path, of which all rows are used; unset it"
     for setting, path in (("data.path", data.path), ("evaluate.path", evaluate.path)):
         for name in [path] if isinstance(path, str) else path or []:
             if not os.path.exists(name) and not glob.glob(name, recursive=True):
@@ -360,6 +363,11 @@ def _trackers(case: Case) -> Iterator[str]:
 
 def _warnings(case: Case) -> Iterator[str]:
     config, cores = case.config, os.cpu_count() or 1
+    for setting in secrets(config.model_dump(mode="json")):
+        yield (
+            f"{setting} looks like a secret: the run's config.yaml keeps it, readable by its owner only, and nothing "
+            "else shows it; better read it from the environment where it is used (a judge's key: key_env)"
+        )
     on_cpu = config.cluster.address is None and (config.cluster.device == "cpu" or not case.gpus)
     if on_cpu and case.slots is not None and case.slots > cores:
         yield f"cluster.slots={case.slots} is over this machine's {cores} cores; slots will wait for each other"
@@ -369,6 +377,9 @@ def _warnings(case: Case) -> Iterator[str]:
     updates = (train.steps - config.critic.warmup_steps) * train.updates_per_step * train.epochs_per_step
     if warmup >= updates:
         yield f"train.optimizer.warmup_steps={warmup} does not end within the run's {updates} updates"
+    least = train.optimizer.min_learning_rate
+    if least and train.optimizer.schedule == "constant":
+        yield f"train.optimizer.min_learning_rate={least} does nothing with train.optimizer.schedule=constant"
     if not case.offline and truncates(config.rollout):
         yield (
             "rollout.top_p and rollout.top_k cut tokens off that the trainer's logprobs still count, so the gap to the "

@@ -1,16 +1,19 @@
 """Every setting there is, with its default. Torch-free. `load` builds a Config, `rules` checks it.
 
-Paths are relative to the working directory. Sections name what they configure; a setting has one name.
+Sections name what they configure; a setting has one name. Where a path starts, `yatt.config.paths` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from yatt.config.algorithms import RECIPES, Recipe, own_defaults
+from yatt.config.names import checked
+
+Name = Annotated[str, AfterValidator(checked)]
 
 
 class Section(BaseModel):
@@ -18,8 +21,8 @@ class Section(BaseModel):
 
 
 class RunConfig(Section):
-    name: str = Field("run", description="Name of the run; its folder is DIR/NAME.", pattern=r"^[A-Za-z0-9._-]+$")
-    dir: str = Field("runs", description="Where run folders are made.")
+    name: Name = Field("run", description="Name of the run; its folder is DIR/NAME.")
+    dir: str = Field("runs", description="Where run folders are made; runs/ where yatt is run, when unset.")
     seed: int = Field(0, ge=0, description="Seed of everything random: data order, sampling, initialisation.")
 
 
@@ -230,8 +233,10 @@ class JudgeConfig(Section):
 
 class RewardConfig(Section):
     function: str | None = Field(None, description="The only rule: FILE.py:NAME, package.module:NAME or a built-in.")
-    functions: dict[str, RewardFunctionConfig] = Field(default_factory=dict, description="Several, named and weighted.")
-    models: dict[str, JudgeConfig] = Field(default_factory=dict, description="Judges, named and weighted.")
+    functions: dict[Name, RewardFunctionConfig] = Field(
+        default_factory=dict, description="Several, named and weighted."
+    )
+    models: dict[Name, JudgeConfig] = Field(default_factory=dict, description="Judges, named and weighted.")
     timeout: float = Field(10.0, gt=0, description="Seconds for one trajectory before its worker is killed.")
     workers: int = Field(1, ge=1, description="Worker processes per controller.")
 

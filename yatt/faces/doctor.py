@@ -16,8 +16,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -26,8 +27,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from yatt.cluster.folders import SOCKET, ray_environment, ray_folder
 from yatt.config.facts import local_gpus
 from yatt.config.trackers import TRACKERS
+from yatt.errors import ConfigError
 from yatt.generation.environment import environment
 
 GIB = 1 << 30
@@ -125,7 +128,7 @@ def examine(probes: tuple[Probe, ...] = PROBES) -> list[Finding]:
     cuda = gpu and "+cpu" not in (_version("torch") or "")
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
         libraries = list(pool.map(lambda probe: probe_library(probe, cuda), probes))
-    machine = (_harmful(), _trackers(), _gpu(gpu, cuda), _memory(), _shared_memory(), _files())
+    machine = (_harmful(), _trackers(), _gpu(gpu, cuda), _memory(), _shared_memory(), _temporary(), _files())
     return [_python(), *libraries, *machine]
 
 
@@ -140,6 +143,8 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
         detail = f"{package} is not installed"
         return Finding(name=probe.name, status=missing, detail=detail, remedy=probe.advice or install)
     environ = {**os.environ, **environment("cuda" if cuda else "cpu"), "OMP_NUM_THREADS": "1"}
+    with suppress(ConfigError):  # a line of its own says it
+        environ |= ray_environment()
     command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
@@ -203,6 +208,20 @@ def _shared_memory() -> Finding:
     detail = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free" if usage else "there is none"
     remedy = "mount -o remount,size=50% /dev/shm (in a container: --shm-size=16g), or set weights.transport=disk"
     return _judged("/dev/shm", usage is not None and usage.free >= 2 * GIB, detail, remedy)
+
+
+def _temporary() -> Finding:
+    """Where Ray's sockets go: their paths must not be long."""
+    try:
+        folder, mine = ray_folder(), tempfile.gettempdir()
+    except ConfigError as error:
+        detail, _, remedy = str(error).rpartition("; ")
+        return Finding(name="Temporary folder", status="problem", detail=detail, remedy=remedy)
+    given = os.environ.get("TMPDIR")
+    detail = mine if folder == mine else f"{mine}; {folder} for Ray, whose sockets have paths of at most {SOCKET} bytes"
+    good = given is None or os.path.realpath(given) == os.path.realpath(mine)
+    remedy = f"TMPDIR={given} cannot be written to: set it to a folder that can"
+    return _judged("Temporary folder", good, detail, remedy)
 
 
 def _files() -> Finding:

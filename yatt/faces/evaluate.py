@@ -20,16 +20,42 @@ from rich.table import Table
 
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
-from yatt.config.load import load_config
+from yatt.config.load import load_config, settings_in
 from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
 from yatt.faces.checkpoints import Resume, read_checkpoint
-from yatt.faces.export import export_to, find_checkpoint
+from yatt.faces.export import check_model, export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, Interval
+
+READ = (
+    *("run.seed", "model.path", "model.dtype", "model.context_length", "cluster", "evaluate.path", "evaluate.size"),
+    *("data.path", "data.tasks", "data.prompt_key", "data.system_prompt", "data.chat_template", "data.bad_rows"),
+    *("data.max_prompt_tokens", "data.metadata_keys", "train.tp", "train.pp"),
+)
+"""Settings, and sections, that an evaluation looks at."""
+READ_DRAWN = (
+    *("data.answer_key", "data.media_key", "reward", "placement", "log.samples", "evaluate.temperature"),
+    *("evaluate.correct_at", "evaluate.by", "rollout.engine", "rollout.max_tokens", "rollout.top_p", "rollout.top_k"),
+    *("rollout.stop", "rollout.engine_args"),
+)
+"""More of them, where responses are drawn."""
+READ_ROWS = (
+    *("data.response_key", "data.chosen_key", "data.rejected_key", "data.margin_key", "data.label_key"),
+    *("model.reference", "algorithm", "train.tokens_per_micro_batch", "train.offload", "train.sequence_parallel"),
+)
+"""More of them, where rows are learned from."""
+INSTEAD = {
+    "data.size": "evaluate.size",
+    "evaluate.samples": "--samples",
+    "rollout.n": "--samples",
+    "rollout.temperature": "evaluate.temperature",
+    "resume": "--checkpoint",
+}
+"""What is to be given in place of a setting that says nothing to it."""
 
 
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:
@@ -37,13 +63,14 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     folder = find_checkpoint(checkpoint or run)
     resume = read_checkpoint(folder)
     config = settings(folder, overrides, samples)
+    check_model(config)
     check(config)
     check_data(config)
     check_scoring(config)
     out = RunDirectory(run / "evaluations" / f"step-{resume.step}").create()
     if config.algorithm.recipe.reinforces:
         with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
-            export_to(folder, Path(model))
+            export_to(folder, Path(model), [f"model.path={config.model.path}"])
             report = asyncio.run(_by_responses(config, out, model, resume.step))
     else:
         report = asyncio.run(_by_rows(config, out, resume))
@@ -57,6 +84,7 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
 def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config:
     """The run's settings; data.path among the overrides names what to evaluate on, else the run's own held-out rows."""
     config = load_config(str(checkpoint / "config.yaml"), overrides)
+    _check_read(config, overrides)
     held_out: dict[str, Any] = {"samples": samples} if config.algorithm.recipe.reinforces else {}
     if any(word.startswith(("data.path=", "data.tasks=")) for word in overrides):
         held_out["path"] = config.data.path
@@ -66,6 +94,18 @@ def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config
             f"{checkpoint}: its run has no held-out rows; give data.path=FILE, or evaluate.size=N to make some"
         )
     return config.model_copy(update={"evaluate": evaluated, "resume": "never"})
+
+
+def _check_read(config: Config, overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a setting among the words that would be ignored."""
+    read = (*READ, *(READ_DRAWN if config.algorithm.recipe.reinforces else READ_ROWS))
+    lines = []
+    for setting in settings_in(overrides):
+        if setting == "algorithm.name" or not any(setting == one or setting.startswith(f"{one}.") for one in read):
+            instead = f"give {INSTEAD[setting]} instead" if setting in INSTEAD else "leave it out"
+            lines.append(f"{setting} says nothing to an evaluation of this run; {instead}")
+    if lines:
+        raise ConfigError("\n".join(lines))
 
 
 async def _by_responses(config: Config, out: RunDirectory, model: str, step: int) -> EvaluationReport:

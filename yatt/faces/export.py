@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +14,7 @@ from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.checkpoints import read_checkpoint
-from yatt.faces.rundir import RunDirectory
+from yatt.faces.rundir import CHECKPOINTS, RunDirectory
 from yatt.training.megatron.rank import export_checkpoint
 
 
@@ -28,7 +30,7 @@ def export(source: Path, out: Path) -> int:
 
 def find_checkpoint(source: Path) -> Path:
     """`source` itself where it is a checkpoint, else the latest complete one of the run folder it names."""
-    if source.name.startswith("step-") or (source / "trainer").is_dir():
+    if source.parent.name == CHECKPOINTS or (source / "trainer").is_dir():
         return source
     if not source.is_dir():
         raise CheckpointError(f"{source}: there is no such run folder or checkpoint")
@@ -40,11 +42,22 @@ def find_checkpoint(source: Path) -> Path:
     return latest
 
 
-def export_to(checkpoint: Path, out: Path) -> Config:
-    """Write the checkpoint's policy to `out`; returns the settings it was trained with."""
+def export_to(checkpoint: Path, out: Path, overrides: Sequence[str] = ()) -> None:
+    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`."""
     resume = read_checkpoint(checkpoint)
-    config = load_config(str(checkpoint / "config.yaml"), [])
+    config = load_config(str(checkpoint / "config.yaml"), overrides)
+    check_model(config)
     policy_facts(config, weights=False)
     folders.refuse(config.model.path, "model.path", weights=False)
     export_checkpoint(config, resume.trainer, str(out))
-    return config
+
+
+def check_model(config: Config) -> None:
+    """Raises ConfigError where a run's model is not where its settings say: a checkpoint has neither its config nor its
+    tokenizer. Older runs have relative paths."""
+    path = config.model.path
+    if not os.path.isabs(path) and not os.path.isdir(path):
+        raise ConfigError(
+            f"model.path={path}: no such folder, from {os.getcwd()}; this run's paths are relative to the folder it "
+            "was started in"
+        )

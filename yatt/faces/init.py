@@ -12,7 +12,9 @@ from typing import Any
 from yatt.config import folders, yaml_core
 from yatt.config.facts import ModelFacts, local_gpus, model_facts
 from yatt.config.load import REQUIRED, describe
+from yatt.config.names import fitting
 from yatt.errors import ConfigError
+from yatt.faces.command import command
 
 TRAIN_ROWS, EVAL_ROWS = 200, 40
 
@@ -43,11 +45,13 @@ README = """# {name}
 
 Made by `yatt init`. From inside this folder:
 
-    yatt train config.yaml                  # metrics, samples and report.html go to runs/{name}/
-    yatt train config.yaml train.steps=2    # any setting may be given on the command line
-    yatt train config.yaml resume=auto      # go on where a stopped run's last checkpoint is
-    yatt eval runs/{name} data.path=data/eval.jsonl
-    yatt export runs/{name} model/          # the policy as a Hugging Face folder
+    {yatt} train config.yaml                  # metrics, samples and report.html go to runs/{name}/
+    {yatt} train config.yaml train.steps=2    # any setting may be given on the command line
+    {yatt} train config.yaml resume=auto      # go on where a stopped run's last checkpoint is
+    {yatt} eval runs/{name} data.path=data/eval.jsonl
+    {yatt} export runs/{name} model/          # the policy as a Hugging Face folder
+
+From elsewhere it works too: paths in config.yaml start at its folder, `runs/` is made where the command is given.
 
 - `config.yaml`: what is set, and behind `#` every other setting with its default.
 - `reward.py`: judges a response.
@@ -65,17 +69,17 @@ def init(folder: Path, *, model: str) -> None:
     folders.refuse(model, "--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name)
+    name = fitting(folder.resolve().name)
     files = {
-        "config.yaml": config_text(_chosen(name, str(Path(model).expanduser().resolve()), facts)),
+        "config.yaml": config_text(_chosen(name, str(Path(model).expanduser().resolve()).replace("$", "$$"), facts)),
         "reward.py": REWARD,
-        "README.md": README.format(name=name),
+        "README.md": README.format(name=name, yatt=command(anywhere=True)),
         **data_files(),
     }
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(text, encoding="utf-8")
-    print(f"{folder} is ready. Next:\n    cd {folder} && yatt train config.yaml")
+    print(f"{folder} is ready. Next:\n    {command('train', folder / 'config.yaml')}")
 
 
 def _chosen(name: str, model: str, facts: ModelFacts) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def _chosen(name: str, model: str, facts: ModelFacts) -> dict[str, Any]:
 
 def config_text(chosen: Mapping[str, Any]) -> str:
     """A config of the chosen settings, with every other one in a comment: its default, and what it is for."""
-    lines = ["# Settings. A line behind # shows a default. Paths are relative to where yatt is run."]
+    lines = ["# Settings. A line behind # shows a default. Paths start at this file's folder."]
     last: list[str] = []
     for setting in describe():
         # A setting of an item of a list or mapping stands behind that list's name.

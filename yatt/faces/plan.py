@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -232,7 +233,7 @@ def calibrate_run(run: Path, out: Path | None) -> int:
     out = out or run / "calibration.json"
     to_file(out, costs, fits, config)
     _show_fits(fits, unseen)
-    print(f"written to {out}; use it with plan.calibration={out}")
+    print(f"written to {out}; use it with plan.calibration={shlex.quote(str(out))}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from yatt.config import yaml_core
 from yatt.config.algorithms import RECIPES
+from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
 from yatt.faces.gantt import OF_SPAN, devices
@@ -66,6 +67,8 @@ def write_report(run_dir: Path) -> Path:
         )
     text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
     config = yaml_core.read(text) or {}
+    if (shown := masked(config)) != config:
+        text = yaml_core.write(shown)
     rows = sorted(run.read_metrics(), key=lambda row: row["step"])
     name = _get(config, "run", "name") or run.path.resolve().name
     sections = [

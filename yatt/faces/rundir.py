@@ -21,6 +21,7 @@ from yatt.faces.timeline import Steps, Timeline
 from yatt.reports import PhaseSpan
 
 COMPLETE = "complete.json"
+CHECKPOINTS = "checkpoints"
 _STEP_FILE = re.compile(r"^(?:step|eval)-(\d+)(?:\.c\d+)?\.jsonl$")
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -34,7 +35,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.timeline = self.path / "timeline.json"
         self.samples = self.path / "samples"
-        self.checkpoints_folder = self.path / "checkpoints"
+        self.checkpoints_folder = self.path / CHECKPOINTS
         self.report = self.path / "report.html"
         self.log = self.path / "log"
         self._timeline = Timeline(self.timeline)

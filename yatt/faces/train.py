@@ -18,13 +18,17 @@ from yatt.cluster.process import free_port
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
+from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
-from yatt.errors import BackendError, ConfigError, RunEnded, WaitTimeout
+from yatt.errors import BackendError, ProcessDied, RunEnded, WaitTimeout
 from yatt.faces.checkpoints import Checkpoints, Resume
+from yatt.faces.command import command
+from yatt.faces.contents import contents
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
+from yatt.faces.start import ready
 from yatt.faces.timeline import mark
 from yatt.faces.trackers import Trackers
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
@@ -38,18 +42,15 @@ def train(config: Config) -> int:
     warnings = check_data(config)
     check_scoring(config)
     free_port()
-    run = RunDirectory(Path(config.run.dir) / config.run.name)
+    run = ready(config)
     with run.lock():
-        checkpoints = Checkpoints(run, config)
+        checkpoints = Checkpoints(ready(config), config)
+        checkpoints.contents = contents(config)
         resume = checkpoints.resume()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
             verify(resume.trainer, identity(hf, config.model.dtype))
-        if config.resume == "never" and run.holds_run():
-            raise ConfigError(
-                f"run.name={config.run.name}: {run.path} holds a run already; "
-                "resume=auto goes on with it, another run.name starts a new one"
-            )
+            resume.check(config, checkpoints.contents)
         run.create()
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
@@ -68,7 +69,7 @@ def train(config: Config) -> int:
             except (BackendError, WaitTimeout):
                 write_report(run.path)
                 if run.latest_checkpoint():
-                    progress.note(f"go on with   yatt train {run.config} resume=auto")
+                    progress.note(f"go on with   {command('train', run.config, 'resume=auto')}")
                 raise
 
 
@@ -125,9 +126,9 @@ def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[
     if config.checkpoint.export and last == config.train.steps:
         lines.append(f"model        {run.path / 'model'}")
     if last < config.train.steps or not saved(run, last):
-        lines.append(f"go on with   yatt train {run.config} resume=auto")
+        lines.append(f"go on with   {command('train', run.config, 'resume=auto')}")
     elif checkpoint:
-        lines.append(f"next         yatt export {checkpoint} OUT")
+        lines.append(f"next         {command('export', checkpoint, 'OUT')}")
     return lines
 
 
@@ -154,7 +155,13 @@ class CheckpointingCrew(ClusterCrew):
         self._checkpoints = checkpoints
 
     async def save(self, step: int) -> None:
-        await self._checkpoints.save(step, self.write_state)
+        try:
+            await self._checkpoints.save(step, self.write_state)
+        except ProcessDied:
+            raise
+        except Exception:
+            await self.roll_call()  # a rank that the save has killed: what failed first was whoever waited for it
+            raise
 
 
 class RunJournal:
@@ -164,7 +171,9 @@ class RunJournal:
         self._config = config
         self._run = run
         self._progress = progress
-        self._trackers = Trackers(config.log.trackers, run.path, config.model_dump(mode="json"), warn=progress.warn)
+        self._trackers = Trackers(
+            config.log.trackers, run.path, masked(config.model_dump(mode="json")), warn=progress.warn
+        )
         self.crew: ClusterCrew | None = None
         self.stop: Callable[[], object] = bool
         self.ending: str | None = None  # why the run has to end after the step under way

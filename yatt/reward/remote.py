@@ -16,6 +16,7 @@ from typing import Any
 import openai
 
 from yatt.config.schema import JudgeConfig
+from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 from yatt.reward.judge import Failure
 
@@ -59,7 +60,7 @@ class RemoteAsker:
         """One call of one token, within `PROBE_SECONDS`. Raises ConfigError where the endpoint refuses it: the key, the
         model or the request; cannot be reached; or does not answer."""
         await self.start()
-        url, model = self._config.url, self._config.model
+        url, model = masked(self._config.url), self._config.model
         try:
             reply = _read(await self._complete("Say yes.", 0, max_tokens=1, seconds=PROBE_SECONDS))
             if isinstance(reply, Failure) and not reply.unparsed:
@@ -125,7 +126,7 @@ class RemoteAsker:
             async with asyncio.timeout(PROBE_SECONDS):
                 page = await self._client.models.list()
                 return f"it has {', '.join(model.id for model in page.data[:8])}"
-        return f"see whether {self._at}.url={self._config.url} is right: most end in /v1"
+        return f"see whether {self._at}.url={masked(self._config.url)} is right: most end in /v1"
 
     def _words(self, error: openai.OpenAIError) -> str:
         """What the endpoint said, in one line and without the key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 from transformers import AutoConfig
 
-from yatt.config.facts import padding_row
+from yatt.config.facts import no_folder, padding_row
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.training.megatron.attention import PackedAttention
@@ -60,6 +61,8 @@ class ValueHead(torch.nn.Module):
 def read_hf_config(path: str, setting: str = "model.path") -> Any:
     """The Hugging Face config in `path`. Raises ConfigError for an architecture that cannot be trained; what else it
     may say, `yatt.config.folders` has seen."""
+    if not os.path.isdir(path):  # else transformers takes it for a name on the Hub
+        raise ConfigError(no_folder(setting, path))
     try:
         hf = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:

@@ -130,6 +130,7 @@ class Learner(Network):
         self.bare.config.finalize_model_grads_func = _reduce
         self.optimizer = optimizer.build(settings, model.DTYPES[config.model.dtype], self.module)
         self._settings, self._planned = settings, planned
+        self._per_step = config.train.updates_per_step * config.train.epochs_per_step
         self.updates = 0
         self.shelf = Shelf(self._held, lambda: (buffer.grad_data for buffer in self.module.buffers))
 
@@ -155,15 +156,18 @@ class Learner(Network):
 
     def save(self, path: str, more: dict[str, Any]) -> None:
         """Write a checkpoint, with `more` beside it. Collective."""
-        state = {"updates": self.updates, **more}
+        state = {"updates": self.updates, "per_step": self._per_step, **more}
         with self.aboard():
             checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.groups)
 
     def load(self, path: str) -> dict[str, Any]:
-        """Go on from a checkpoint; returns all that was saved beside the weights. Collective."""
+        """Go on from a checkpoint; returns all that was saved beside the weights. Collective.
+
+        Where a step has another number of updates now, those done are counted as if it had had it all along: the
+        schedule goes on where it stood, and ends with the run."""
         with self.aboard():
             state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.groups)
-        self.updates = state["updates"]
+        self.updates = round(state["updates"] * self._per_step / state.get("per_step", self._per_step))
         return state
 
     def _held(self) -> Iterable[Tensor]:

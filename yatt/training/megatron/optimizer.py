@@ -72,15 +72,17 @@ def step(optimizer: ChainedOptimizer, rate: float) -> tuple[float, bool]:
     """Clip and apply the gradients; returns their norm over the whole model and whether they were applied.
 
     Gradients whose norm is not finite are dropped, on every rank alike. Collective over all ranks."""
+    settings = optimizer.config
     for group in optimizer.param_groups:
-        # Megatron leaves both to its own scheduler.
+        # The settings', every time: Megatron leaves two to its own scheduler, and a checkpoint brings all of its own.
         group["lr"] = rate
-        group["weight_decay"] = optimizer.config.weight_decay * group["wd_mult"]
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+        group["betas"], group["eps"] = (settings.adam_beta1, settings.adam_beta2), settings.adam_eps
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):
         return norm, False
-    largest = optimizer.config.clip_grad
+    largest = settings.clip_grad
     if largest > 0:
         for part in optimizer.chained_optimizers:
             clip_grad_by_total_norm_fp32(part.get_parameters(), largest, norm)

@@ -1,0 +1,28 @@
+"""How this program is started, for the commands that it names."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def command(*words: str | Path, anywhere: bool = False) -> str:
+    """`yatt` with these words as one types them here: by the name or the path that this process was started by. With
+    `anywhere` it works from every folder."""
+    return " ".join([*_program(anywhere), *(shlex.quote(str(word)) for word in words)])
+
+
+def _program(anywhere: bool) -> list[str]:
+    script = sys.argv[0]
+    if os.path.basename(script) == "__main__.py":  # python -m yatt
+        python = sys.orig_argv[0]
+        return [shlex.quote(sys.executable if anywhere and os.path.dirname(python) else python), "-m", "yatt"]
+    found = shutil.which("yatt")
+    if os.path.basename(script) != "yatt" or (
+        found is not None and os.path.realpath(found) == os.path.realpath(script)
+    ):
+        return ["yatt"]
+    return [shlex.quote(os.path.abspath(script) if anywhere else script)]
