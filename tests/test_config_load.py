@@ -179,7 +179,7 @@ def test_a_file_is_yaml_1_2(tmp_path):
     )
     config = load_config(written(tmp_path, text), [])
     assert (config.train.steps, config.train.batch_size, config.cluster.step_timeout) == (10, 8, 100.0)
-    assert (config.run.name, config.model.path, config.data.answer_key) == ("2026-11-28", "on", "no")
+    assert (config.run.name, config.model.path, config.data.answer_key) == ("2026-11-28", str(tmp_path / "on"), "no")
     assert config.data.system_prompt == "1:30" and config.rollout.stop == ["no", "=", "0b1"]
     assert config.rollout.engine_args == {"a": 17, "b": "1_0", "c": 100.0}
     save_config(config, tmp_path / "saved.yaml")
@@ -187,10 +187,12 @@ def test_a_file_is_yaml_1_2(tmp_path):
 
 
 def test_a_shared_section_is_changed_under_one_name_alone(tmp_path):
-    text = "reward:\n  functions:\n    a: &f {function: f.py:g, weight: 1.0}\n    b: *f\n    c: {<<: *f, weight: 3.0}\n"
+    text = (
+        "reward:\n  functions:\n    a: &f {function: /f.py:g, weight: 1.0}\n    b: *f\n    c: {<<: *f, weight: 3.0}\n"
+    )
     config = load_config(written(tmp_path, text), [*NEEDED, "reward.functions.b.weight=2.0"])
     assert {key: one.weight for key, one in config.reward.functions.items()} == {"a": 1.0, "b": 2.0, "c": 3.0}
-    assert {one.function for one in config.reward.functions.values()} == {"f.py:g"}
+    assert {one.function for one in config.reward.functions.values()} == {"/f.py:g"}
 
 
 def test_a_merged_section_may_merge_another_first(tmp_path):

@@ -10,14 +10,14 @@ from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateRepo
 from yatt.watch import Watch, unscored
 
 GOOD = RolloutCounts(
-    groups=4, groups_equal=1, responses=16, scored=16, reward_sum=8.0, reward_square_sum=8.0, reward_min=0.0,
+    groups=4, groups_equal=1, responses=16, scored=16, reward_sum=8.0, reward_deviations=4.0, reward_min=0.0,
     reward_max=1.0, response_tokens=160,
 )  # fmt: skip
 FAILED = RolloutCounts(
     groups_dropped=4, groups_unscored=4, groups_missing=4, responses=16, reward_failures=16,
     failures=("reward: KeyError: 'x'",),
 )  # fmt: skip
-SAME = replace(GOOD, groups_equal=4, reward_sum=16.0, reward_square_sum=16.0, reward_min=1.0)
+SAME = replace(GOOD, groups_equal=4, reward_sum=16.0, reward_deviations=0.0, reward_min=1.0)
 MASKED = replace(GOOD, masked=16, truncated=16)
 UPDATE = UpdateReport(
     loss=0.1, grad_norm=0.5, learning_rate=1e-6, trained_tokens=160, fresh_tokens=160, fresh_gap_mean=1e-5,
