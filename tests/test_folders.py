@@ -180,10 +180,8 @@ def test_the_older_name_of_the_rotary_parameters_is_read_first(make: Make) -> No
 
 NEUTRAL: dict[str, Any] = {
     "_name_or_path": "someone/model",
-    "torch_dtype": "bfloat16",
     "pretraining_tp": 2,
     "use_cache": False,
-    "bos_token_id": [1, 2],
     "initializer_range": 0.5,
     "quantization_config": None,
     "partial_rotary_factor": 1.0,
@@ -199,6 +197,9 @@ NEUTRAL: dict[str, Any] = {
 def test_what_changes_nothing_stops_no_run(make: Make) -> None:
     for base in ("llama", "qwen2", "qwen3", "scorer"):
         assert folders.mistakes(str(make(base, **NEUTRAL)), "model.path") == []
+    tokens = torch.arange(3, 40)[None]
+    plain, marked = (AutoModelForCausalLM.from_pretrained(make("llama", **f)).float() for f in ({}, NEUTRAL))
+    assert torch.allclose(plain(tokens).logits, marked(tokens).logits, atol=1e-6, rtol=0)
     # Fields of a Llama that Qwen2 does not look at, and a window that is switched off.
     idle = {"attention_bias": True, "mlp_bias": True, "bias": True, "sliding_window": 4096, "max_window_layers": 1}
     assert folders.mistakes(str(make("qwen2", **idle)), "model.path") == []

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import VocabParallelEmbedding, gather_from_sequence_parallel_region
@@ -65,7 +66,7 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
         raise ConfigError(no_folder(setting, path))
     try:
         hf = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"{setting}={path}: no model config can be read there: {error}") from error
     if hf.model_type not in ARCHITECTURES:
         raise ConfigError(
