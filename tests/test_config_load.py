@@ -173,7 +173,7 @@ def test_mistakes_in_words(word, said):
 def test_a_file_is_yaml_1_2(tmp_path):
     """1.1 reads 8, 5400, False, False, a date and an octal 15 here."""
     text = (
-        "run: {name: 2026-11-28}\nmodel: {path: on}\ndata: {answer_key: no, system_prompt: 1:30}\n"
+        "run: {name: 2026-11-28, dir: /runs}\nmodel: {path: on}\ndata: {answer_key: no, system_prompt: 1:30}\n"
         "train: {steps: 010, batch_size: 0o10}\nrollout: {stop: [no, =, 0b1], engine_args: {a: 017, b: 1_0, c: 1.e2}}\n"
         "cluster: {step_timeout: 1e+2}\n"
     )
