@@ -191,8 +191,19 @@ def test_what_is_learned_beside_the_rewards_is_learned():
         assert look(words, step(1, SAME, pulled)) == [
             (("step 1 learns nothing from rewards: all rewards of every group are equal (all 16 are 1)",), None)
         ]
+    # rounding of rewards such as 0.1 + 0.2 and 0.3 is no advantage
+    noise = replace(UPDATE, grad_norm=1e-12, numbers={"advantage_abs": 1e-11})
+    rounded = replace(GOOD, groups_equal=4, reward_min=0.3, reward_max=0.1 + 0.2)
+    assert look([], step(1, rounded, noise))[0][0] == ("step 1 learns nothing: all rewards of every group are equal",)
+    assert look([], step(1, GOOD, noise)) == [((), None)]
     # a teacher gives advantages without rewards
     assert look(["algorithm.name=distillation", "model.teacher=t"], step(1, SAME)) == [((), None)]
+    agrees = step(1, replace(SAME, scored=1), replace(UPDATE, grad_norm=0.0, numbers={"advantage_abs": 0.0}))
+    assert look(["algorithm.name=distillation", "model.teacher=t"], agrees)[0][0] == (
+        "step 1 learns nothing: every advantage is 0, the teacher and the policy agree",
+    )
+    # as does a loss of the user's, whatever it is made of
+    assert look(["algorithm.loss=l.py:f"], step(1, SAME, pulled))[0][1] is None
     # as do the parts of a reward whose sum is the same, and a greedy response that earns another
     assert look(["algorithm.name=gdpo"], step(1, SAME)) == look(["algorithm.name=remax"], step(1, SAME)) == [((), None)]
 

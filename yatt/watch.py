@@ -15,6 +15,8 @@ Megatron-Core: about 1e-5 in float32; in bfloat16 0.05, and 0.5 for the worst to
 ENOUGH = 16
 """Tokens whose mean gap is a good one; that of fewer may be larger, by the square root."""
 TENFOLD = 10.0
+NOISE = 1e-6
+"""Advantages below it, of rewards that are equal up to rounding, are what the rounding left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +152,10 @@ def why_idle(report: StepReport, config: Config) -> str | None:
         return f"learns nothing: {_no_gradient(report, config)}"
     if not rate:
         return "learns nothing: the learning rate is 0"
-    if counts is not None and _same(counts) and _only_rewards(config):
-        return f"learns nothing: {equal_rewards(counts)}"
-    return None
+    if counts is None or config.algorithm.kl.coefficient or config.algorithm.entropy or config.algorithm.loss:
+        return None
+    equal = _flat(report, config) or (equal_rewards(counts) if _same(counts) and _only_rewards(config) else None)
+    return equal and f"learns nothing: {equal}"
 
 
 def _no_token(counts: RolloutCounts | None) -> str:
@@ -168,10 +171,18 @@ def _no_gradient(report: StepReport, config: Config) -> str:
     if counts is None:
         return "the gradient is 0"
     if not numbers.get("advantage_abs"):
-        return equal_rewards(counts) or "every advantage is 0, though rewards differ"
+        why = "the teacher and the policy agree" if config.algorithm.recipe.teacher else "though rewards differ"
+        return _flat(report, config) or f"every advantage is 0, {why}"
     if config.algorithm.correction.level != "none" and not numbers.get("correction_weight", 1.0):
         return "algorithm.correction gives every token the weight 0"
     return "the gradient is 0, though advantages are not"
+
+
+def _flat(report: StepReport, config: Config) -> str | None:
+    """Says that rewards make no advantage, where that is so."""
+    if report.counts is None or config.algorithm.recipe.teacher:
+        return None
+    return equal_rewards(report.counts) if report.update.numbers.get("advantage_abs", 0.0) < NOISE else None
 
 
 def equal_rewards(counts: RolloutCounts) -> str | None:
@@ -186,11 +197,10 @@ def _same(counts: RolloutCounts) -> bool:
 
 
 def _only_rewards(config: Config) -> bool:
-    """Whether the rewards as they were given are all that is learned from, responses not being compared."""
+    """Whether advantages are of the rewards as they were given, and of no comparison with others."""
     algorithm = config.algorithm
-    more = (algorithm.kl.coefficient, algorithm.entropy, algorithm.length_penalty, algorithm.advantage)
     alone = algorithm.recipe.advantage in ("gae", "reinforce_plus_plus")
-    return alone and algorithm.overlong != "penalty" and not any(more)
+    return alone and algorithm.overlong != "penalty" and not (algorithm.length_penalty or algorithm.advantage)
 
 
 def why_missing(report: StepReport, config: Config) -> str:
@@ -221,8 +231,7 @@ def lacks(report: StepReport, config: Config, *, failures: bool) -> Iterator[str
     if failures and counts.reward_failures:
         given = counts.reward_failures + counts.scored
         yield f"step {report.step}: {counts.reward_failures} of {given} rewards failed{_told(counts.failures)}"
-    advantage = report.update.numbers.get("advantage_abs")
-    if advantage == 0 and (equal := equal_rewards(counts)):
+    if "advantage_abs" in report.update.numbers and (equal := _flat(report, config)):
         yield f"step {report.step} learns nothing from rewards: {equal}"
 
 
