@@ -242,6 +242,8 @@ def test_engine_arguments_are_checked():
         engine_arguments(RolloutConfig(engine_args={"logits_processors": ["a.B"]}), "cpu")
     with pytest.raises(ConfigError, match=r"max_model_len.*set model\.context_length"):
         engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu")
+    with pytest.raises(ConfigError, match="override_generation_config cannot be chosen; remove it"):
+        engine_arguments(RolloutConfig(engine_args={"override_generation_config": {"eos_token_id": 0}}), "cpu")
     with pytest.raises(
         ConfigError, match=r"reward\.models\.j\.engine_args\.max_model_len.*set reward\.models\.j\.context"
     ):

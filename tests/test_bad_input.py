@@ -177,6 +177,30 @@ def test_a_wrong_key_and_a_wrong_type_in_the_file(refused_training):
     ]
 
 
+def test_text_the_tokenizer_cannot_read(refused_training):
+    tokenizer = json.loads(Path("model/tokenizer.json").read_text())
+    tokenizer["model"]["unk_token"] = "none of its tokens"
+    Path("model/tokenizer.json").write_text(json.dumps(tokenizer))
+    cut = b'{"prompt": "1+1=", "answer": "\\ud83d"}\n{"prompt": "1+\\ud83d"}\n'
+    Path("rows.jsonl").write_bytes(cut + '{"prompt": "1+é"}\n{"prompt": "1+1=\u20ac"}\n'.encode() * 2)
+    (line,) = refused_training()
+    half = "holds a lone surrogate ('\\ud83d'), half a character, as text that was cut; mend or remove it"
+    unknown = "the tokenizer has no token for"
+    assert line == (
+        f"6 bad row(s) of 6 looked at: rows.jsonl:1: column 'answer' {half}; rows.jsonl:2: {half}; "
+        f"rows.jsonl:3: {unknown} 'é' (also rows.jsonl:5); rows.jsonl:4: {unknown} '€' (also rows.jsonl:6). "
+        "Mend them or set data.bad_rows=skip"
+    )
+
+
+def test_ends_that_cannot_be_read(refused_training):
+    described = json.loads(Path("model/generation_config.json").read_text())
+    Path("model/generation_config.json").write_text(json.dumps(described | {"eos_token_id": "<eos>"}))
+    assert refused_training() == [
+        "model/generation_config.json: eos_token_id=['<eos>'] is not a token id or a list of them; mend it"
+    ]
+
+
 def test_a_config_that_is_not_there(refused):
     assert refused("train", "none.yaml") == ["cannot read the config none.yaml: No such file or directory"]
 

@@ -53,7 +53,7 @@ def deep(levels):
 UNREADABLE = [
     ({"prompt": "1" + HALF}, "holds a lone surrogate ('\\ud83d'), half a character"),
     ({"prompt": "1", "answer": HALF}, "column 'answer' holds a lone surrogate ('\\ud83d')"),
-    ({"prompt": "1AB"}, "the tokenizer has no token for 'A', 'B'"),
+    ({"prompt": "1AB"}, "the tokenizer has no token for 'A' and others"),
     (deep(100_000), "not readable: it is nested deeper than 100 levels"),
     (deep(200), "not readable: it is nested deeper than 100 levels"),
     (b'{"prompt": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),

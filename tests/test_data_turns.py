@@ -361,3 +361,17 @@ def test_responses_that_differ_in_what_was_opened_only_are_no_pair():
     row = {"prompt": "1+1=", "chosen": "<think>1</think>2", "rejected": "1</think>2"}
     with pytest.raises(BadRow, match="have the same tokens behind this prompt; there is nothing to prefer"):
         PairEncoder(tagged(SHORT), DataConfig(), 300)(row, 0, 0)
+
+
+def test_a_template_that_strips_thoughts_shows_what_a_rollout_would_see():
+    """Earlier answers stand in the prompt without their thoughts; the response keeps its own."""
+    tokenizer = tagged(SHORT.replace("m.content", "m.content.split('</think>')[-1]"))
+    turn = {"role": "assistant", "content": "<think>1</think>2"}
+    assert demonstrated(tokenizer, {"messages": [USER, turn]}) == (
+        "u:1+1=;a:<think>1</think>2<eos>",
+        "1</think>2<eos>",
+    )
+    row = {"prompt": [USER, turn, USER], "response": turn["content"]}
+    assert demonstrated(tokenizer, row)[0] == "u:1+1=;a:2;u:1+1=;a:<think>1</think>2<eos>"
+    with pytest.raises(ConfigError, match="its chat template has no assistant mask"):  # no rollout wrote its early turn
+        demonstrated(tokenizer, {"messages": [USER, turn, USER, turn]})

@@ -25,7 +25,6 @@ from yatt.types import Media, Prompt
 
 T = TypeVar("T", str, str | None)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UNKNOWN_SHOWN = 5
 
 
 class PromptEncoder:
@@ -184,9 +183,8 @@ def _unreadable(tokenizer: PreTrainedTokenizerFast, text: str, error: BaseExcept
     if _SURROGATE.search(text):
         return _half(text)
     unknown = [character for character in sorted(set(text)) if not _reads(tokenizer, character)]
-    if unknown:
-        more = f" and {len(unknown) - _UNKNOWN_SHOWN} more" if len(unknown) > _UNKNOWN_SHOWN else ""
-        return f"the tokenizer has no token for {', '.join(map(repr, unknown[:_UNKNOWN_SHOWN]))}{more}"
+    if unknown:  # one is named, so that the same reason reads the same in most rows
+        return f"the tokenizer has no token for {unknown[0]!r}{' and others' if len(unknown) > 1 else ''}"
     return f"the tokenizer refuses the text: {one_line(error)}"
 
 
