@@ -174,7 +174,22 @@ def test_rows_that_cannot_serve_as_the_other_one_are_passed_over():
         labels([labelled("1", "2"), *["torn"] * TRIES, labelled("6", "7")])
 
 
-@pytest.mark.parametrize(("label", "reward"), [(True, 1.0), (1, 1.0), (False, -1.0), (0, -1.0), (-1, -1.0), (1.0, 1.0), ("True", 1.0), ("false", -1.0), ("1", 1.0), ("0.0", -1.0), (" -1 ", -1.0)])
+@pytest.mark.parametrize(
+    ("label", "reward"),
+    [
+        (True, 1.0),
+        (1, 1.0),
+        (False, -1.0),
+        (0, -1.0),
+        (-1, -1.0),
+        (1.0, 1.0),
+        ("True", 1.0),
+        ("false", -1.0),
+        ("1", 1.0),
+        ("0.0", -1.0),
+        (" -1 ", -1.0),
+    ],
+)
 def test_labels(label, reward):
     assert labels([labelled("1", "2", label), labelled("3", "4")]).reward == reward
 

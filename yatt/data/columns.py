@@ -22,8 +22,29 @@ ROLES: dict[Rows, tuple[str, ...]] = {
 """The settings that name a row's columns, those with the fewest other names first."""
 _ANSWERS = ("reward_model.ground_truth", "ground_truth", "final_answer", "expected_answer", "gold", "solution")
 KNOWN = {
-    "prompt_key": ("prompt", "question", "instruction", "problem", "query", "context_messages", "input", "inputs", "text", *TALKS),
-    "response_key": ("response", "completion", "output", "outputs", "answer", "solution", "target", "targets", "generation"),
+    "prompt_key": (
+        "prompt",
+        "question",
+        "instruction",
+        "problem",
+        "query",
+        "context_messages",
+        "input",
+        "inputs",
+        "text",
+        *TALKS,
+    ),
+    "response_key": (
+        "response",
+        "completion",
+        "output",
+        "outputs",
+        "answer",
+        "solution",
+        "target",
+        "targets",
+        "generation",
+    ),
     "chosen_key": ("chosen", "chosen_response", "preferred", "better"),
     "rejected_key": ("rejected", "rejected_response", "dispreferred", "worse"),
     "label_key": ("label", "kto_tag", "desirable", "is_desirable", "good", "score"),
@@ -130,9 +151,10 @@ class Columns:
         data, key, answers = self._config.data, self._config.data.answer_key, self._answers()
         for setting, name, arguments in self._comparing():
             if all(answer is None for answer in answers):
+                advice = self._named_answer() or "set data.answer_key to the one that holds it"
                 yield (
                     f"{setting}={name} needs an answer: no column {key!r} in the {self._what} (it has "
-                    f"{column_names(self._names)}); {self._named_answer() or 'set data.answer_key to the one that holds it'}"
+                    f"{column_names(self._names)}); {advice}"
                 )
             elif data.answer_after is None and arguments.get("extract", "none") != "number":
                 marked = next((a for a in answers if isinstance(a, str) and _MARKED.search(a)), None)
@@ -145,7 +167,9 @@ class Columns:
     def _comparing(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """The built-in rewards that compare with the row's answer: setting, name, arguments."""
         reward = self._config.reward
-        functions = {f"reward.functions.{name}.function": (f.function, f.arguments) for name, f in reward.functions.items()}
+        functions = {
+            f"reward.functions.{name}.function": (f.function, f.arguments) for name, f in reward.functions.items()
+        }
         if reward.function is not None:
             functions["reward.function"] = (reward.function, {})
         for setting, (name, arguments) in functions.items():

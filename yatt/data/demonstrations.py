@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.config.schema import DataConfig
 from yatt.config.algorithms import Rows
+from yatt.config.schema import DataConfig
 from yatt.data.columns import missing
 from yatt.data.masks import AssistantMask, Messages
 from yatt.data.prompts import PromptEncoder, as_messages, tokenize
