@@ -158,7 +158,7 @@ SETTINGS = [
     ("algorithm.advantage=broken.py:f", "algorithm.advantage=broken.py:f does not import: ModuleNotFoundError: No "),
     (
         "data.prompt_key=question",
-        "data.prompt_key=question: no column 'question' in the training data (it has 'prompt', 'answer'); did you mean ",
+        "data.prompt_key=question: no column 'question' in the training data (it has 'prompt', 'answer'); did you ",
     ),
     ("data.answer_key=anwser", "data.answer_key=anwser: no column 'anwser' in the training data (it has "),
 ]

@@ -155,7 +155,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "said"), REFUSED)
+@pytest.mark.parametrize(
+    ("name", "content", "said"), REFUSED, ids=[f"{name} {i}" for i, (name, *_) in enumerate(REFUSED)]
+)
 def test_files_that_cannot_be_read(tmp_path, name, content, said):
     with pytest.raises(DataError) as caught:
         opened(tmp_path, name, content)
