@@ -129,7 +129,7 @@ SETTINGS = [
     ("rollout.reward_band=[0,1]", "rollout.reward_band=[0.0, 1.0] is only for rollout.filter=band, not none; unset it"),
     ("data.path=none.jsonl", "data.path=none.jsonl: no such file or folder, from "),
     ("data.path=empty.jsonl", "data.path='empty.jsonl' holds no rows; it needs at least one"),
-    ("data.path=rewards.py", "data.path='rewards.py' has no known format; use .jsonl, .parquet or "),
+    ("data.path=rewards.py", "data.path='rewards.py' has no known format; use .jsonl, .json, .csv or "),
     ("model.path=none", "model.path=none: no such folder; name a Hugging Face model folder"),
     ("train.tp=3 cluster.slots=3", "train.tp=3 does not divide 4 attention heads and 2 key/value heads and 128 MLP "),
     ("train.updates_per_step=3", "train.batch_size=8 is not divisible by train.updates_per_step=3; use 6 or 9"),
@@ -156,7 +156,11 @@ SETTINGS = [
     ("algorithm.loss=none.py:f", "algorithm.loss=none.py:f: no such file, from "),
     ("algorithm.loss=rewards.py:godo", "algorithm.loss=rewards.py:godo: rewards.py has no 'godo' (did you mean 'good'"),
     ("algorithm.advantage=broken.py:f", "algorithm.advantage=broken.py:f does not import: ModuleNotFoundError: No "),
-    ("data.prompt_key=question", "4 bad row(s) of 4 looked at: rows.jsonl:1: no column 'question' (it has "),
+    (
+        "data.prompt_key=question",
+        "data.prompt_key=question: no column 'question' in the training data (it has 'prompt', 'answer'); did you ",
+    ),
+    ("data.answer_key=anwser", "data.answer_key=anwser: no column 'anwser' in the training data (it has "),
 ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from yatt.config.columns import find_column
@@ -28,10 +29,10 @@ def check_few(by: str, sources: Collection[str]) -> None:
         )
 
 
-def check_any(by: str, sources: Collection[str], columns: Iterable[str] = ()) -> None:
+def check_any(by: str, sources: Collection[str], columns: Collection[str] = ()) -> None:
     """Raises ConfigError where no row has one. `columns` are those that rows have."""
     if set(sources) == {NO_SOURCE}:
+        near = get_close_matches(by, columns, n=1)
         has = f" ({', '.join(columns)})" if columns else ""
-        raise ConfigError(
-            f"evaluate.by={by}: no held-out row has this column among its metadata{has}; see data.metadata_keys"
-        )
+        advice = f"did you mean {near[0]}?" if near else "see data.metadata_keys"
+        raise ConfigError(f"evaluate.by={by}: no held-out row has this column among its metadata{has}; {advice}")

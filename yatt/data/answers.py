@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from decimal import Decimal
 from typing import Any
 
@@ -31,7 +30,7 @@ def answer_text(value: Any, key: str, after: str | None = None) -> str | None:
 
 
 def _number(value: int | float | Decimal, key: str) -> str:
-    if not math.isfinite(value):
+    if not (isinstance(value, int) or Decimal(value).is_finite()):
         raise BadRow(f"column {key!r} holds {value}; an answer is text or a finite number; give null for none")
     if value == 0:
         return "0"  # not -0

@@ -8,7 +8,7 @@ from typing import Any
 
 from yatt.config.schema import Config
 from yatt.config.sources import check_any, check_few, source_of
-from yatt.data.columns import Columns
+from yatt.data.columns import Columns, paths
 from yatt.data.encoders import row_encoder
 from yatt.data.loader import CHECKED, Encode, check_rows, encode_row
 from yatt.data.prompts import load_tokenizer
@@ -53,7 +53,7 @@ def _check_sources(by: str, source: RowSource, encode: Encode[Any]) -> None:
         with suppress(DataError):
             metadata = encode_row(source, encode, row, row).metadata
             found.add(source_of(metadata, by))
-            columns |= dict.fromkeys(metadata)
+            columns |= dict.fromkeys(paths(metadata))
     check_few(by, found)
     if len(source) <= CHECKED:
         check_any(by, found, columns)

@@ -151,9 +151,10 @@ class Columns:
         data, key, answers = self._config.data, self._config.data.answer_key, self._answers()
         for setting, name, arguments in self._comparing():
             if all(answer is None for answer in answers):
+                advice = self._named_answer() or "set data.answer_key to the one that holds it"
                 yield (
                     f"{setting}={name} needs an answer: no column {key!r} in the {self._what} (it has "
-                    f"{column_names(self._names)}); {self._named_answer() or 'set data.answer_key to the one that holds it'}"
+                    f"{column_names(self._names)}); {advice}"
                 )
             elif data.answer_after is None and arguments.get("extract", "none") != "number":
                 marked = next((a for a in answers if isinstance(a, str) and _MARKED.search(a)), None)

@@ -15,6 +15,7 @@ from yatt.errors import BadRow
 DELIMITERS = ",;\t"
 WRAPPERS = ("data", "rows", "examples", "instances", "train")
 """Where an object that is a whole file may keep its list of rows."""
+_BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 csv.field_size_limit(sys.maxsize)
@@ -128,28 +129,24 @@ class ListRows:
 
 def listed(file: BinaryIO, *, whole: bool) -> list[Any] | None:
     """The rows of a file that is one JSON list, or with `whole` one object around a list of objects; None where it is
-    to be read line by line. Raises ValueError where it is neither."""
+    to be read line by line. Raises ValueError where, with `whole`, it can be neither."""
     file.seek(0)
-    first = next((line for line in file if line.removeprefix(b"\xef\xbb\xbf").strip()), b"")
-    begin = first.removeprefix(b"\xef\xbb\xbf").strip()
-    rest = next((line for line in file if line.strip()), b"")
-    by_line = begin.startswith(b"{") and (bool(rest) or not whole) and _loaded(begin) is not None
-    if begin[:1] not in (b"[", b"{") or by_line or not (whole or begin.startswith(b"[")):
-        file.seek(0)
+    lines = (line.removeprefix(_BOM).strip() for line in file)
+    first, second = (next(filter(None, lines), b"") for _ in range(2))
+    if not first.startswith(b"[") and not (whole and first.startswith(b"{")):
         return None
+    if first.startswith(b"{") and second and isinstance(_loaded(first), dict):
+        return None  # an object per line
     file.seek(0)
     content = _loaded(file.read())
-    file.seek(0)
+    if isinstance(content, ValueError) and whole:
+        raise ValueError(f"not JSON: {content}")
     if isinstance(content, list):
         return content
-    if isinstance(content, dict):
-        inside = [content[name] for name in WRAPPERS if _are_rows(content.get(name))]
-        if inside:
-            return list(inside[0])
-        if not rest:  # one line, one row
-            return None
+    inside = [content[name] for name in WRAPPERS if _are_rows(content.get(name))] if isinstance(content, dict) else []
+    if not inside and whole and second:
         raise ValueError(f"it is one object without a list of objects under {', '.join(map(repr, WRAPPERS))}")
-    return None
+    return list(inside[0]) if inside else None
 
 
 def _are_rows(value: Any) -> bool:
@@ -157,7 +154,10 @@ def _are_rows(value: Any) -> bool:
 
 
 def _loaded(text: bytes) -> Any:
+    """What JSON text says, or the ValueError that tells why it is none."""
     try:
         return json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
+    except RecursionError:
+        return ValueError("it is nested too deep")
+    except ValueError as error:
+        return error

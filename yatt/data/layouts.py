@@ -86,7 +86,8 @@ class Layout:
             return {**row, data.prompt_key: prompt, data.chosen_key: better, data.rejected_key: worse}
         replies = [isinstance(row.get(key), str) or _begins(row.get(key), "assistant") for key in keys]
         if row.get(data.prompt_key) is None and any(replies):
-            row |= {data.prompt_key: row[name] for name in reversed(TALKS) if row.get(name) is not None}
+            talk = next((row[name] for name in TALKS if row.get(name) is not None), None)
+            row = row if talk is None else {**row, data.prompt_key: talk}
         row = self._with_prompt(row)
         prompt = row.get(data.prompt_key)
         for key, reply in zip(keys, replies, strict=True):
@@ -195,10 +196,7 @@ def _begins(messages: Any, role: str) -> bool:
 
 def _is_spoken(text: Any) -> bool:
     """Whether a text is a talk as the hh-rlhf data have it."""
-    if not isinstance(text, str) or "Assistant:" not in text:
-        return False
-    found = [match[1] for match in _SPEAKER.finditer(text.lstrip())]
-    return found[:1] == ["Human"] and "Assistant" in found
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
 def _spoken(text: str) -> list[dict[str, str]]:

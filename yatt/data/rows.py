@@ -80,6 +80,7 @@ class JsonlRows:
         self._file, self._path = file, path
         self._starts, self._lines = array("q"), array("q")
         position = 0
+        file.seek(0)
         for number, line in enumerate(self._file, start=1):
             if line.strip():
                 self._starts.append(position)

@@ -1,4 +1,4 @@
-"""Rows from Parquet files and from folders written by `datasets`; and files unpacked, with the library that reads both."""
+"""Rows from Parquet files and from folders written by `datasets`; and compressed files unpacked."""
 
 from __future__ import annotations
 
