@@ -65,7 +65,8 @@ class RolloutCounts:
     quota lacked in the end. `groups_surplus` were good but came after the quota was full. Groups aborted, and surplus
     too stale to carry over, are `groups_wasted` with their `tokens_wasted`; their prompts are offered again.
     `responses` are all that were drawn, of which `scored` count among the rewards; greedy ones do not.
-    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
+    `part_sums` of the scored responses' parts have `part_counts` beside them, the responses that have the part: not
+    all need to. `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`).
     """
 
     groups: int = 0
@@ -88,7 +89,13 @@ class RolloutCounts:
     reward_square_sum: float = 0.0
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
+    part_counts: Mapping[str, int] = field(default_factory=dict)
     response_lengths: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def part_means(self) -> dict[str, float]:
+        """The mean of each part over the responses that have it."""
+        return {name: total / self.part_counts[name] for name, total in self.part_sums.items()}
 
     @property
     def groups_accepted(self) -> int:
@@ -99,14 +106,16 @@ class RolloutCounts:
 def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     """The numbers of several, such as of all controllers, together."""
     parts: Counter[str] = Counter()
+    having: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
     for c in counts:
         parts.update(c.part_sums)
+        having.update(c.part_counts)
         lengths.update(c.response_lengths)
-    special = {"longest_response", "part_sums", "response_lengths"}
+    special = {"longest_response", "part_sums", "part_counts", "response_lengths"}
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
     sums["longest_response"] = max(c.longest_response for c in counts)
-    return RolloutCounts(**sums, part_sums=dict(parts), response_lengths=dict(lengths))
+    return RolloutCounts(**sums, part_sums=dict(parts), part_counts=dict(having), response_lengths=dict(lengths))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +130,8 @@ class SourceReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported. Offline
+    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported, each over
+    the responses that have it. Offline
     algorithms have `loss` on held-out rows instead, and where rows are pairs `pair_accuracy`, the share of pairs whose
     chosen response is the likelier or better one.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from math import ceil
+from math import ceil, fsum
 from typing import Any
 
 import numpy as np
@@ -198,7 +198,8 @@ class Rollouter:
     def restore(self, unreported: Mapping[str, Any]) -> None:
         """Report these numbers with the next step's; of a checkpoint, where keys are texts."""
         lengths = {int(length): count for length, count in unreported.get("response_lengths", {}).items()}
-        self._earlier = RolloutCounts(**{**unreported, "response_lengths": lengths})
+        counts = dict.fromkeys(unreported.get("part_sums", {}), unreported.get("scored", 0))  # of an older checkpoint
+        self._earlier = RolloutCounts(**{"part_counts": counts, **unreported, "response_lengths": lengths})
 
     def _draw(self, quota: int) -> None:
         """Start as many prompts as the groups missing are likely to take."""
@@ -305,10 +306,10 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
     drawn = (*scored, *tally.greedy, *failed)
     lengths = [t.response_tokens for t in drawn]
     rewards = [t.score.value for t in scored if t.score is not None and t.score.value is not None]
-    parts: defaultdict[str, float] = defaultdict(float)
+    parts: defaultdict[str, list[float]] = defaultdict(list)
     for t in scored:
         for name, value in t.score.parts.items() if t.score is not None else ():
-            parts[name] += value
+            parts[name].append(value)
     return RolloutCounts(
         groups=len(tally.kept),
         groups_dropped=tally.dropped,
@@ -326,9 +327,10 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
         truncated=sum(t.finish == "length" for t in drawn),
         response_tokens=sum(lengths),
         prompt_tokens=sum(len(t.prompt.tokens) for t in drawn),
-        reward_sum=sum(rewards),
-        reward_square_sum=sum(r * r for r in rewards),
+        reward_sum=fsum(rewards),
+        reward_square_sum=fsum(r * r for r in rewards),
         longest_response=max(lengths, default=0),
-        part_sums=dict(parts),
+        part_sums={name: fsum(values) for name, values in parts.items()},
+        part_counts={name: len(values) for name, values in parts.items()},
         response_lengths=histogram(lengths),
     )

@@ -20,6 +20,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from yatt.faces.chart import decimals
+
 DONE = ("done", "ready")
 LINE_SECONDS = 5.0
 HELD_OUT = {
@@ -118,7 +120,7 @@ class Progress:
         if self.kind == "offline" and row["step"] > 0:
             fields = [_field("loss", f"{_number(row['loss']):.4f}"), *_preferences(row)]
         elif row["step"] > 0:
-            fields = [_field("reward", f"{_number(row['reward_mean']):.3f}")]
+            fields = [_field("reward", decimals(_number(row["reward_mean"])))]
         for key, (name, form) in HELD_OUT.items():
             if row.get(key) is not None:
                 fields.append(_field(name, format(row[key], form), "bold green"))
