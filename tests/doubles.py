@@ -109,16 +109,21 @@ class ScriptedGenerator:
 
 
 class ScriptedScorer:
-    """Scores by a function of the trajectory."""
+    """Scores by a function of the trajectory: a value, None for a failure, or the whole score."""
 
-    def __init__(self, judge: Callable[[Trajectory], float | None]) -> None:
+    def __init__(self, judge: Callable[[Trajectory], float | Score | None]) -> None:
         self.judge = judge
 
     async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
         await asyncio.sleep(0)
-        values = [self.judge(t) for t in trajectories]
-        failed = Score(status="failed", detail="no digit in it")
-        return [failed if v is None else Score(status="ok", value=v, parts={"r": v}) for v in values]
+        return [self._score(self.judge(t)) for t in trajectories]
+
+    def _score(self, judged: float | Score | None) -> Score:
+        if isinstance(judged, Score):
+            return judged
+        if judged is None:
+            return Score(status="failed", detail="no digit in it")
+        return Score(status="ok", value=judged, parts={"r": judged})
 
     async def close(self) -> None:
         pass

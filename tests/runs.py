@@ -134,7 +134,8 @@ def _judged(report, now, done):
         text = "3 + 1 -> policy 2, judge 2: 61 responses left, 180 judgements wait; 0.41 s in place of 0.62 s"
         at = now + 0.66 * report.phases["rollout"]
         decisions.append(Decision(at=at, text=text, slots={"policy": 2, "judge": 2}))
-    return replace(report, counts=replace(counts, part_sums=parts), decisions=tuple(decisions))
+    counts = replace(counts, part_sums=parts, part_counts=dict.fromkeys(parts, counts.scored))
+    return replace(report, counts=counts, decisions=tuple(decisions))
 
 
 def _rl_report(step, steps, done, rng, failures):
@@ -149,6 +150,7 @@ def _rl_report(step, steps, done, rng, failures):
         reward_sum=right, reward_deviations=right * (1 - right / responses),
         longest_response=int(lengths + 12 + 8 * rng.random()),
         part_sums={"correct": right, "worked": (0.39 + 0.6 * done) * responses},
+        part_counts={"correct": responses, "worked": responses},
         response_lengths=histogram(int(lengths) + k for k in range(-9, 10)),
     )  # fmt: skip
     update = UpdateReport(

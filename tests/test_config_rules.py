@@ -191,6 +191,8 @@ SFT | evaluate.samples=4
     evaluate.samples=4 has no meaning for algorithm.name=sft; leave it at 1
 DPO | evaluate.correct_at=0.5
     evaluate.correct_at=0.5 has no meaning for algorithm.name=dpo; leave it at 1.0
+reward={function: null, functions: {a: {function: exact_match, weight: 0}, b: {function: math_verify, weight: 0.0}}}
+    every weight of reward.functions.a.function, reward.functions.b.function is 0: no response would earn anything; give
 evaluate.by=source
     evaluate.by=source has nothing to evaluate on; set evaluate.path, or unset it
 SFT | evaluate.size=3

@@ -20,7 +20,7 @@ from yatt.controller.stage import Publisher
 from yatt.errors import BackendError, WaitTimeout
 from yatt.faces.metrics import metrics_row
 from yatt.reports import RolloutCounts, UpdateReport, add_counts, first_failures
-from yatt.types import Sample, SampleKey, WeightManifest
+from yatt.types import Sample, SampleKey, Score, WeightManifest
 
 
 def by_seed(trajectory):
@@ -62,6 +62,26 @@ async def test_counts_add_up_over_controllers_and_reports_agree():
     assert counts.reward_sum == counts.part_sums["r"] == sum(seed % 7 % 3 for seed in seeds)
     assert (counts.groups_missing, counts.groups_wasted, reports[0].generators) == (0, 0, 2)
     assert set(reports[0].phases) == {"rollout", "balance", "train", "sync", "report"}
+
+
+def some_parts(trajectory):
+    """A part that siblings 0 and 1 have, with 2.5 and 4.5, and one that row 3 alone has."""
+    parts = {"r": 1.0} | ({"some": 2.5 + 2 * trajectory.sibling} if trajectory.sibling < 2 else {})
+    return Score(
+        status="ok",
+        value=float(trajectory.sibling),
+        parts=parts | ({"rare": 7.0} if trajectory.prompt.row == 3 else {}),
+    )
+
+
+@pytest.mark.parametrize("controllers", [1, 2, 3])
+async def test_a_part_is_averaged_over_the_responses_that_have_it(controllers):
+    world = World(controllers, some_parts, batch=6, rows=6)
+    report = (await world.step(1))[0]
+    assert report.counts.part_counts == {"r": 24, "some": 12, "rare": 4}
+    row = metrics_row(report)
+    assert row["parts"] == {"r": 1.0, "some": 3.5, "rare": 7.0}  # not over all 24: 1.75 and 28 / 24
+    assert "part_counts" not in row
 
 
 @pytest.mark.parametrize("order", [range, lambda n: range(n - 1, -1, -1)])

@@ -22,7 +22,7 @@ from yatt.errors import ConfigError
 from yatt.intervals import normal, wilson
 from yatt.placement.plan import POLICY, Layout
 from yatt.placement.policy import open_mode
-from yatt.types import Prompt
+from yatt.types import Prompt, Score
 
 
 def stage_of(router: Router, peers: HubPeers) -> Stage:
@@ -97,6 +97,23 @@ async def test_evaluation_counts_what_was_right(controllers):
     assert report.pass_at_k == {1: 1.5 / 4, 2: 2 / 3}
     assert report.parts_sampled == {"r": 3 / 7} and report.parts_greedy == {"r": 2 / 4}
     assert report.sources == {}
+
+
+@pytest.mark.parametrize("controllers", [1, 2, 4])
+async def test_a_part_is_averaged_over_the_responses_that_have_it(controllers):
+    def some(t):
+        parts = {"share": 1.0} if (t.prompt.uid, t.sibling) in {(0, 0), (1, 1), (3, 2)} else {}
+        return Score(status="ok", value=1.0, parts=parts | ({"zero": 0.0} if t.sibling == 0 else {}))
+
+    report = await evaluate(controllers, judge=some)
+    assert report.parts_greedy == {"share": 1.0, "zero": 0.0} and report.parts_sampled == {"share": 1.0}
+
+
+async def test_a_sum_that_was_rounded_is_still_correct():
+    values = {0: 0.7 + 0.2 + 0.1, 1: 1 - 1e-6, 2: 1.0, 3: 0.1 + 0.2 + 0.7}
+    assert values[0] < 1.0
+    report = await evaluate(1, judge=lambda t: values[t.prompt.uid])
+    assert report.accuracy_greedy == report.accuracy_sampled == report.pass_at_k[2] == 3 / 4
 
 
 @pytest.mark.parametrize("controllers", [1, 2])

@@ -143,6 +143,7 @@ async def test_a_parser_of_the_users(tmp_path):
         "import numpy\n"
         "def f(text):\n"
         "    if text == 'raise': raise KeyError('gone')\n"
+        "    if text == 'quit': raise SystemExit(3)\n"
         "    return {'none': None, 'text': '1', 'nan': float('nan'), 'bool': True}.get(text, numpy.float32(0.5))\n"
     )
     reference = f"{tmp_path}/mine.py:f"
@@ -152,6 +153,7 @@ async def test_a_parser_of_the_users(tmp_path):
         "none": "j: no verdict in 'none'",
         "text": "j: '1' is no verdict, in 'text'",
         "nan": "j: nan is no verdict, in 'nan'",
+        "quit": "j: SystemExit: 3 (mine.py, line 4) in 'quit'",
         "raise": "j: KeyError: 'gone' (mine.py, line 3) in 'raise'",
     }.items():
         score = await judged(reference, lambda *_, text=text: text)
@@ -181,9 +183,9 @@ class Scripted:
     async def close(self) -> None: ...
 
 
-def scorer(asker: Scripted, parser: str = "number", **settings: Any) -> JudgeScorer:
+def scorer(asker: Scripted, parser: str = "number", name: str = "j", **settings: Any) -> JudgeScorer:
     base = {"url": "http://nowhere", "model": "m", "template": "Is {response} right?", "parser": parser}
-    return JudgeScorer("j", JudgeConfig(**(base | settings)), asker)
+    return JudgeScorer(name, JudgeConfig(**(base | settings)), asker)
 
 
 async def judged(parser: str, reply: Reply, **settings: Any) -> Score:
@@ -312,7 +314,7 @@ async def test_all_are_asked_at_the_same_time():
                 await asyncio.sleep(0.001)
             return await super().ask(texts, seeds)
 
-    judges = [scorer(Waiting(lambda *_, value=value: value)) for value in ("1", "3")]
+    judges = [scorer(Waiting(lambda *_, value=value: value), name=name) for name, value in (("a", "1"), ("b", "3"))]
     mixed = MixedScorer([(1.0, judges[0]), (0.5, judges[1])])
     await mixed.start()
     assert [s.value for s in await mixed.score([trajectory("4")])] == [2.5]

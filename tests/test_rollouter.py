@@ -344,6 +344,7 @@ def Numbered(prompt):
 
 def test_the_band_keeps_mean_rewards_within_it():
     drop = band(0.25, 0.75)
+    assert not band(1.0, 1.0)([0.7 + 0.2 + 0.1] * 3) and not band(0.0, 0.3)([0.1 + 0.2])  # rounded at an edge
     assert [drop(r) for r in ([0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1], [])] == [False, True, True, False, True]
 
 

@@ -38,6 +38,7 @@ def step_report(**changes):
     counts = RolloutCounts(
         groups=2, groups_dropped=1, refills=1, reward_failures=1, responses=5, scored=4, truncated=2,
         response_tokens=60, reward_sum=2.0, reward_deviations=1.0, longest_response=20, part_sums={"worked": 3.0},
+        part_counts={"worked": 2},
         response_lengths={5: 1, 7: 1, 12: 2, 20: 1},
     )  # fmt: skip
     update = UpdateReport(loss=0.1, grad_norm=1.0, learning_rate=1e-3, entropy=0.4, kl=1e-6, trained_tokens=50)
@@ -226,7 +227,7 @@ def test_metrics_row_by_hand():
     row = metrics_row(step_report(), driver_payload_bytes=0)
     assert row["reward_mean"] == 0.5  # 2 over 4 scored
     assert row["reward_std"] == 0.5  # sqrt(2 / 4 - 0.25)
-    assert row["parts"] == {"worked": 0.75}
+    assert row["parts"] == {"worked": 1.5}  # 3 over the two that have it
     assert row["response_length_mean"] == 12.0  # 60 over 5 responses
     # half of 5 is 2.5: both of 5 and 7, and 0.5 of the 2 in bin 12 to 13; 4.5: 0.5 of the 1 in bin 20 to 23, at most 20
     assert row["response_length_p50"] == 12.25 and row["response_length_p90"] == 20.0

@@ -26,7 +26,7 @@ REPORT = StepReport(
     epoch=0.0,
     policy_version=0,
     controllers=1,
-    counts=RolloutCounts(part_sums={"r": 1.0}),
+    counts=RolloutCounts(part_sums={"r": 1.0}, part_counts={"r": 1}),
     update=UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0),
     phases={"train": 1.0},
     spans=(),

@@ -92,10 +92,11 @@ class RolloutCounts:
     their prompts are offered again.
 
     `responses` are all that were drawn, of which `scored` count among the rewards, whose ends are `reward_min` and
-    `reward_max`; greedy ones do not. `masked` are those of `groups` left out of training for their length.
-    `response_lengths` is a histogram of the responses' tokens (`yatt/histogram.py`). `failures` says why the first
-    rewards failed: FAILURES texts at most, each of FAILURE_LENGTH characters at most.
-    `reward_deviations` is the sum of the scored rewards' squared deviations from their mean.
+    `reward_max`; greedy ones do not. `reward_deviations` is the sum of their squared deviations from their mean.
+    `masked` are those of `groups` left out of training for their length. `part_sums` of the scored responses' parts
+    have `part_counts` beside them, the responses that have the part: not all need to. `response_lengths` is a histogram
+    of the responses' tokens (`yatt/histogram.py`). `failures` says why the first rewards failed: FAILURES texts at
+    most, each of FAILURE_LENGTH characters at most.
     """
 
     groups: int = 0
@@ -123,6 +124,7 @@ class RolloutCounts:
     reward_max: float | None = None
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
+    part_counts: Mapping[str, int] = field(default_factory=dict)
     response_lengths: Mapping[int, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
 
@@ -130,6 +132,11 @@ class RolloutCounts:
     def rewards(self) -> Moments:
         """Of the scored rewards."""
         return Moments(self.scored, self.reward_sum / max(1, self.scored), self.reward_deviations)
+
+    @property
+    def part_means(self) -> dict[str, float]:
+        """The mean of each part over the responses that have it."""
+        return {name: total / self.part_counts[name] for name, total in self.part_sums.items()}
 
     @property
     def groups_accepted(self) -> int:
@@ -140,13 +147,15 @@ class RolloutCounts:
 def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     """The numbers of several, such as of all controllers, together."""
     parts: Counter[str] = Counter()
+    having: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
     for c in counts:
         parts.update(c.part_sums)
+        having.update(c.part_counts)
         lengths.update(c.response_lengths)
     special = {
         *("longest_response", "reward_deviations", "reward_min", "reward_max"),
-        *("part_sums", "response_lengths", "failures"),
+        *("part_sums", "part_counts", "response_lengths", "failures"),
     }
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
     return RolloutCounts(
@@ -156,6 +165,7 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
         reward_min=min((c.reward_min for c in counts if c.reward_min is not None), default=None),
         reward_max=max((c.reward_max for c in counts if c.reward_max is not None), default=None),
         part_sums=dict(parts),
+        part_counts=dict(having),
         response_lengths=dict(lengths),
         failures=first_failures(text for c in counts for text in c.failures),
     )
@@ -179,7 +189,8 @@ class SourceReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported. Offline
+    """Accuracy on held-out prompts: shares of correct responses, and means of the parts the reward reported, each over
+    the responses that have it. Offline
     algorithms have `loss` on held-out rows instead, and where rows are pairs `pair_accuracy`, the share of pairs whose
     chosen response is the likelier or better one.
 

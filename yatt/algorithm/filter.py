@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import fsum
+
+TOLERANCE = 1e-9
+"""Rewards nearer than this are the same: weighted sums are rounded."""
 
 Filter = Callable[[Sequence[float]], bool]
 """A group's rewards -> whether it is dropped."""
@@ -13,7 +17,7 @@ def keep(rewards: Sequence[float]) -> bool:
     return False
 
 
-def all_equal(rewards: Sequence[float], tolerance: float = 1e-9) -> bool:
+def all_equal(rewards: Sequence[float], tolerance: float = TOLERANCE) -> bool:
     """Drop a group of equal rewards, or of fewer than two: its advantages are 0 (DAPO, arXiv 2503.14476)."""
     return not rewards or max(rewards) - min(rewards) <= tolerance
 
@@ -22,7 +26,7 @@ def band(low: float, high: float) -> Filter:
     """Drop a group whose mean reward is outside [low, high]: too hard or too easy (PRIME, arXiv 2502.01456)."""
 
     def outside(rewards: Sequence[float]) -> bool:
-        return not rewards or not low <= sum(rewards) / len(rewards) <= high
+        return not rewards or not low - TOLERANCE <= fsum(rewards) / len(rewards) <= high + TOLERANCE
 
     return outside
 

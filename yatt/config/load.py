@@ -45,8 +45,9 @@ class Setting(NamedTuple):
 def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     """The defaults, then the YAML file, then the `key=value` words, each over what came before.
 
-    Values of the words are read as YAML (`a.b=null`, `data.tasks=[...]`). Paths are taken from the file's folder, those
-    of words from the working directory (`yatt.config.paths`). Raises ConfigError with one line per mistake.
+    All are read as YAML 1.2, the words' values too (`a.b=null`, `data.tasks=[...]`), but a text stands there as it is.
+    Paths are taken from the file's folder, those of words from the working directory (`yatt.config.paths`). Raises
+    ConfigError with one line per mistake.
     """
     values, mistakes = _read_yaml(path) if path is not None else {}, list[str]()
     if path is not None:

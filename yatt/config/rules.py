@@ -319,7 +319,7 @@ def _reward(case: Case) -> Iterator[str]:
         if file.endswith(".py") and not os.path.isfile(file):
             yield f"{setting}={name}: no such file, from {os.getcwd()}"
     weights = [*(one.weight for one in reward.functions.values()), *(one.weight for one in reward.models.values())]
-    if weights and not any(weights) and reward.function is None:
+    if weights and not any(weights) and reward.function is None and not case.config.algorithm.recipe.teacher:
         yield f"every weight of {', '.join(rewards)} is 0: no response would earn anything; give one another weight"
     for name, judge in reward.models.items():
         if name in (reward.functions if reward.function is None else ("reward",)):

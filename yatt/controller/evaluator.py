@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from math import comb
 
+from yatt.algorithm.filter import TOLERANCE
 from yatt.config.schema import EvaluateConfig, RolloutConfig
 from yatt.config.sources import check_any, check_few, source_of
 from yatt.controller.rollouter import Responder, greedy, sampled
@@ -21,7 +22,8 @@ from yatt.types import Prompt, Trajectory
 
 OnEvaluated = Callable[[int, Sequence[Trajectory]], None]
 Key = tuple[str, str, str]
-"""Of a sum: the source ("" is all), the measure, and what is summed; of a part's: the measure, its name, "part"."""
+"""Of a sum: the source ("" is all), the measure, and what is summed; a part's: the measure, its name, one of PART."""
+PART = ("part", "part count")
 GREEDY, SAMPLED = "accuracy_greedy", "accuracy_sampled"
 
 
@@ -85,10 +87,10 @@ class Evaluator:
                 sums["", "failures", "count"] += 1
                 continue
             mode = SAMPLED if t.sibling else GREEDY
-            right[mode].append(t.score.value >= self._config.correct_at)
-            sums["", mode, "scored"] += 1
+            right[mode].append(t.score.value >= self._config.correct_at - TOLERANCE)
             for part, value in t.score.parts.items():
                 sums[mode, part, "part"] += value
+                sums[mode, part, "part count"] += 1
         for mode, answers in right.items():
             for name in {"", source} if answers else ():
                 _put(sums, name, mode, sum(answers) / len(answers))
@@ -102,13 +104,13 @@ class Evaluator:
 
     def _report(self, total: Counter[Key]) -> EvaluationReport:
         def parts(mode: str) -> dict[str, float]:
-            scored = total["", mode, "scored"]
-            return {part: value / scored for (of, part, what), value in total.items() if (of, what) == (mode, "part")}
+            sums = {part: value for (of, part, what), value in total.items() if (of, what) == (mode, "part")}
+            return {part: value / total[mode, part, "part count"] for part, value in sums.items()}
 
         pass_at = {
             k: mean for k in self._ks(self._config.samples) if (mean := _mean(total, "", f"pass@{k}")) is not None
         }
-        sources = sorted({source for source, _, what in total if source and what != "part"})
+        sources = sorted({source for source, _, what in total if source and what not in PART})
         if self._config.by is not None:
             check_few(self._config.by, sources)
             check_any(self._config.by, sources)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from math import ceil
+from math import ceil, fsum
 from typing import Any
 
 import numpy as np
@@ -204,6 +204,7 @@ class Rollouter:
         if (squares := known.pop("reward_square_sum", None)) is not None:
             sums = Moments.of_sums(known["scored"], known["reward_sum"], squares)
             known["reward_deviations"] = sums.deviations
+        known.setdefault("part_counts", dict.fromkeys(known.get("part_sums", {}), known.get("scored", 0)))
         lengths = {int(length): count for length, count in known.get("response_lengths", {}).items()}
         self._earlier = RolloutCounts(**{**known, "response_lengths": lengths})
 
@@ -314,10 +315,10 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
     drawn = (*scored, *tally.greedy, *failed)
     lengths = [t.response_tokens for t in drawn]
     rewards = [t.score.value for t in scored if t.score is not None and t.score.value is not None]
-    parts: defaultdict[str, float] = defaultdict(float)
+    parts: defaultdict[str, list[float]] = defaultdict(list)
     for t in scored:
         for name, value in t.score.parts.items() if t.score is not None else ():
-            parts[name] += value
+            parts[name].append(value)
     return RolloutCounts(
         groups=len(tally.kept),
         groups_dropped=tally.dropped,
@@ -337,12 +338,13 @@ def _count(tally: _Tally, quota: int, carried: int) -> RolloutCounts:
         truncated=sum(t.finish == "length" for t in drawn),
         response_tokens=sum(lengths),
         prompt_tokens=sum(len(t.prompt.tokens) for t in drawn),
-        reward_sum=sum(rewards),
+        reward_sum=fsum(rewards),
         reward_deviations=Moments.of(rewards).deviations,
         reward_min=min(rewards, default=None),
         reward_max=max(rewards, default=None),
         longest_response=max(lengths, default=0),
-        part_sums=dict(parts),
+        part_sums={name: fsum(values) for name, values in parts.items()},
+        part_counts={name: len(values) for name, values in parts.items()},
         response_lengths=histogram(lengths),
         failures=first_failures(t.score.detail for t in failed if t.score is not None),
     )

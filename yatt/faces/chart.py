@@ -124,6 +124,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def decimals(value: float) -> str:
+    """Three decimals; in a large number, three digits and an exponent."""
+    return _short(f"{value:.2e}") if abs(value) >= 1e6 else f"{value:.3f}"
+
+
 def _short(text: str) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 

@@ -25,6 +25,7 @@ from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
+from yatt.faces.chart import decimals
 from yatt.faces.checkpoints import Resume, read_checkpoint
 from yatt.faces.export import check_model, export_to, find_checkpoint
 from yatt.faces.progress import Progress
@@ -152,7 +153,7 @@ def show(report: EvaluationReport, checkpoint: Path, config: Config, console: Co
         table.add_column(name, justify="left" if name == "measure" else "right")
     for name, (value, key) in _measures(report).items():
         if value is not None:
-            table.add_row(name, f"{value:.3f}", _between(report.intervals.get(key)))
+            table.add_row(name, decimals(value), _between(report.intervals.get(key)))
     if report.failures:
         table.add_row("failed rewards (excluded)", str(report.failures))
     console.print(table)

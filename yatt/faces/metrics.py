@@ -13,6 +13,7 @@ from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport,
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
 ASIDE_PHASES = ("evaluate", "checkpoint")
+NOT_SHOWN = ("_sum", "_sums", "_counts", "_deviations", "_lengths")
 
 
 def metrics_row(
@@ -98,13 +99,12 @@ def union(spans: Iterable[PhaseSpan]) -> float:
 
 
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
-    scored, responses = max(1, counts.scored), max(1, counts.responses)
-    inner = ("_sum", "_sums", "_deviations", "_lengths")
-    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(inner)}
+    responses = max(1, counts.responses)
+    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(NOT_SHOWN)}
     return sums | {
         "reward_mean": counts.rewards.mean if counts.scored else None,
         "reward_std": math.sqrt(counts.rewards.variance) if counts.scored else None,
-        "parts": {name: total / scored for name, total in counts.part_sums.items()},
+        "parts": counts.part_means,
         "response_length_mean": counts.response_tokens / responses,
         "response_length_p50": min(quantile(counts.response_lengths, 0.5), counts.longest_response),
         "response_length_p90": min(quantile(counts.response_lengths, 0.9), counts.longest_response),

@@ -21,6 +21,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from yatt.faces.chart import decimals
+
 DONE = ("done", "ready")
 LINE_SECONDS = 5.0
 HELD_OUT = {
@@ -119,7 +121,8 @@ class Progress:
         if self.kind == "offline" and row["step"] > 0:
             fields = [_field("loss", _text(row["loss"], ".4f")), *_preferences(row)]
         elif row["step"] > 0:
-            fields = [_field("reward", _text(row["reward_mean"], ".3f"))]
+            reward = row["reward_mean"]
+            fields = [_field("reward", "-" if reward is None else decimals(reward))]
         for key, (name, form) in HELD_OUT.items():
             if row.get(key) is not None:
                 fields.append(_field(name, format(row[key], form), "bold green"))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from decimal import Decimal
 from typing import Literal
 
-ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+from yatt.reward.notation import last_number, plain
+
+ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 
 
 def exact_match(
@@ -19,12 +18,12 @@ def exact_match(
     `extract` looks only at the last <answer>...</answer> ("tag"), or compares the last number of both by value
     ("number"); a response without one is wrong. Raises ValueError where the row has no answer (or no number in it).
     """
-    if answer is None:
+    if answer is None or not answer.strip():
         raise ValueError("the row has no answer; set data.answer_key to the column that holds it")
     if extract == "number":
         wanted = last_number(answer)
         if wanted is None:
-            raise ValueError(f"answer {answer!r} holds no number; use another extract")
+            raise ValueError(f"answer {answer!r:.80} holds no number; use another extract")
         return float(last_number(response) == wanted)
     if extract not in ("none", "tag"):
         raise ValueError(f"extract={extract!r}; use none, tag or number")
@@ -38,11 +37,6 @@ def last_tag(text: str) -> str | None:
     return found[-1].strip() if found else None
 
 
-def last_number(text: str) -> Decimal | None:
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
-
-
 def _normal(text: str, ignore_case: bool) -> str:
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = " ".join(plain(text).split())
     return text.casefold() if ignore_case else text

@@ -110,11 +110,11 @@ def _numbers(result: Any) -> dict[str, float]:
     try:
         items = list(result.items())
     except Exception as error:
-        raise BadResult(f"returned {_shown(result)}, which cannot be read: {type(error).__name__}") from None
+        raise BadResult(f"returned {shown(result)}, which cannot be read: {type(error).__name__}") from None
     names = [name for name, _ in items]
     for name in names:
         if not isinstance(name, str) or not (0 < len(name) <= LONGEST_NAME and name.isprintable()):
-            raise BadResult(f"returned a dict with the key {_shown(name)}; keys are short, printable texts")
+            raise BadResult(f"returned a dict with the key {shown(name)}; keys are short, printable texts")
     if "reward" not in names:
         raise BadResult(f"returned a dict without 'reward' (it has {', '.join(names)[:200] or 'nothing'})")
     return {name: as_number(value, f"returned {name} =") for name, value in items}
@@ -123,7 +123,7 @@ def _numbers(result: Any) -> dict[str, float]:
 def as_number(value: Any, where: str) -> float:
     """A finite float of any single number: Python's, numpy's and torch's scalars, and arrays and tensors without a
     dimension. Raises BadResult that begins with `where` for everything else, an array of one number too."""
-    told = _shown(value)
+    told = shown(value)
     try:
         if hasattr(value, "item") and not getattr(value, "ndim", 0):
             value = value.item()
@@ -139,7 +139,7 @@ def as_number(value: Any, where: str) -> float:
     return number
 
 
-def _shown(value: Any, length: int = 80) -> str:
+def shown(value: Any, length: int = 80) -> str:
     """A value in one short line, whatever its own way to be shown does."""
     try:
         text = str(value) if isinstance(value, float) else repr(value)

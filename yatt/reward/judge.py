@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig
 from yatt.functions import describe
-from yatt.reward.function import BadResult, as_number
+from yatt.reward.function import BadResult, as_number, shown
 from yatt.reward.parsers import load_parser
 from yatt.types import Prompt, Score, Trajectory
 
@@ -124,8 +124,8 @@ class JudgeScorer:
                 number = as_number(value, "the parser returned")
                 self._parsed += 1
                 return number
-        except BadResult as error:
-            why = f"{str(error).partition(';')[0]},"
+        except BadResult:
+            why = f"{shown(value)} is no verdict,"
         except (Exception, SystemExit) as error:  # a user's parser raises whatever it likes
             why = describe(error)
         self._note(answer)
