@@ -325,8 +325,8 @@ def test_the_config_of_a_run_that_has_moved(here):
     with pytest.raises(ConfigError) as caught:
         ready(load_config(str(file), ["resume=auto"]), file, ["resume=auto"])
     assert str(caught.value) == (
-        f"resume=auto: runs/new/config.yaml is of the run in {here}/runs/new, but its run.dir and run.name are those of "
-        f"{here}/runs/old; if it has moved, add run.dir={here}/runs run.name=new"
+        f"resume=auto: runs/new/config.yaml is of the run in {here}/runs/new, but its run.dir and run.name are those "
+        f"of {here}/runs/old; if it has moved, add run.dir={here}/runs run.name=new"
     )
     words = ["resume=auto", f"run.dir={here}/runs", "run.name=new"]
     assert ready(load_config(str(file), words), file, words).path == here / "runs/new"
