@@ -38,6 +38,7 @@ ENDLESS = ("reward.function=reward.py:endless", "reward.timeout=600")
 # For a machine where a small disk cannot be mounted: rank 1 meets a full one from the second checkpoint on.
 FULL_DISK = """
 import errno, importlib.abc, sys
+import sys
 
 class Full(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
