@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,7 +39,6 @@ ENDLESS = ("reward.function=reward.py:endless", "reward.timeout=600")
 # For a machine where a small disk cannot be mounted: rank 1 meets a full one from the second checkpoint on.
 FULL_DISK = """
 import errno, importlib.abc, sys
-import sys
 
 class Full(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
