@@ -39,13 +39,13 @@ def test_a_run_is_the_same_from_anywhere(tmp_path):
     long.mkdir(parents=True)
     start = tmp_path / "start"
     start.mkdir()
-    told = yatt(start, "train", "../project/config.yaml", "train.steps=1", TMPDIR=str(long), HOME="/dev/null/home")
+    told = yatt(start, "train", "../project/config.yaml", "train.steps=1", TMPDIR=str(long), HOME="/dev/null/none")
     assert rows(start, "run")[-1]["step"] == 1 and not (place / "runs").exists()
     next_line = next(line for line in told.splitlines() if line.startswith("next "))
     assert next_line.split(maxsplit=1)[1].endswith("-m yatt export runs/run/checkpoints/step-1 OUT")
 
     saved = yaml.safe_load((start / "runs/run/config.yaml").read_text())
-    assert saved["model"]["path"] == f"{place}/work/model" and saved["run"]["dir"] == f"{start}/runs"
+    assert saved["model"]["path"] == str(place / "work" / "model") and saved["run"]["dir"] == f"{start}/runs"
     assert load_config(str(start / "runs/run/config.yaml"), []).reward.function == f"{place}/reward.py:length"
     out = tmp_path / "out"
     yatt(Path("/"), "export", str(start / "runs/run"), str(out))

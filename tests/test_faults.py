@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_a_full_disk_and_failing_rewards_do_not_stop_a_run(place, small_disk):
         assert "could not be written: " in warning and ("No space left" in warning or "disk has 0.0 MiB" in warning)
         assert warning.endswith(f"the run goes on, the last complete one is {full / 'step-1'}")
     assert driver.returncode == 1, "its last step is lost"
-    assert "NOT SAVED    step 3" in said and "go on with   yatt train runs/full/config.yaml resume=auto" in said
+    assert "NOT SAVED    step 3" in said and "-m yatt train runs/full/config.yaml resume=auto" in said
     assert os.listdir(place / kept / "full" / "checkpoints") == ["step-1"]
 
     table = [json.loads(line) for line in (place / kept / "full" / "metrics.jsonl").read_text().splitlines()]
@@ -139,7 +140,8 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(place):
         (last,) = [line for line in lines if line.startswith("yatt: ")]
         assert name in last and "died; its last words are in log/" in last, last
         assert (place / "runs" / "mortal" / last.partition("are in ")[2].partition(" ")[0]).is_file()
-        assert "go on with   yatt train runs/mortal/config.yaml resume=auto" in lines
+        again = f"go on with   {sys.executable} -m yatt train runs/mortal/config.yaml resume=auto"
+        assert again in lines
         assert all(len(line) < 400 for line in lines), "one line says it"
         assert not [line for line in lines if "could not be saved" in line], "without a rank nothing goes on"
     assert [row["step"] for row in rows(place, "mortal")] == list(range(1, len(rows(place, "mortal")) + 1))

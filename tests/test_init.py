@@ -51,6 +51,27 @@ def test_the_folder_loads_and_passes_every_rule(made: Path, model: str, monkeypa
     assert (config.model.context_length, config.rollout.max_tokens) == (512, 256)  # the tiny model has 512 positions
 
 
+def test_it_can_be_trained_from_where_it_was_made(made: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README says: the data, the reward and the held-out rows are the folder's."""
+    monkeypatch.chdir(made.parent)
+    config = load_config("my sums/config.yaml", ["reward.timeout=5"])
+    assert check(config) == []
+    assert (config.data.path, config.evaluate.path) == ("my sums/data/train.jsonl", "my sums/data/eval.jsonl")
+    assert (config.reward.function, config.run.dir) == ("my sums/reward.py:reward", "runs")
+
+
+def test_what_it_prints_is_what_can_be_run(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["bin/yatt", "init"])
+    init(Path("-é sums."), model=model)
+    said = capsys.readouterr().out.splitlines()[-1].strip()
+    assert said == "bin/yatt train './-é sums./config.yaml'"
+    assert f"    {tmp_path}/bin/yatt train config.yaml " in (tmp_path / "-é sums." / "README.md").read_text()
+    assert load_config("./-é sums./config.yaml", []).run.name == "sums"
+
+
 def test_every_setting_is_named_with_its_default(made: Path) -> None:
     text = (made / "config.yaml").read_text()
     for setting in describe():

@@ -290,3 +290,45 @@ def test_a_save_that_killed_a_rank_is_told_as_a_death(dead):
     with pytest.raises(ProcessDied if dead else BackendError) as caught:
         asyncio.run(Crew().save(2))
     assert isinstance(caught.value, ProcessDied) is dead
+
+
+# --- groups carried over ---------------------------------------------------------------------------------------------
+
+
+def test_groups_drawn_under_other_settings_are_drawn_anew(here):
+    folder = saved(config())
+    (folder / "state.json").write_text(json.dumps({"source": {"next": 9, "holes": [3]}}))
+    (folder / "controllers").mkdir()
+    for controller, uids in enumerate(([5, 1], [4])):
+        lines = "".join(json.dumps({"uid": uid, "trajectories": []}) + "\n" for uid in uids)
+        (folder / "controllers" / f"controller-{controller}.jsonl").write_text(lines)
+    checkpoint = read_checkpoint(folder)
+    for word in ("train.optimizer.betas=[0.5,0.5]", f"model.path={here}/model", f"data.path={here}/rows.jsonl"):
+        assert checkpoint.begun(config(word)) == (checkpoint.state, checkpoint.controllers), word
+    for word in (
+        "rollout.temperature=0.5",
+        "data.system_prompt=Be brief.",
+        "reward.timeout=3",
+        "model.context_length=99",
+    ):
+        state, controllers = checkpoint.begun(config(word))
+        assert state["source"] == {"next": 9, "holes": [1, 3, 4, 5]}, word
+        assert not list(Path(controllers).glob("controller-*.jsonl"))
+    assert checkpoint.state["source"]["holes"] == [3]
+
+
+def test_the_config_of_a_run_that_has_moved(here):
+    saved(config("run.name=old"))
+    save_config(config("run.name=old"), "runs/old/config.yaml")
+    Path("runs/old").rename("runs/new")
+    file = Path("runs/new/config.yaml")
+    with pytest.raises(ConfigError) as caught:
+        ready(load_config(str(file), ["resume=auto"]), file, ["resume=auto"])
+    assert str(caught.value) == (
+        f"resume=auto: runs/new/config.yaml is of the run in {here}/runs/new, but its run.dir and run.name are those "
+        f"of {here}/runs/old; if it has moved, add run.dir={here}/runs run.name=new"
+    )
+    words = ["resume=auto", f"run.dir={here}/runs", "run.name=new"]
+    assert ready(load_config(str(file), words), file, words).path == here / "runs/new"
+    words = ["resume=auto", "run.name=newest"]
+    ready(load_config(str(file), words), file, words)

@@ -39,7 +39,7 @@ def _checked(config: Config) -> Config:
 def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")], overrides: Overrides = None) -> None:
     """Train: SFT, a reward model, DPO, PPO, GRPO ...; the config's `algorithm` says which."""
     settings = _checked(load_config(config, overrides or []))
-    ready(settings)
+    ready(settings, Path(config), overrides or [])
     raise typer.Exit(_command("train", "train")(settings))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from yatt.config.paths import absolute
 from yatt.config.schema import Config
 
 FIXED: dict[str, str] = {
@@ -65,6 +66,13 @@ def _shown(value: Any) -> str:
         return "[" + ", ".join(_shown(one) for one in value) + "]"
     name = getattr(value, "name", None)
     return f"{{name: {name}, ...}}" if isinstance(name, str) else str(value)
+
+
+def draws_otherwise(now: Config, then: Config) -> bool:
+    """Whether groups that the checkpoint carries over were drawn or rewarded as no group of `now` would be."""
+    before, after = (absolute(config.model_dump(mode="json")) for config in (then, now))
+    drawn = [(values["data"], values["rollout"], values["reward"]) for values in (before, after)]
+    return drawn[0] != drawn[1] or then.model.context_length != now.model.context_length
 
 
 def content_mistakes(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from yatt.config.load import load_config, save_config
-from yatt.config.resume import content_mistakes, resume_mistakes
+from yatt.config.resume import content_mistakes, draws_otherwise, resume_mistakes
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.rundir import COMPLETE, RunDirectory
@@ -36,6 +36,20 @@ class Resume(NamedTuple):
     def controllers(self) -> str:
         """The controllers' folder."""
         return str(self.folder / "controllers")
+
+    def carried(self) -> list[int]:
+        """The positions of the groups that the controllers carry over."""
+        files = sorted(Path(self.controllers).glob("controller-*.jsonl"))
+        return [json.loads(line)["uid"] for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def begun(self, config: Config) -> tuple[dict[str, Any], str]:
+        """The state and the controllers' folder that `config` goes on with. Groups that it would have drawn otherwise
+        are given back: their prompts are drawn anew."""
+        if not draws_otherwise(config, load_config(str(self.folder / "config.yaml"), [])):
+            return self.state, self.controllers
+        source = self.state["source"]
+        holes = sorted({*source["holes"], *self.carried()})
+        return {**self.state, "source": {**source, "holes": holes}}, os.path.join(self.controllers, "none")
 
     def check(self, config: Config, contents: Mapping[str, str] | None = None) -> None:
         """Whether `config`, and the models and rows that it names, go on from here. Raises ConfigError where a setting

@@ -12,7 +12,13 @@ from pathlib import Path
 def command(*words: str | Path, anywhere: bool = False) -> str:
     """`yatt` with these words as one types them here: by the name or the path that this process was started by. With
     `anywhere` it works from every folder."""
-    return " ".join([*_program(anywhere), *(shlex.quote(str(word)) for word in words)])
+    return " ".join([*_program(anywhere), *map(_quoted, words)])
+
+
+def _quoted(word: str | Path) -> str:
+    """A path that begins as an option does is none behind `./`."""
+    path = isinstance(word, Path) and str(word).startswith("-")
+    return shlex.quote(f"./{word}" if path else str(word))
 
 
 def _program(anywhere: bool) -> list[str]:

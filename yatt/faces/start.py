@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from yatt.cluster.folders import ray_folder
@@ -15,11 +16,13 @@ ROOM = 200
 """Bytes of the longest path within a run folder, and then some."""
 
 
-def ready(config: Config) -> RunDirectory:
+def ready(config: Config, file: Path | None = None, overrides: Sequence[str] = ()) -> RunDirectory:
     """The run's folder, which may not be there yet. Raises ConfigError where it cannot be made, holds another run, or
-    the checkpoint that the run goes on from was made under other settings, or Ray cannot be started here. Touches
-    nothing."""
+    the checkpoint that the run goes on from was made under other settings, or Ray cannot be started here. `file` and
+    `overrides` are what `config` was read from: the file of a run that has moved goes on elsewhere. Touches nothing."""
     run = RunDirectory(Path(config.run.dir) / config.run.name)
+    if file is not None and config.resume == "auto":
+        _check_moved(run, file, overrides)
     if config.cluster.address is None:
         ray_folder()
     _check_place(config, run)
@@ -27,6 +30,18 @@ def ready(config: Config) -> RunDirectory:
     if (resume := Checkpoints(run, config).resume()) is not None:
         resume.check(config)
     return run
+
+
+def _check_moved(run: RunDirectory, file: Path, overrides: Sequence[str]) -> None:
+    """Whether the config that a run has written is that of the folder it stands in."""
+    told = any(word.startswith(("run.dir=", "run.name=", "run=")) for word in overrides)
+    home = RunDirectory(file.parent)
+    if not told and home.holds_run() and home.path.resolve() != run.path.resolve():
+        there = file.parent.resolve()
+        raise ConfigError(
+            f"resume=auto: {file} is of the run in {there}, but its run.dir and run.name are those of {run.path}; if "
+            f"it has moved, add run.dir={there.parent} run.name={there.name}"
+        )
 
 
 def _check_place(config: Config, run: RunDirectory) -> None:

@@ -91,7 +91,12 @@ async def _train(
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
-                    await crew.restore(resume.trainer, resume.controllers, resume.state)
+                    state, controllers = resume.begun(config)
+                    if controllers != resume.controllers and resume.carried():
+                        progress.note(
+                            f"{len(resume.carried())} groups are drawn anew, under the settings as they are now"
+                        )
+                    await crew.restore(resume.trainer, controllers, state)
                     progress.note(f"resumed after step {resume.step}")
                 last = await supervisor.run(first)
                 journal.spans(last, await crew.take_spans())
