@@ -279,7 +279,8 @@ class PlacementConfig(Section):
         "colocated", description="How slots are divided between the policy, the judges and training."
     )
     split: dict[str, int] = Field(
-        default_factory=dict, description="Slots of `policy` and of each judge in a rollout (partial); even when unset."
+        default_factory=dict,
+        description="Slots of `policy` and of each judge in a rollout (partial); foreseen when unset.",
     )
     train_slots: int | None = Field(None, ge=1, description="Slots that only train (disaggregated); half when unset.")
 
@@ -311,7 +312,7 @@ class LogConfig(Section):
 
 
 class PlanConfig(Section):
-    """What `yatt plan` simulates with; `yatt train` does not look at it."""
+    """What `yatt plan` simulates with, and what `placement.mode=partial` without a split is foreseen from."""
 
     device: str = Field("H100", description="Accelerator of an estimate, as the table of `yatt plan` spells it.")
     calibration: str | None = Field(None, description="File of `yatt plan --calibrate`, in place of an estimate.")
