@@ -133,6 +133,7 @@ class AlgorithmConfig(Section):
     reward_clip: float | None = Field(None, gt=0, description="Rewards are clipped to +- this.")
     reward_normalize: bool = Field(False, description="Bring rewards to mean 0, deviation 1 by those of earlier steps.")
     beta: float = Field(0.1, gt=0, description="How strongly preferences are held to the reference.")
+    average_logprobs: bool = Field(False, description="Divide a response's log ratio by its trained tokens (ipo).")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a preference is the wrong way round.")
     desirable_weight: float = Field(1.0, gt=0, description="Weight of desirable responses.")
     undesirable_weight: float = Field(1.0, gt=0, description="Weight of undesirable responses.")
