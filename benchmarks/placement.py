@@ -33,6 +33,7 @@ from yatt.config.load import load_config
 from yatt.config.schema import Config
 from yatt.controller.assembly import layout_of
 from yatt.errors import ConfigError
+from yatt.placement import search as splits
 from yatt.placement.plan import POLICY, Layout
 from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, engine_size, from_shape
 from yatt.simulation.lengths import LengthModel
@@ -45,7 +46,6 @@ STEPS, DRIFT, GROWTH = 4, 9, 4.0
 PROMPTS_PER_DEVICE, SIBLINGS, PROMPT, TAIL = 4, 8, 512, 4.0
 LARGE_PROMPTS = 1  # for each of more than 64 devices, and no drift there
 ANSWERS = Lengths(median=256.0, p99=1024.0)
-TRIES = 8  # splits tried in a search
 
 
 def _facts(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, *, tied: bool = False) -> ModelFacts:
@@ -174,8 +174,7 @@ def _engine_seconds(costs: EngineCosts, read: float, tokens: int, batch: int) ->
 
 
 def search(case: Case) -> dict[int, list[float]]:
-    """Seconds of each step under the fixed splits tried, by the policy's blocks: all of them where they are few, else a
-    grid that closes in on the best."""
+    """Seconds of each step under the fixed splits tried, by the policy's blocks."""
     blocks, size = len(case.layout.blocks), len(case.layout.blocks[0])
     tried: dict[int, list[float]] = {}
 
@@ -185,20 +184,7 @@ def search(case: Case) -> dict[int, list[float]]:
             tried[count] = seconds(case.run("partial", split))
         return fmean(tried[count])
 
-    low, high = 1, blocks - 1
-    if high - low < TRIES:
-        for count in range(low, high + 1):
-            measure(count)
-        return tried
-    while high - low > 2 and len(tried) < TRIES:  # a split is worse the further it is from the best
-        third = (high - low) * 3 // 8
-        if measure(low + third) < measure(high - third):
-            high -= third
-        else:
-            low += third
-    if high - low <= 2:
-        for count in range(low, high + 1):
-            measure(count)
+    splits.search(blocks, (POLICY, "judge"), lambda split: measure(split[POLICY]))
     return tried
 
 

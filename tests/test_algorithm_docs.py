@@ -14,7 +14,7 @@ from yatt.algorithm.loss import AGGREGATES, LOSSES, policy_loss
 from yatt.algorithm.own import load_loss
 from yatt.algorithm.samples import samples
 from yatt.config.algorithms import RECIPES
-from yatt.config.schema import AlgorithmConfig
+from yatt.config.schema import AlgorithmConfig, Config, Section
 from yatt.types import Group, Prompt, Score, Trajectory
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +66,32 @@ def test_every_piece_is_named():
     }.items():
         missing = {name for name in names if f"`{name}`" not in sections()[heading]}
         assert not missing, f"{heading}: {missing}"
+
+
+def settings_of(section, prefix=""):
+    """Dotted names of all settings of a section, and of those below."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from settings_of(field.annotation, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda page: page.stem
+)
+def test_every_setting_that_a_page_names_is_there(page):
+    known = set(settings_of(Config))
+    # What a user names himself, or hands through to an engine, has no name in the schema.
+    free = re.compile(r"(\w+\.)?(engine_args|metadata)\.|reward\.(models|functions)\.")
+    spans = re.findall(r"`([^`\n]+)`", page.read_text())
+    sections = "|".join(Config.model_fields)
+    named = {
+        match[1]
+        for span in spans
+        for match in re.finditer(rf"(?<![\w./-])((?:{sections})(?:\.[a-z_]+)+)(?![\w(]|\.[a-z])", span)
+        if not re.search(r"\.(py|yaml|json|jsonl|md|html)$", match[1]) and not free.match(match[1])
+    }
+    assert not named - known
 
 
 def test_the_page_shows_the_example_as_it_is():

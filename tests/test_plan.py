@@ -18,6 +18,7 @@ from yatt import cli
 from yatt.config.facts import ModelFacts, model_facts
 from yatt.config.load import load_config
 from yatt.errors import ConfigError
+from yatt.faces.plan_words import remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.simulation.calibrate import calibrate, lengths_of, workload
 from yatt.simulation.calibrate_judged import calibrate_judged
@@ -35,6 +36,7 @@ from yatt.simulation.costs import (
 )
 from yatt.simulation.fit import nnls
 from yatt.simulation.simulate import simulate
+from yatt.simulation.standing import costs_for, divided
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests/data/quickstart-run"
@@ -399,6 +401,8 @@ def test_the_same_output_twice(yatt):
     assert mode["split"] == {"policy": 16, "judge": 0} and mode["moves"] >= 1
     seconds = mode["phases"].values()  # moves are within the rollout, and none of them
     assert sum(seconds) == pytest.approx(mode["step_s"], rel=0.05)
+    # 8 blocks of two slots can be split between two roles in 7 ways.
+    assert told["splits_tried"] == 7
     assert mode["controller_bytes"] > 2 * 1048576  # each of 8 controllers owns 2 prompts or more, an image each
     # By parameters: 7.6 to 14.8 thousand millions of 8 blocks of two slots, 2.7 blocks to 5.3.
     assert told["modes"]["weighted"]["split"] == {"policy": 6, "judge": 10}
@@ -408,6 +412,45 @@ def test_the_same_output_twice(yatt):
     memory = told["memory"]
     assert memory["slot"] == 96e9 and memory["judge"] == {"awake": pytest.approx(57.6e9), "asleep": 0.0}
     assert memory["trainer"]["asleep"] == 0.0
+
+
+def test_the_fixed_split_is_the_best_of_those_tried(yatt):
+    """Against every split given by hand, with a policy that has little and a judge that has much to do."""
+    words = (*SMALL[2:], "plan.response_median=64", "plan.response_p99=128")
+    told = json.loads(yatt("plan", PAPER, *SMALL[:2], "--devices", 8, "--seed", 3, *words, "--json")[1])
+    config = load_config(PAPER, ["placement.mode=partial", *words])
+    costs = costs_for(config, model_facts(config.model.path, weights=False))
+    by_hand = {}
+    for policy in (2, 4, 6):
+        placement = config.placement.model_copy(update={"split": {"policy": policy, "judge": 8 - policy}})
+        one = config.model_copy(update={"placement": placement})
+        by_hand[policy] = simulate(one, costs, devices=8, controllers=8, steps=1, seed=3).steps[0].seconds
+    found = told["modes"]["partial"]
+    assert found["step_s"] == min(by_hand.values()) < max(by_hand.values()) and told["splits_tried"] == 3
+    assert found["split"]["policy"] == min(by_hand, key=lambda policy: by_hand[policy])
+    split = ", ".join(f"{role}: {slots}" for role, slots in found["split"].items())
+    assert f"partial: placement.split={{{split}}} is the best of 3 splits simulated" in list(remarks(told, [told]))
+
+
+def test_without_a_split_partial_has_a_good_one(yatt):
+    """What a run takes without being told, on 32 blocks: as the simulation has it, close to the best of them."""
+    config = load_config(str(ROOT / PAPER), ["placement.mode=partial", "train.batch_size=32", "rollout.n=4"])
+    costs = costs_for(config, model_facts(config.model.path, weights=False))
+    taken = divided(config, 64, costs).placement.split
+    assert sum(taken.values()) == 64 and all(slots % 2 == 0 for slots in taken.values())
+
+    def seconds(split):
+        placement = config.placement.model_copy(update={"split": split})
+        one = config.model_copy(update={"placement": placement})
+        return simulate(one, costs, devices=64, controllers=8, steps=1, seed=0).steps[0].rollouts
+
+    best = min(max(seconds({"policy": policy, "judge": 64 - policy})) for policy in (8, 12, 16, 20))
+    assert max(seconds({})) == max(seconds(taken)) <= 1.15 * best
+    # As the user gives one, it stays; and no other mode has one.
+    given = config.placement.model_copy(update={"split": {"policy": 2, "judge": 62}})
+    assert divided(config.model_copy(update={"placement": given}), 64, costs).placement == given
+    dynamic = load_config(str(ROOT / PAPER), ["placement.mode=dynamic"])
+    assert divided(dynamic, 64, costs) is dynamic
 
 
 def test_without_judges_nothing_is_divided(yatt, tmp_path):

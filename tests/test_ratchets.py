@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 PACKAGE_LINES = 15_020  # lines of code: no blank lines, comments or docstrings
 FACES_LINES = 2300  # what shows a run must not outgrow what runs it
-SIMULATION_LINES = 1700  # nor what simulates one
+SIMULATION_LINES = 1800  # nor what simulates one
 FILE_LINES = 400
 FUNCTION_LINES = 60
 SETTINGS = 160

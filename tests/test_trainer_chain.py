@@ -172,26 +172,33 @@ PREFERENCES: dict[str, tuple[dict[str, Any], Any]] = {
     "dpo": ({"beta": 0.05}, lambda gap: dpo_loss(gap, 0.05, 0.0)),
     "cdpo": ({"beta": 0.05, "label_smoothing": 0.2}, lambda gap: dpo_loss(gap, 0.05, 0.2)),
     "ipo": ({"beta": 0.5}, lambda gap: (gap - 1 / (2 * 0.5)) ** 2),
+    "ipo, averaged": ({"beta": 0.5, "average_logprobs": True}, lambda gap: (gap - 1 / (2 * 0.5)) ** 2),
 }
 
 
-@pytest.mark.parametrize(("name", "layout"), [("dpo", "tp2xdp2"), ("dpo", "pp2"), ("cdpo", "one"), ("ipo", "dp2")])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("dpo", "tp2xdp2"), ("dpo", "pp2"), ("cdpo", "one"), ("ipo", "dp2"), ("ipo, averaged", "one")]
+)
 def test_preferences_match_hugging_face(folder: str, other: str, name: str, layout: str) -> None:
     world, copies, train = replicas(layout)
     settings, of_gap = PREFERENCES[name]
     model, reference = causal(folder), causal(other)
+
+    def counted(of: Any, half: Sample) -> torch.Tensor:
+        return summed(of, half) / (half.loss_mask.sum() if "average_logprobs" in settings else 1)
+
     optimizer, expected, batches = adamw(model), [], [pairs(seed) for seed in range(2)]
     for batch, rate in zip(batches, RATES[:2], strict=True):
         with torch.no_grad():
-            held = [[summed(reference, half) for half in halves(pair)] for pair in batch]
+            held = [[counted(reference, half) for half in halves(pair)] for pair in batch]
         gaps = []
         for pair, (chosen, rejected) in zip(batch, held, strict=True):
-            better, worse = (summed(model, half) for half in halves(pair))
+            better, worse = (counted(model, half) for half in halves(pair))
             gaps.append((better - chosen) - (worse - rejected))
         loss = torch.stack([of_gap(gap) for gap in gaps]).mean()
         ahead = sum(float(gap > 0) for gap in gaps) / len(gaps)
         expected.append((loss.item(), ahead, descend(model, optimizer, loss, rate)))
-    base = with_algorithm(folder, name, train, **settings)
+    base = with_algorithm(folder, name.split(",")[0], train, **settings)
     base["model"] = {**base["model"], "reference": other}
     *reports, end = play(world, base, [*[("update", shares(b, copies)) for b in batches], ("export",)])[0]
     for report, (loss, ahead, norm) in zip(reports, expected, strict=True):

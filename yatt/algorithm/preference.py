@@ -1,7 +1,7 @@
 """Losses of preference training: one number per pair, or per labelled response.
 
-The log ratio of a response is log policy - log reference, summed over its trained tokens: sums, as published, not
-means, so that a long response counts with all its tokens.
+The log ratio of a response is log policy - log reference, summed over its trained tokens, as published, so that a long
+response counts with all its tokens; `algorithm.average_logprobs` divides it by their number before it comes here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from yatt.cluster.payload import payload_bytes
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
 from yatt.cluster.session import Slot, find_slots, place, slot_environment
-from yatt.config.facts import parameters
+from yatt.config.facts import model_facts, parameters
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import engine_sites, layout_of, mode_of
@@ -30,6 +30,7 @@ from yatt.generation.environment import environment
 from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
+from yatt.simulation.standing import costs_for, divided
 
 OnPhase = Callable[[str, str], None]
 """Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
@@ -59,6 +60,8 @@ class ClusterCrew:
         """Start everything at once and wait until all of it is ready. `model` is what the generators load; without
         `train` there are no ranks, without `generate` no engines."""
         self.slots = find_slots(self._config.cluster)
+        if generate:
+            self._config = _divided(self._config, len(self.slots))
         layout = self._layout()
         judges = [role for role in layout.sizes if role != POLICY]
         models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
@@ -269,3 +272,14 @@ class ClusterCrew:
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()
+
+
+def _divided(config: Config, slots: int) -> Config:
+    """The config with the split that is foreseen where it has to have one and has none; as it is where nothing can be
+    foreseen, such as for models that `plan.device` has no room for."""
+    if config.placement.mode != "partial" or config.placement.split:
+        return config
+    with contextlib.suppress(ConfigError):
+        facts = model_facts(config.model.path, weights=False)
+        return divided(config, slots, costs_for(config, facts))
+    return config

@@ -102,7 +102,7 @@ RECIPES: dict[str, Recipe] = {
     "reward_model": _offline("pairs", "bradley_terry"),
     "dpo": _offline("pairs", "dpo", *_PREFERRED),
     "cdpo": _offline("pairs", "dpo", *_PREFERRED, "label_smoothing", label_smoothing=0.1),
-    "ipo": _offline("pairs", "ipo", *_PREFERRED),
+    "ipo": _offline("pairs", "ipo", *_PREFERRED, "average_logprobs"),
     "kto": _offline("labels", "kto", *_PREFERRED, "desirable_weight", "undesirable_weight"),
 }
 

@@ -115,7 +115,7 @@ def _split(
     fits = _shown(_even(sizes, free, block)) if free is not None else "slots of each role"
     without = [role for role in sizes if split.get(role, 0) < 1]
     part = [role for role in sizes if split.get(role, 0) % block]
-    if not split:  # an even one
+    if not split:  # one that is foreseen
         return
     if without:
         yield f"{at} leaves {' and '.join(without)} with nothing; give each of {', '.join(sizes)} some, such as {fits}"

@@ -140,6 +140,7 @@ class AlgorithmConfig(Section):
     reward_clip: float | None = Field(None, gt=0, description="Rewards are clipped to +- this.")
     reward_normalize: bool = Field(False, description="Bring rewards to mean 0, deviation 1 by those of earlier steps.")
     beta: float = Field(0.1, gt=0, description="How strongly preferences are held to the reference.")
+    average_logprobs: bool = Field(False, description="Divide a response's log ratio by its trained tokens (ipo).")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a preference is the wrong way round.")
     desirable_weight: float = Field(1.0, gt=0, description="Weight of desirable responses.")
     undesirable_weight: float = Field(1.0, gt=0, description="Weight of undesirable responses.")
@@ -297,7 +298,8 @@ class PlacementConfig(Section):
         "colocated", description="How slots are divided between the policy, the judges and training."
     )
     split: dict[str, int] = Field(
-        default_factory=dict, description="Slots of `policy` and of each judge in a rollout (partial); even when unset."
+        default_factory=dict,
+        description="Slots of `policy` and of each judge in a rollout (partial); foreseen when unset.",
     )
     train_slots: int | None = Field(None, ge=1, description="Slots that only train (disaggregated); half when unset.")
 
@@ -329,7 +331,7 @@ class LogConfig(Section):
 
 
 class PlanConfig(Section):
-    """What `yatt plan` simulates with; `yatt train` does not look at it."""
+    """What `yatt plan` simulates with, and what `placement.mode=partial` without a split is foreseen from."""
 
     device: str = Field("H100", description="Accelerator of an estimate, as the table of `yatt plan` spells it.")
     calibration: str | None = Field(None, description="File of `yatt plan --calibrate`, in place of an estimate.")

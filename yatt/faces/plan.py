@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from yatt.config.facts import ModelFacts
-from yatt.config.judges import judge_facts
 from yatt.config.load import load_config
 from yatt.config.placement import train_slots
 from yatt.config.rules import check_plan
@@ -27,21 +26,25 @@ from yatt.faces.plan_page import page
 from yatt.faces.plan_words import COLUMNS, cells, choices, remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.placement.cost import mistakes, needs
-from yatt.placement.plan import POLICY, Role, apportion
+from yatt.placement.plan import POLICY, Role, Split
+from yatt.placement.search import TRIES, search
 from yatt.reports import StepReport
-from yatt.simulation.calibrate import UNSEEN, calibrate, from_file, to_file
+from yatt.simulation.calibrate import UNSEEN, calibrate, to_file
 from yatt.simulation.calibrate_judged import UNSEEN as UNSEEN_JUDGED
 from yatt.simulation.calibrate_judged import calibrate_judged
-from yatt.simulation.costs import Costs, Lengths, Workload, device, from_shape
+from yatt.simulation.costs import Costs, device
 from yatt.simulation.fit import Fit
 from yatt.simulation.simulate import SimulationReport, simulate
+from yatt.simulation.standing import costs_for, foreseen, judges_facts
 from yatt.simulation.world import Witness
 
 MODES = ("colocated", "dynamic", "weighted", "partial", "disaggregated")
 DIVIDED = ("dynamic", "weighted", "partial")
-"""Modes that divide slots between the policy and judges. `partial` comes after `dynamic`, whose split it takes."""
+"""Modes that divide slots between the policy and judges."""
 SIMPLE = ("colocated", "partial", "weighted", "dynamic", "disaggregated")
 """The simplest first."""
+SEARCHED = 2
+"""Steps that a search for the best fixed split simulates of each one."""
 NODE = 8
 """Devices per controller where neither the command nor the config says how many controllers there are."""
 
@@ -71,17 +74,20 @@ def plan(
     costs = costs_for(config, facts)
     left_out = {count: _left_out(_at(config, held[count]), facts, count) for count in counts}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    plans, reports = [], {}
+    plans, reports, tried = [], {}, dict[int, int]()
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
         for count in counts:
             found: dict[str, SimulationReport] = {}
             for mode in [mode for mode in MODES if mode not in left_out[count]]:
+                case = _placed(_at(config, held[count]), mode)
+                numbers: dict[str, Any] = {"devices": count, "controllers": held[count], "seed": seed}
+                if mode == "partial" and not case.placement.split:
+                    task = progress.add_task(f"{count} devices, {mode}: splits", total=TRIES)
+                    case, tried[count] = _searched(case, costs, steps, numbers, partial(progress.advance, task))
                 task = progress.add_task(f"{count} devices, {mode}", total=steps)
-                case = _placed(_at(config, held[count]), mode, count, found)
                 witness = Ticker(partial(progress.advance, task))
-                numbers = {"devices": count, "controllers": held[count], "steps": steps, "seed": seed}
-                found[mode] = simulate(case, costs, witness=witness, **numbers)
-            plans.append(_plan(count, held[count], found, left_out[count]))
+                found[mode] = simulate(case, costs, witness=witness, steps=steps, **numbers)
+            plans.append(_plan(count, held[count], found, left_out[count]) | _tried(tried.get(count)))
             reports[count] = found
     head = {"costs": costs.source, "calibrated": config.plan.calibration is not None, "steps": steps, "seed": seed}
     head |= {"workload": asdict(costs.workload), "memory": _memory(config, facts, counts[0])}
@@ -107,13 +113,13 @@ def _plan(
 
 def _left_out(config: Config, facts: ModelFacts, devices: int) -> dict[str, str]:
     """The modes that are not simulated, each with the reason. Raises ConfigError where none is left."""
-    models = {POLICY: facts, **_judges(config)}
+    models = {POLICY: facts, **judges_facts(config)}
     why: dict[str, str] = {}
     for mode in MODES:
         if mode in DIVIDED and len(models) == 1:
             why[mode] = "reward.models has no judge with a path: there is nothing to divide the slots between"
             continue
-        case = _placed(config, mode, devices, {})
+        case = _placed(config, mode)
         try:
             check_plan(case, [devices])
         except ConfigError as error:
@@ -128,18 +134,36 @@ def _left_out(config: Config, facts: ModelFacts, devices: int) -> dict[str, str]
     return why
 
 
-def _placed(config: Config, mode: str, devices: int, found: Mapping[str, SimulationReport]) -> Config:
-    """The config in another mode. A fixed split that is not given is the one that `dynamic` came to begin with."""
-    placement = config.placement
-    if placement.mode != mode:
-        placement = PlacementConfig.model_validate({"mode": mode})
-        if mode == "partial":
-            layout = layout_of(config.model_copy(update={"placement": placement}), devices)
-            shares = _begun(found["dynamic"]) if "dynamic" in found else dict.fromkeys(layout.sizes, 1)
-            size = len(layout.blocks[0])
-            split = {role: size * count for role, count in apportion(len(layout.blocks), shares).items()}
-            placement = placement.model_copy(update={"split": split})
-    return config.model_copy(update={"placement": placement})
+def _placed(config: Config, mode: str) -> Config:
+    """The config in another mode."""
+    if config.placement.mode == mode:
+        return config
+    return config.model_copy(update={"placement": PlacementConfig.model_validate({"mode": mode})})
+
+
+def _searched(
+    config: Config, costs: Costs, steps: int, numbers: Mapping[str, Any], tick: Callable[[], None]
+) -> tuple[Config, int]:
+    """The config with the fixed split that a search finds best in the first steps, and how many splits it tried."""
+    layout = layout_of(config, numbers["devices"])
+    size, roles = len(layout.blocks[0]), list(layout.sizes)
+
+    def divided(split: Split) -> Config:
+        slots = {role: size * count for role, count in split.items()}
+        return config.model_copy(update={"placement": config.placement.model_copy(update={"split": slots})})
+
+    def seconds(split: Split) -> float:
+        tick()
+        return simulate(divided(split), costs, steps=min(steps, SEARCHED), **numbers).seconds
+
+    tried = search(len(layout.blocks), roles, seconds, first=[foreseen(config, layout, costs)])
+    best = min(tried, key=lambda split: tried[split])
+    return divided(dict(zip(roles, best, strict=True))), len(tried)
+
+
+def _tried(splits: int | None) -> dict[str, int]:
+    """For the plan: of how many splits `partial` has the best, where it was searched."""
+    return {} if splits is None else {"splits_tried": splits}
 
 
 def _begun(report: SimulationReport) -> Mapping[Role, int]:
@@ -148,17 +172,12 @@ def _begun(report: SimulationReport) -> Mapping[Role, int]:
     return decisions[0].slots if decisions else {}
 
 
-def _judges(config: Config) -> dict[Role, ModelFacts]:
-    """The models of the judges that the run serves."""
-    return {name: judge_facts(name, judge, weights=False) for name, judge in config.reward.served.items()}
-
-
 def _memory(config: Config, facts: ModelFacts, devices: int) -> dict[str, Any] | None:
     """Bytes of each role on a slot, awake and asleep, by the estimate for `plan.device`."""
     if config.plan.calibration is not None:
         return None
     chip, slots = device(config.plan.device), train_slots(config, devices)
-    models = {POLICY: facts, **_judges(config)}
+    models = {POLICY: facts, **judges_facts(config)}
     table = needs(config, models, train_slots=slots, kind="cuda", capacity=chip.memory)
     return {"slot": chip.memory, **{role: need._asdict() for role, need in table.items()}}
 
@@ -192,26 +211,6 @@ def summary(report: SimulationReport) -> dict[str, Any]:
         "groups_dropped": sum(step.counts.groups_dropped for step in steps) / len(steps),
         "tokens_wasted": sum(step.counts.tokens_wasted for step in steps) / len(steps),
     }
-
-
-def costs_for(config: Config, facts: ModelFacts) -> Costs:
-    """The costs that the `plan` section asks for: calibrated or estimated, with the workload it names."""
-    settings, rollout = config.plan, config.rollout
-    base = from_file(settings.calibration, config) if settings.calibration else None
-    assumed = Workload(
-        prompt_tokens=config.data.max_prompt_tokens or config.model.context_length - rollout.max_tokens,
-        responses=(Lengths(median=rollout.max_tokens / 4, p99=float(rollout.max_tokens)),),
-    )
-    given: dict[str, Any] = {
-        name: value
-        for name in ("prompt_tokens", "equal_groups", "image_bytes")
-        if (value := getattr(settings, name)) is not None
-    }
-    if settings.response_median is not None:
-        p99 = settings.response_p99 or 4 * settings.response_median
-        given["responses"] = (Lengths(median=settings.response_median, p99=p99),)
-    workload = replace(base.workload if base else assumed, **given)
-    return replace(base, workload=workload) if base else from_shape(facts, config, workload, _judges(config))
 
 
 def calibrate_run(run: Path, out: Path | None) -> int:

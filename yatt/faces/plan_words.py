@@ -36,6 +36,11 @@ def choices(plans: Sequence[Plan]) -> Iterator[str]:
 
 def remarks(head: Mapping[str, Any], plans: Sequence[Plan]) -> Iterator[str]:
     """What was left out and why, the memory of a slot, and what all of it was reckoned from."""
+    for plan in plans:
+        if "splits_tried" in plan:
+            at = f" on {plan['devices']} devices" if len(plans) > 1 else ""
+            split = ", ".join(f"{role}: {slots}" for role, slots in plan["modes"]["partial"]["split"].items())
+            yield f"partial{at}: placement.split={{{split}}} is the best of {plan['splits_tried']} splits simulated"
     for why, where in _reasons(plans).items():
         yield f"left out {', '.join(where)}: {why}"
     if head["memory"]:

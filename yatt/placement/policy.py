@@ -136,7 +136,7 @@ def _colocated(given: Split, parameters: Mapping[Role, float]) -> Mode:
 
 MODES: Mapping[str, Callable[[Split, Mapping[Role, float]], Mode]] = {
     "colocated": _colocated,
-    "partial": lambda given, parameters: _standing("as given", lambda blocks: given),
+    "partial": lambda given, parameters: _standing("fixed", lambda blocks: given),
     "weighted": lambda given, parameters: _standing("by parameters", lambda blocks: apportion(blocks, parameters)),
     "dynamic": _dynamic,
     "disaggregated": _dynamic,

@@ -41,6 +41,7 @@ from yatt.simulation.loop import VirtualClock
 from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, SimulatedPeers, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
+from yatt.simulation.standing import divided
 from yatt.types import Group, Prompt, SampleKey, Score, Share
 
 R = TypeVar("R")
@@ -109,9 +110,10 @@ class World:
         witness: Witness | None = None,
         events: list[Event] | None = None,
     ) -> None:
+        _check(config, devices)
+        config = divided(config, devices, costs)
         self.config, self.costs, self.devices, self.events = config, costs, devices, events
         self.witness = witness or Witness()
-        _check(config, devices)
         self.layout = layout_of(config, devices)
         self.mode = mode_of(config, self.layout, {role: costs.of(role).parameters for role in self.layout.sizes})
         self.network = Network(costs.controller, -(-devices // NODE_DEVICES), self.log)

@@ -120,7 +120,9 @@ class Preference(Pairs):
         self._settings, self._groups = config.algorithm, groups
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
-        ratios = _log_ratios(micro, output, self._groups)
+        batch, ratios = micro.batch, _log_ratios(micro, output, self._groups)
+        if self._settings.average_logprobs:
+            ratios = ratios / sequence_sums(batch.loss_mask.to(ratios), batch.loss_mask, batch.cu_seqlens).clamp(min=1)
         chosen, rejected = ratios[0::2], ratios[1::2]
         settings, beta = self._settings, self._settings.beta
         self.count(beta * chosen.detach(), beta * rejected.detach(), seen)
