@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,10 @@ from transformers import AutoConfig
 
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
+from yatt.training.layout import Layout
 from yatt.training.megatron.attention import PackedAttention
-from yatt.training.megatron.parallel import Groups
+from yatt.training.model import Head
 
-Head = Literal["tokens", "value"]
-"""What stands on the decoder: logits over the vocabulary, or one number per token."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (bias on q, k and v; norm on q and k)
 ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
@@ -116,7 +115,7 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
     )
 
 
-def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "tokens") -> GPTModel:
+def build(hf: Any, settings: TransformerConfig, layout: Layout, head: Head = "tokens") -> GPTModel:
     """This rank's part of the model, weights not yet set. Rotary embedding is left to the core attention."""
     layer = get_gpt_layer_local_spec(qk_layernorm=settings.qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
@@ -133,10 +132,10 @@ def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "to
         max_sequence_length=hf.max_position_embeddings,
         position_embedding_type="none",
         share_embeddings_and_output_weights=hf.tie_word_embeddings and head == "tokens",
-        pre_process=groups.first_stage,
-        post_process=groups.last_stage,
+        pre_process=layout.first_stage,
+        post_process=layout.last_stage,
         parallel_output=True,
     )
-    if head == "value" and groups.last_stage:
+    if head == "value" and layout.last_stage:
         model.output_layer = ValueHead(settings)
-    return model.to(groups.device)
+    return model.to(layout.device)
