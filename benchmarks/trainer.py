@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks import toy
 from benchmarks.common import DEVICE, alternate, main, median, ratio
 from yatt.config.schema import AlgorithmConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
-from yatt.training.megatron.rank import MegatronRank
+from yatt.training.megatron.backend import open_rank
+from yatt.training.rank import TrainerRank
 from yatt.types import Denominator, Sample, Share
 
 RATE, BETAS, CLIP = 1e-4, (0.9, 0.95), 1.0
@@ -59,7 +60,7 @@ def _padded(columns: list[Any]) -> torch.Tensor:
     return pad_sequence([torch.from_numpy(column) for column in columns], batch_first=True).to(DEVICE)
 
 
-def _rank(folder: str, algorithm: str) -> MegatronRank:
+def _rank(folder: str, algorithm: str) -> TrainerRank:
     optimizer = OptimizerConfig(learning_rate=RATE, betas=BETAS, clip_grad=CLIP)
     config = Config(
         model=ModelConfig(path=folder, dtype="float32", context_length=toy.CONTEXT),
@@ -69,7 +70,7 @@ def _rank(folder: str, algorithm: str) -> MegatronRank:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    return MegatronRank(config, rank=0, world_size=1, address="127.0.0.1", port=port)
+    return open_rank(config, rank=0, world_size=1, address="127.0.0.1", port=port)
 
 
 def _share(samples: list[Sample]) -> list[Share]:

@@ -1,4 +1,4 @@
-"""Four trainer processes, started once, in which tests run scripts of MegatronRank calls on 1, 2 or 4 ranks."""
+"""Four trainer processes, started once, in which tests run scripts of calls to a TrainerRank on 1, 2 or 4 ranks."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ def _pool() -> _Pool:
     return _Pool()
 
 
-def play(world: int, config: dict[str, Any], actions: Sequence[Action], timeout: float = 240) -> list[list[Any]]:
+def play(
+    world: int, config: dict[str, Any], actions: Sequence[Action], timeout: float = 240, backend: str = "megatron"
+) -> list[list[Any]]:
     """Run the actions on `world` ranks; results by rank, one per action. An error ends that rank's script and is its
-    last result, as ("error", type name, message)."""
+    last result, as ("error", type name, message). `backend` "plain" is the double of `plain_backend`."""
     pipes, port = _pool().pipes[:world], free_port()
     for rank, pipe in enumerate(pipes):
-        pipe.send((rank, world, port, config, list(actions)))
+        pipe.send((backend, rank, world, port, config, list(actions)))
     results = []
     for rank, pipe in enumerate(pipes):
         assert pipe.poll(timeout), f"rank {rank} of {world} gave no answer in {timeout} s"

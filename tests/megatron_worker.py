@@ -5,14 +5,20 @@ from __future__ import annotations
 import resource
 from typing import Any
 
+from tests import plain_backend
 from yatt.config.schema import Config
-from yatt.training.megatron.rank import MegatronRank, export_checkpoint
+from yatt.training.megatron.backend import export_checkpoint, open_rank
+from yatt.training.rank import TrainerRank
+
+BACKENDS = {"megatron": open_rank, "plain": plain_backend.open_rank}
 
 
-def play(rank: int, world: int, port: int, config: dict[str, Any], actions: list[tuple[Any, ...]]) -> list[Any]:
+def play(
+    backend: str, rank: int, world: int, port: int, config: dict[str, Any], actions: list[tuple[Any, ...]]
+) -> list[Any]:
     if actions and actions[0][0] == "export_checkpoint":
         return [export_checkpoint(Config(**config), *actions[0][1:])]
-    trainer = MegatronRank(Config(**config), rank=rank, world_size=world, address="127.0.0.1", port=port)
+    trainer = BACKENDS[backend](Config(**config), rank=rank, world_size=world, address="127.0.0.1", port=port)
     results: list[Any] = []
     try:
         trainer.start()
@@ -25,27 +31,27 @@ def play(rank: int, world: int, port: int, config: dict[str, Any], actions: list
     return results
 
 
-def _update(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
+def _update(trainer: TrainerRank, shares_by_replica: list[list[Any]]) -> Any:
     return trainer.update(shares_by_replica[trainer.dp_rank])
 
 
-def _evaluate(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
+def _evaluate(trainer: TrainerRank, shares_by_replica: list[list[Any]]) -> Any:
     return trainer.evaluate(shares_by_replica[trainer.dp_rank])
 
 
-def _reference(trainer: MegatronRank, shares_by_replica: list[list[Any]]) -> Any:
+def _reference(trainer: TrainerRank, shares_by_replica: list[list[Any]]) -> Any:
     return trainer.reference(shares_by_replica[trainer.dp_rank])
 
 
-def _export(trainer: MegatronRank) -> dict[str, Any]:
+def _export(trainer: TrainerRank) -> dict[str, Any]:
     return {name: tensor.float().cpu().clone().numpy() for name, tensor in trainer.export()}
 
 
-def _call(trainer: MegatronRank, method: str, *arguments: Any) -> Any:
+def _call(trainer: TrainerRank, method: str, *arguments: Any) -> Any:
     return getattr(trainer, method)(*arguments)
 
 
-def _save_failing(trainer: MegatronRank, path: str, rank: int, limit: int) -> tuple[str, str]:
+def _save_failing(trainer: TrainerRank, path: str, rank: int, limit: int) -> tuple[str, str]:
     """Save while one rank cannot write files longer than `limit` bytes, as on a full disk."""
     whole = resource.getrlimit(resource.RLIMIT_FSIZE)
     if trainer.rank == rank:
@@ -59,7 +65,7 @@ def _save_failing(trainer: MegatronRank, path: str, rank: int, limit: int) -> tu
     return "saved", path
 
 
-def _coordinates(trainer: MegatronRank) -> tuple[int, int]:
+def _coordinates(trainer: TrainerRank) -> tuple[int, int]:
     return trainer.dp_rank, trainer.dp_size
 
 

@@ -16,7 +16,7 @@ from tests.megatron_cases import config, make_samples, shares, worst
 from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
 from yatt.config.schema import Config
-from yatt.training.megatron import export
+from yatt.training import export
 
 
 @pytest.fixture(scope="module")

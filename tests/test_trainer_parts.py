@@ -20,11 +20,12 @@ from tests.megatron_pool import free_port
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from yatt.config.schema import Config
 from yatt.errors import BackendError, ConfigError, WaitTimeout
-from yatt.training.megatron.attention import BUCKET_RATIO, BUCKET_TOKENS, Rotary, packing
-from yatt.training.megatron.export import write_folder
-from yatt.training.megatron.memory import Shelf
+from yatt.training.attention import BUCKET_RATIO, BUCKET_TOKENS, packing
+from yatt.training.export import write_folder
+from yatt.training.megatron.attention import Rotary
+from yatt.training.megatron.backend import open_rank
 from yatt.training.megatron.model import ValueHead
-from yatt.training.megatron.rank import MegatronRank
+from yatt.training.memory import Shelf
 
 PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
 
@@ -84,10 +85,10 @@ def test_rotary_types_that_follow_the_batch_are_refused() -> None:
 def test_a_missing_rank_is_named(tmp_path: object) -> None:
     folder = save_tiny(f"{tmp_path}/model", "qwen3")
     short = Config(**config(folder), cluster={"start_timeout": 1.0})
-    alone = MegatronRank(short, rank=0, world_size=2, address="127.0.0.1", port=free_port())
+    alone = open_rank(short, rank=0, world_size=2, address="127.0.0.1", port=free_port())
     with pytest.raises(WaitTimeout, match=r"rank 0 waited 1 s for 1 other rank"):
         alone.start()
-    late = MegatronRank(short, rank=1, world_size=2, address="127.0.0.1", port=free_port())
+    late = open_rank(short, rank=1, world_size=2, address="127.0.0.1", port=free_port())
     with pytest.raises(WaitTimeout, match=r"rank 1 waited 1 s for rank 0 at 127\.0\.0\.1"):
         late.start()
     with pytest.raises(BackendError, match=r"rank 1 was used before start"):
@@ -98,7 +99,7 @@ def test_a_taken_port_is_named(tmp_path: object) -> None:
     folder = save_tiny(f"{tmp_path}/model", "qwen3")
     port = free_port()
     holder = torch.distributed.TCPStore("127.0.0.1", port, 1, True)
-    rank = MegatronRank(Config(**config(folder)), rank=0, world_size=1, address="127.0.0.1", port=port)
+    rank = open_rank(Config(**config(folder)), rank=0, world_size=1, address="127.0.0.1", port=port)
     with pytest.raises(BackendError, match=rf"cannot listen at 127\.0\.0\.1:{port}"):
         rank.start()
     del holder

@@ -17,7 +17,7 @@ class Backends:
 
     generator: str
     classifier: str = "yatt.generation.vllm_classifier:VllmClassifier"
-    trainer: str = "yatt.training.megatron.rank:MegatronRank"
+    trainer: str = "yatt.training.megatron.backend:open_rank"
     scorer: str = "yatt.reward.mixed:open_scorer"
     tokenizer: str = "yatt.data.prompts:load_tokenizer"
 

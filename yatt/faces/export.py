@@ -15,7 +15,7 @@ from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.checkpoints import read_checkpoint
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
-from yatt.training.megatron.rank import export_checkpoint
+from yatt.training.megatron.backend import export_checkpoint
 
 
 def export(source: Path, out: Path) -> int:

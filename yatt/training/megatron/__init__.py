@@ -1,4 +1,4 @@
-"""The Megatron-Core trainer, one object per rank: `rank.MegatronRank`."""
+"""The Megatron-Core trainer, behind `yatt.training.model.Backend`."""
 
 import warnings
 

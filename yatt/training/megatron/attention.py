@@ -1,44 +1,29 @@
-"""Attention over packed sequences, for any device: one SDPA call per bucket of similar lengths, no mask, no loop.
-
-Right padding needs no mask under causal attention: a real token never sees the padding after it, and what padding
-computes is dropped.
-"""
+"""Megatron's core attention: rotary embedding, then attention over packed sequences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from yatt.errors import ConfigError
+from yatt.training.attention import Packing, packed_attention
 
-# Sequences share a bucket while the longest is at most this much longer, or this many tokens longer.
-BUCKET_RATIO = 1.25
-BUCKET_TOKENS = 32
 # Types whose frequencies do not depend on the batch.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 @dataclass
-class Packing(PackedSeqParams):
-    """How a micro-batch's T tokens lie in its padded buckets, made once for every model; and the rotary angles of one
-    model, made once for all its layers.
+class Turned(PackedSeqParams):
+    """What Megatron hands to each layer: how a micro-batch's T tokens lie, and the rotary angles of one model, made
+    once for all its layers: `cos`, `sin` [T, 1, d / 2]."""
 
-    `index` [N]: the token at each padded place. `inverse` [T]: the padded place of each token. `shapes`: (sequences,
-    length) of each bucket, N in all. `cos`, `sin` [T, 1, d / 2].
-    """
-
-    index: Tensor | None = None
-    inverse: Tensor | None = None
-    shapes: tuple[tuple[int, int], ...] = ()
+    packing: Packing | None = None
     cos: Tensor | None = None
     sin: Tensor | None = None
 
@@ -63,73 +48,10 @@ class Rotary:
         angles = position_ids[:, None, None].float() * self.frequencies
         return (angles.cos() * self.scale).to(self.dtype), (angles.sin() * self.scale).to(self.dtype)
 
-    def turned(self, plan: Packing, position_ids: Tensor) -> Packing:
-        """The same layout with this model's angles at positions [T]."""
+    def turned(self, packing: Packing, position_ids: Tensor) -> Turned:
+        """This layout with this model's angles at positions [T]."""
         cos, sin = self(position_ids)
-        return replace(plan, cos=cos, sin=sin)
-
-
-def packing(lengths: Sequence[int], device: torch.device) -> Packing:
-    """Lay out sequences of these lengths, end to end in T tokens, into buckets."""
-    sizes = np.asarray(lengths)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    index, inverse, shapes, offset = [], np.empty(starts[-1], dtype=np.int64), [], 0
-    for members in _buckets(sizes):
-        longest = int(sizes[members].max())
-        steps = np.arange(longest)
-        # Padding repeats the sequence's last token: any token would do.
-        index.append(starts[members, None] + np.minimum(steps, sizes[members, None] - 1))
-        places = offset + np.arange(len(members))[:, None] * longest + steps
-        real = steps < sizes[members, None]
-        inverse[index[-1][real]] = places[real]
-        shapes.append((len(members), longest))
-        offset += len(members) * longest
-    flat = np.concatenate([block.reshape(-1) for block in index])
-    return Packing(
-        qkv_format="thd",
-        index=torch.from_numpy(flat).to(device),
-        inverse=torch.from_numpy(inverse).to(device),
-        shapes=tuple(shapes),
-    )
-
-
-def _buckets(sizes: np.ndarray) -> list[np.ndarray]:
-    """Sequence numbers by falling length, cut wherever a sequence is much shorter than its bucket's longest."""
-    order = np.argsort(-sizes, kind="stable")
-    buckets, start = [], 0
-    for i, length in enumerate(sizes[order]):
-        longest = sizes[order[start]]
-        if longest > max(length * BUCKET_RATIO, length + BUCKET_TOKENS):
-            buckets.append(order[start:i])
-            start = i
-    return [*buckets, order[start:]]
-
-
-class _Pad(torch.autograd.Function):
-    """[T, ...] -> [N, ...]. Padded places must get no gradient, which attention guarantees: so each token's gradient is
-    that of its one real place, and the order of additions is no question."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.inverse = inverse
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.index_select(0, ctx.inverse), None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """[N, ...] -> [T, ...]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, inverse: Tensor) -> Tensor:
-        ctx.inverse, ctx.places = inverse, len(x)
-        return x.index_select(0, inverse)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.inverse, grad), None
+        return Turned(qkv_format="thd", packing=packing, cos=cos, sin=sin)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -138,26 +60,16 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class PackedAttention(MegatronModule):
-    """Megatron's core attention: rotary embedding, then causal grouped-query attention within each sequence."""
+    """Rotary embedding, then causal grouped-query attention within each sequence."""
 
     def __init__(self, config: Any, layer_number: int, *unused: object, **options: object) -> None:
         super().__init__(config)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: None, *, packed_seq_params: Packing, **unused: object
+        self, query: Tensor, key: Tensor, value: Tensor, mask: None, *, packed_seq_params: Turned, **unused: object
     ) -> Tensor:
         """query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]."""
-        plan = packed_seq_params
-        query, key = _rotate(query, plan.cos, plan.sin), _rotate(key, plan.cos, plan.sin)
-        query, key, value = (_Pad.apply(x, plan.index, plan.inverse) for x in (query, key, value))
-        outputs, offset = [], 0
-        for sequences, length in plan.shapes:
-            size = sequences * length
-            q, k, v = (
-                x[offset : offset + size].view(sequences, length, *x.shape[1:]).transpose(1, 2)
-                for x in (query, key, value)
-            )
-            output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-            outputs.append(output.transpose(1, 2).reshape(size, -1))
-            offset += size
-        return _Unpad.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), plan.inverse)
+        turned = packed_seq_params
+        assert turned.packing is not None and turned.cos is not None and turned.sin is not None
+        query, key = _rotate(query, turned.cos, turned.sin), _rotate(key, turned.cos, turned.sin)
+        return packed_attention(query, key, value, turned.packing)

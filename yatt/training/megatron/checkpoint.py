@@ -28,7 +28,7 @@ from torch.distributed import checkpoint as torch_checkpoint
 
 from yatt.errors import BackendError, CheckpointError
 from yatt.training.identity import DESCRIPTION, verify
-from yatt.training.megatron.parallel import Groups
+from yatt.training.layout import Layout
 
 FORMAT = 1
 PROBE_BYTES = 1 << 20
@@ -52,7 +52,7 @@ def save(
     optimizer: ChainedOptimizer,
     state: dict[str, Any],
     described: dict[str, Any],
-    groups: Groups,
+    layout: Layout,
 ) -> None:
     """Write a checkpoint into the folder `path`: the model, its optimizer, and `state`, which is the same on all ranks.
     Collective; waits for every rank.
@@ -60,12 +60,12 @@ def save(
     The RNG state is that of rank 0's CPU: an update draws nothing from any. Raises BackendError, on every rank, where
     it cannot be written; the folder is then incomplete and will be refused."""
     folder = Path(path)
-    _together(lambda: _prepare(folder), path, groups)
-    weights = model.sharded_state_dict(metadata=_format(groups))
+    _together(lambda: _prepare(folder), path, layout)
+    weights = model.sharded_state_dict(metadata=_format(layout))
     whole = {
         **state,
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(weights, metadata=_format(groups)),
+        "optimizer": optimizer.sharded_state_dict(weights, metadata=_format(layout)),
         "rng": torch.get_rng_state(),
     }
     try:
@@ -82,11 +82,11 @@ def save(
         free = f"its disk has {shutil.disk_usage(folder).free / 2**20:.1f} MiB free"
         why = str(cause).partition("\n")[0]
         raise BackendError(f"checkpoint {path} could not be written: {why}; {free}") from error
-    _together(lambda: _describe(folder, described), path, groups)
+    _together(lambda: _describe(folder, described), path, layout)
 
 
 def load(
-    path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dict[str, Any], groups: Groups
+    path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dict[str, Any], layout: Layout
 ) -> dict[str, Any]:
     """Take over a checkpoint, written under any layout; returns all that `save` was given beside them. Collective.
 
@@ -95,8 +95,8 @@ def load(
     for part in optimizer.chained_optimizers:
         if not part.optimizer.state:
             part._init_optimizer_states_with_dummy_values()
-    weights = model.sharded_state_dict(metadata=_format(groups))
-    wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_format(groups))
+    weights = model.sharded_state_dict(metadata=_format(layout))
+    wanted = optimizer.sharded_state_dict(weights, is_loading=True, metadata=_format(layout))
     state = _read({"model": weights, "optimizer": wanted}, path)
     with torch.no_grad():
         model.load_state_dict(state["model"])
@@ -106,10 +106,10 @@ def load(
     return state
 
 
-def load_model(path: str, model: GPTModel, described: dict[str, Any], groups: Groups) -> None:
+def load_model(path: str, model: GPTModel, described: dict[str, Any], layout: Layout) -> None:
     """Take over the weights alone. Collective; raises as `load` does."""
     verify(path, described)
-    model.load_state_dict(_read({"model": model.sharded_state_dict(metadata=_format(groups))}, path)["model"])
+    model.load_state_dict(_read({"model": model.sharded_state_dict(metadata=_format(layout))}, path)["model"])
 
 
 def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
@@ -126,12 +126,12 @@ def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
         part.optimizer.state[parameter]["step"] = step.clone()
 
 
-def _format(groups: Groups) -> dict[str, Any]:
+def _format(layout: Layout) -> dict[str, Any]:
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
-        "dp_cp_group": groups.dp,
+        "dp_cp_group": layout.dp,
     }
 
 
@@ -160,10 +160,10 @@ def _describe(folder: Path, described: dict[str, Any]) -> None:
     aside.replace(folder / DESCRIPTION)
 
 
-def _together(action: Callable[[], None], path: str, groups: Groups) -> None:
+def _together(action: Callable[[], None], path: str, layout: Layout) -> None:
     """Let rank 0 act while the others wait; its failure is everybody's."""
     failure: list[str | None] = [None]
-    if groups.rank == 0:
+    if layout.rank == 0:
         try:
             action()
         except OSError as error:

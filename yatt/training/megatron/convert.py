@@ -17,8 +17,9 @@ from torch import Tensor
 
 from yatt.config.weight_files import weight_files
 from yatt.errors import ConfigError
-from yatt.training.megatron.model import Head, shard_rows
-from yatt.training.megatron.parallel import Groups
+from yatt.training.layout import Layout
+from yatt.training.megatron.model import shard_rows
+from yatt.training.model import Head
 
 # How a tensor is cut over TP: not at all, by rows of the vocabulary, by columns, by rows of two stacked matrices, by
 # attention group.
@@ -57,17 +58,17 @@ class Entry(NamedTuple):
 class Converter:
     """Knows every parameter of the model on all stages. Construction is collective over the pipeline."""
 
-    def __init__(self, hf: Any, model: GPTModel, groups: Groups, head: Head = "tokens") -> None:
-        self.hf, self.model, self.groups, self.head = hf, model, groups, head
+    def __init__(self, hf: Any, model: GPTModel, layout: Layout, head: Head = "tokens") -> None:
+        self.hf, self.model, self.layout, self.head = hf, model, layout, head
         offset = get_transformer_layer_offset(model.config)
         self.parameters = {
             re.sub(r"(?<=^decoder\.layers\.)\d+", lambda found: str(int(found.group()) + offset), name): parameter
             for name, parameter in model.named_parameters()
         }
-        mine = [Entry(n, groups.pp.rank(), tuple(p.shape), p.dtype) for n, p in self.parameters.items()]
-        stages: list[list[Entry]] = [mine] * groups.pp.size()
-        if groups.pp.size() > 1:
-            dist.all_gather_object(stages, mine, group=groups.pp)
+        mine = [Entry(n, layout.pp.rank(), tuple(p.shape), p.dtype) for n, p in self.parameters.items()]
+        stages: list[list[Entry]] = [mine] * layout.pp.size()
+        if layout.pp.size() > 1:
+            dist.all_gather_object(stages, mine, group=layout.pp)
         tied = self.tied = hf.tie_word_embeddings and head == "tokens"
         # The last stage's copy of a tied embedding is the first stage's.
         self.entries = [e for stage in stages for e in stage if not (tied and e.name == "output_layer.weight")]
@@ -86,13 +87,13 @@ class Converter:
 
     def shard(self, tensors: list[Tensor], cut: Cut) -> Tensor:
         """Full Hugging Face tensors -> this rank's shard."""
-        n, r = self.groups.tp.size(), self.groups.tp.rank()
+        n, r = self.layout.tp.size(), self.layout.tp.rank()
         if cut == "whole":
             return tensors[0]
         if cut == "columns":
             return tensors[0].chunk(n, dim=1)[r]
         if cut == "rows":
-            padding = n * shard_rows(self.hf, self.groups) - len(tensors[0])
+            padding = n * shard_rows(self.hf, self.layout) - len(tensors[0])
             return F.pad(tensors[0], (0, 0, 0, max(0, padding))).chunk(n)[r]
         if cut == "gate_up":
             return torch.cat([t.chunk(n)[r] for t in tensors])
@@ -135,12 +136,12 @@ class Converter:
         """Every weight under its Hugging Face name, in full, on the model's device; one parameter in memory at a time.
 
         Collective over the model-parallel ranks: each must exhaust it."""
-        tp, pp = self.groups.tp, self.groups.pp
+        tp, pp = self.layout.tp, self.layout.pp
         for entry in self.entries:
             names, cut = self.names(entry.name)
             tensor = self.parameters.get(entry.name) if entry.stage == pp.rank() else None
             if tensor is None:
-                tensor = torch.empty(entry.shape, dtype=entry.dtype, device=self.groups.device)
+                tensor = torch.empty(entry.shape, dtype=entry.dtype, device=self.layout.device)
             tensor = tensor.detach().contiguous()
             if pp.size() > 1:
                 dist.broadcast(tensor, dist.get_global_rank(pp, entry.stage), group=pp)

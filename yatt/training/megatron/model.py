@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,10 @@ from transformers import AutoConfig
 from yatt.config.facts import no_folder, padding_row
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
+from yatt.training.layout import Layout
 from yatt.training.megatron.attention import PackedAttention
-from yatt.training.megatron.parallel import Groups
+from yatt.training.model import Head
 
-Head = Literal["tokens", "value"]
-"""What stands on the decoder: logits over the vocabulary, or one number per token."""
 PADDED = -1e30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # (bias on q, k and v; norm on q and k)
@@ -75,16 +74,16 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
     return hf
 
 
-def shard_rows(hf: Any, groups: Groups) -> int:
+def shard_rows(hf: Any, layout: Layout) -> int:
     """Rows of the vocabulary that each rank has. Where they do not come out even, the last ones are padding."""
-    return -(-hf.vocab_size // groups.tp.size())
+    return -(-hf.vocab_size // layout.tp.size())
 
 
-def without_padding(logits: Tensor, hf: Any, groups: Groups) -> Tensor:
+def without_padding(logits: Tensor, hf: Any, layout: Layout) -> Tensor:
     """This rank's logits [1, P, V / tp], those of padded rows as good as minus infinity: no softmax sees them, and no
     gradient comes from them. In place."""
-    rows = shard_rows(hf, groups)
-    real = hf.vocab_size - groups.tp.rank() * rows
+    rows = shard_rows(hf, layout)
+    real = hf.vocab_size - layout.tp.rank() * rows
     if real < rows:
         logits[..., max(0, real) :] = PADDED  # finite: an entropy multiplies it by 0
     return logits
@@ -132,7 +131,7 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
     )
 
 
-def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "tokens") -> GPTModel:
+def build(hf: Any, settings: TransformerConfig, layout: Layout, head: Head = "tokens") -> GPTModel:
     """This rank's part of the model, weights not yet set. Rotary embedding is left to the core attention."""
     layer = get_gpt_layer_local_spec(qk_layernorm=settings.qk_layernorm, normalization="RMSNorm")
     parts = layer.submodules
@@ -145,22 +144,22 @@ def build(hf: Any, settings: TransformerConfig, groups: Groups, head: Head = "to
     model = GPTModel(
         settings,
         block,
-        vocab_size=settings.tensor_model_parallel_size * shard_rows(hf, groups),
+        vocab_size=settings.tensor_model_parallel_size * shard_rows(hf, layout),
         max_sequence_length=hf.max_position_embeddings,
         position_embedding_type="none",
         share_embeddings_and_output_weights=hf.tie_word_embeddings and head == "tokens",
-        pre_process=groups.first_stage,
-        post_process=groups.last_stage,
+        pre_process=layout.first_stage,
+        post_process=layout.last_stage,
         parallel_output=True,
     )
-    if head == "value" and groups.last_stage:
+    if head == "value" and layout.last_stage:
         model.output_layer = ValueHead(settings)
-    if groups.first_stage:
-        _hold_padding(model.embedding.word_embeddings, hf, groups)
-    return model.to(groups.device)
+    if layout.first_stage:
+        _hold_padding(model.embedding.word_embeddings, hf, layout)
+    return model.to(layout.device)
 
 
-def _hold_padding(embedding: VocabParallelEmbedding, hf: Any, groups: Groups) -> None:
+def _hold_padding(embedding: VocabParallelEmbedding, hf: Any, layout: Layout) -> None:
     """Give the input embedding of `pad_token_id` no gradient, as in Hugging Face's models (`torch.nn.Embedding` with a
     `padding_idx`). Where the output layer has the same weights, its use of them keeps its gradient."""
     pad = padding_row(getattr(hf, "pad_token_id", None), hf.vocab_size)
@@ -170,7 +169,7 @@ def _hold_padding(embedding: VocabParallelEmbedding, hf: Any, groups: Groups) ->
     def hold(module: torch.nn.Module, given: tuple[Tensor], output: Tensor) -> Tensor:
         padded = given[0] == pad
         if module.reduce_scatter_embeddings:  # sequence parallel: [P, 1] cut by tokens, instead of [1, P]
-            padded = padded.transpose(0, 1).chunk(groups.tp.size())[groups.tp.rank()]
+            padded = padded.transpose(0, 1).chunk(layout.tp.size())[layout.tp.rank()]
         return torch.where(padded[..., None], output.detach(), output)
 
     embedding.register_forward_hook(hold)

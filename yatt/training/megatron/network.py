@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,17 +12,15 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from yatt.config.schema import Config, OptimizerConfig
+from yatt.training.batch import MicroBatch
 from yatt.training.identity import identity
+from yatt.training.layout import Layout
 from yatt.training.megatron import checkpoint, model, optimizer
 from yatt.training.megatron.attention import Rotary
-from yatt.training.megatron.batch import MicroBatch
 from yatt.training.megatron.convert import Converter, Reader
-from yatt.training.megatron.memory import Shelf
-from yatt.training.megatron.parallel import Groups
-from yatt.training.megatron.schedule import learning_rate
-
-OnOutput = Callable[[MicroBatch, Tensor], Tensor]
-"""(micro-batch, the model's output) -> a loss, on the last pipeline stage."""
+from yatt.training.memory import Shelf
+from yatt.training.model import Head, OnOutput
+from yatt.training.schedule import learning_rate
 
 
 class Network:
@@ -31,28 +29,28 @@ class Network:
     def __init__(
         self,
         config: Config,
-        groups: Groups,
+        layout: Layout,
         path: str,
         setting: str,
-        head: model.Head = "tokens",
+        head: Head = "tokens",
         *,
         learns: bool = False,
     ) -> None:
         """Collective over the pipeline. Raises ConfigError for a folder that cannot be read or trained."""
         self.hf = model.read_hf_config(path, setting)
         self.identity = identity(self.hf, config.model.dtype)
-        self.groups = groups
-        self._predicts = head == "tokens" and groups.last_stage
-        self._rotary = Rotary(self.hf, groups.device, model.DTYPES[config.model.dtype])
-        self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), groups, head)
-        self.converter = Converter(self.hf, self.module, groups, head)
+        self.layout = layout
+        self._predicts = head == "tokens" and layout.last_stage
+        self._rotary = Rotary(self.hf, layout.device, model.DTYPES[config.model.dtype])
+        self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), layout, head)
+        self.converter = Converter(self.hf, self.module, layout, head)
         self.converter.load(Reader(path, setting))
         self.module.requires_grad_(learns)
         # What a CPU rank put away would go into the same memory.
-        self._moves = config.train.offload and groups.device.type == "cuda"
+        self._moves = config.train.offload and layout.device.type == "cuda"
         self.shelf = Shelf(self.module.parameters)
 
-    def infer(self, micro_batches: list[MicroBatch], on_output: Callable[[MicroBatch, Tensor], None]) -> None:
+    def infer(self, micro_batches: Sequence[MicroBatch], on_output: Callable[[MicroBatch, Tensor], None]) -> None:
         """Put micro-batches through, without gradients; `on_output` sees what comes out on the last stage."""
 
         def seen(micro: MicroBatch, output: Tensor) -> Tensor:
@@ -62,7 +60,7 @@ class Network:
         with torch.no_grad():
             self._run(micro_batches, seen, forward_only=True)
 
-    def _run(self, micro_batches: list[MicroBatch], loss: OnOutput, *, forward_only: bool) -> None:
+    def _run(self, micro_batches: Sequence[MicroBatch], loss: OnOutput, *, forward_only: bool) -> None:
         if not micro_batches:
             return
 
@@ -71,7 +69,7 @@ class Network:
             packing = self._rotary.turned(micro.packing, micro.position_ids[0])
             output = part(micro.tokens, micro.position_ids, None, packed_seq_params=packing)
             if self._predicts:
-                output = model.without_padding(output, self.hf, self.groups)
+                output = model.without_padding(output, self.hf, self.layout)
             # A loss, a number of tokens (which would divide it again: none), and nothing to log.
             none = torch.zeros((), dtype=torch.int, device=output.device)
             return output, lambda output: (loss(micro, output), none, {})
@@ -110,22 +108,22 @@ class Network:
         self.shelf.take_back()
 
 
-class Learner(Network):
+class LearningNetwork(Network):
     """A model that learns. `updates` counts those done in the run, of `planned`."""
 
     def __init__(
         self,
         config: Config,
-        groups: Groups,
+        layout: Layout,
         path: str,
         setting: str,
-        head: model.Head = "tokens",
+        head: Head = "tokens",
         *,
         settings: OptimizerConfig,
         planned: int,
     ) -> None:
         """As `Network`; makes the optimizer too."""
-        super().__init__(config, groups, path, setting, head, learns=True)
+        super().__init__(config, layout, path, setting, head, learns=True)
         self.bare, self.module = self.module, optimizer.wrap(self.module)
         self.bare.config.finalize_model_grads_func = _reduce
         self.optimizer = optimizer.build(settings, model.DTYPES[config.model.dtype], self.module)
@@ -134,7 +132,7 @@ class Learner(Network):
         self.updates = 0
         self.shelf = Shelf(self._held, lambda: (buffer.grad_data for buffer in self.module.buffers))
 
-    def learn(self, micro_batches: list[MicroBatch], loss: OnOutput) -> None:
+    def learn(self, micro_batches: Sequence[MicroBatch], loss: OnOutput) -> None:
         """Leave the reduced gradients of the sum of the losses in the model's buffers. Collective over all ranks."""
         self.module.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -158,7 +156,7 @@ class Learner(Network):
         """Write a checkpoint, with `more` beside it. Collective."""
         state = {"updates": self.updates, "per_step": self._per_step, **more}
         with self.aboard():
-            checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.groups)
+            checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.layout)
 
     def load(self, path: str) -> dict[str, Any]:
         """Go on from a checkpoint; returns all that was saved beside the weights. Collective.
@@ -166,7 +164,7 @@ class Learner(Network):
         Where a step has another number of updates now, those done are counted as if it had had it all along: the
         schedule goes on where it stood, and ends with the run."""
         with self.aboard():
-            state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.groups)
+            state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.layout)
         self.updates = round(state["updates"] * self._per_step / state.get("per_step", self._per_step))
         return state
 

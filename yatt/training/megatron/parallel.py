@@ -1,10 +1,9 @@
-"""Process groups of one rank: who it is, and whom it shares weights, layers and data with."""
+"""The process groups of one rank."""
 
 from __future__ import annotations
 
 import gc
 import math
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -13,28 +12,10 @@ from megatron.core import parallel_state, tensor_parallel
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.training.layout import Layout
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """The device of this rank and the groups it talks in."""
-
-    rank: int
-    device: torch.device
-    tp: dist.ProcessGroup
-    pp: dist.ProcessGroup
-    dp: dist.ProcessGroup
-
-    @property
-    def first_stage(self) -> bool:
-        return self.pp.rank() == 0
-
-    @property
-    def last_stage(self) -> bool:
-        return self.pp.rank() == self.pp.size() - 1
-
-
-def start(config: Config, *, rank: int, world_size: int, address: str, port: int) -> Groups:
+def start(config: Config, *, rank: int, world_size: int, address: str, port: int) -> Layout:
     """Join the other ranks, of which rank 0 listens at `address` and `port`.
 
     Waits for all of them, `cluster.start_timeout` at most, then raises WaitTimeout; later no collective waits longer
@@ -56,7 +37,7 @@ def start(config: Config, *, rank: int, world_size: int, address: str, port: int
         tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=minutes
     )
     tensor_parallel.model_parallel_cuda_manual_seed(config.run.seed)
-    return Groups(
+    return Layout(
         rank,
         device,
         tp=parallel_state.get_tensor_model_parallel_group(),

@@ -10,17 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yatt.training.megatron.parallel import Groups
+from yatt.training.layout import Layout
 
 
 class Measurements:
     """Sums by name, on this rank's device until the step ends. Every rank has the same names, whether or not it has
     micro-batches."""
 
-    def __init__(self, groups: Groups, names: Sequence[str]) -> None:
-        self._groups, self._places = groups, {name: place for place, name in enumerate(names)}
-        self._sums = torch.zeros(len(names), dtype=torch.float64, device=groups.device)
-        self._gap_max = torch.zeros((), dtype=torch.float64, device=groups.device)
+    def __init__(self, layout: Layout, names: Sequence[str]) -> None:
+        self._layout, self._places = layout, {name: place for place, name in enumerate(names)}
+        self._sums = torch.zeros(len(names), dtype=torch.float64, device=layout.device)
+        self._gap_max = torch.zeros((), dtype=torch.float64, device=layout.device)
         self.seconds: dict[str, float] = {}
 
     def add(self, **values: Tensor | float) -> None:
@@ -35,13 +35,13 @@ class Measurements:
     def timed(self, part: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        if self._groups.device.type == "cuda":
-            torch.cuda.synchronize(self._groups.device)
+        if self._layout.device.type == "cuda":
+            torch.cuda.synchronize(self._layout.device)
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def total(self) -> dict[str, float]:
         """The sums over all replicas, and `gap_max`: on every rank alike. Collective over all ranks."""
-        if not (self._groups.last_stage and self._groups.tp.rank() == 0):
+        if not (self._layout.last_stage and self._layout.tp.rank() == 0):
             self._sums.zero_()
             self._gap_max.zero_()
         dist.all_reduce(self._sums)

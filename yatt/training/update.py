@@ -12,12 +12,12 @@ from yatt.algorithm.packed import sequence_sums
 from yatt.algorithm.preference import PAIR_LOSSES
 from yatt.config.schema import Config
 from yatt.reports import UpdateReport
-from yatt.training.megatron.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
-from yatt.training.megatron.measure import Measurements
-from yatt.training.megatron.network import Learner, Network
-from yatt.training.megatron.objective import Labels, Likelihood, Objective, Preference, Scoring
-from yatt.training.megatron.parallel import Groups
-from yatt.training.megatron.reinforce import Reinforcement
+from yatt.training.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
+from yatt.training.layout import Layout
+from yatt.training.measure import Measurements
+from yatt.training.model import Learner, Model
+from yatt.training.objective import Labels, Likelihood, Objective, Preference, Scoring
+from yatt.training.reinforce import Reinforcement
 from yatt.types import Share
 
 # By the loss of the algorithm's recipe; the others reinforce.
@@ -38,22 +38,22 @@ class Training:
     def __init__(
         self,
         config: Config,
-        groups: Groups,
+        layout: Layout,
         objective: Objective,
         policy: Learner,
         *,
-        reference: Network | None = None,
-        teacher: Network | None = None,
+        reference: Model | None = None,
+        teacher: Model | None = None,
         critic: Learner | None = None,
     ) -> None:
-        self.config, self.groups, self.objective, self.policy = config, groups, objective, policy
+        self.config, self.layout, self.objective, self.policy = config, layout, objective, policy
         self.reference, self.teacher, self.critic = reference, teacher, critic
 
     @property
-    def networks(self) -> list[Network]:
+    def models(self) -> list[Model]:
         """All models there are."""
         every = (self.policy, self.reference, self.teacher, self.critic)
-        return [network for network in every if network is not None]
+        return [model for model in every if model is not None]
 
     def update(self, shares: Sequence[Share]) -> UpdateReport:
         """Every update of the step. Collective over all ranks, each with the shares of its data-parallel rank."""
@@ -102,7 +102,7 @@ class Training:
 
         def keep(micro: MicroBatch, logits: Tensor) -> None:
             batch = micro.batch
-            logprobs, _ = token_logprobs(logits, batch, self.objective.temperature, self.groups.tp)
+            logprobs, _ = token_logprobs(logits, batch, self.objective.temperature, self.layout.tp)
             sums = sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens).view(-1, 2).tolist()
             found.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
 
@@ -117,7 +117,7 @@ class Training:
     def _begin(self, shares: Sequence[Share], epochs: int, *, ask: bool = False) -> tuple[list[Update], Measurements]:
         """The step's micro-batches, with all that is to be known of them before the first update. With `ask`, what the
         policy says of them whether or not the objective needs it: the gap to the sampler is told in any case."""
-        seen = Measurements(self.groups, (*SUMS, *self.objective.sums))
+        seen = Measurements(self.layout, (*SUMS, *self.objective.sums))
         with seen.timed("pack"):
             updates = self._pack(shares)
         every = [micro for update in updates for micro in update.micro_batches]
@@ -131,25 +131,25 @@ class Training:
             with seen.timed("values"), self.critic.aboard():
                 self.critic.infer(every, _keep_values)
         with seen.timed("advantages"):
-            if self.groups.last_stage:
+            if self.layout.last_stage:
                 self.objective.prepare(every, seen)
         return updates, seen
 
     def _pack(self, shares: Sequence[Share]) -> list[Update]:
-        multiple = self.groups.tp.size() if self.config.train.sequence_parallel else 1
+        multiple = self.layout.tp.size() if self.config.train.sequence_parallel else 1
         return [
-            Update([pack(samples, total, self.groups.device, multiple) for samples in micro_batches], total)
+            Update([pack(samples, total, self.layout.device, multiple) for samples in micro_batches], total)
             for total, micro_batches in merge(shares)
         ]
 
     def _annotate(
-        self, network: Network, micro_batches: list[MicroBatch], column: str, part: str, seen: Measurements
+        self, network: Model, micro_batches: list[MicroBatch], column: str, part: str, seen: Measurements
     ) -> None:
         """Set `column` of each micro-batch to this model's logprobs, on the last pipeline stage."""
         temperature = self.objective.temperature
 
         def keep(micro: MicroBatch, logits: Tensor) -> None:
-            setattr(micro, column, token_logprobs(logits, micro.batch, temperature, self.groups.tp)[0])
+            setattr(micro, column, token_logprobs(logits, micro.batch, temperature, self.layout.tp)[0])
 
         with seen.timed(part), network.aboard():
             network.infer(micro_batches, keep)
@@ -190,10 +190,10 @@ def mean_norm(norms: Sequence[tuple[float, bool]]) -> float:
     return sum(finite) / len(finite) if finite else (math.nan if norms else 0.0)
 
 
-def open_objective(config: Config, groups: Groups) -> Objective:
+def open_objective(config: Config, layout: Layout) -> Objective:
     """What the algorithm's models learn."""
     recipe = config.algorithm.recipe
-    return Reinforcement(config, groups) if recipe.reinforces else OFFLINE[recipe.loss](config, groups)
+    return Reinforcement(config, layout) if recipe.reinforces else OFFLINE[recipe.loss](config, layout)
 
 
 def _keep_values(micro: MicroBatch, output: Tensor) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yatt.errors import BackendError
-from yatt.training.megatron.attention import Packing, packing
+from yatt.training.attention import Packing, packing
 from yatt.types import Denominator, PackedBatch, Sample, Share
 
 

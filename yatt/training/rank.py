@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -13,26 +12,27 @@ from torch import Tensor
 from yatt.config.schema import Config
 from yatt.errors import BackendError
 from yatt.reports import UpdateReport
-from yatt.training.identity import identity, verify
-from yatt.training.megatron import checkpoint, export, model, parallel
-from yatt.training.megatron.convert import Converter
-from yatt.training.megatron.network import Learner, Network
-from yatt.training.megatron.parallel import Groups
-from yatt.training.megatron.reinforce import Reinforcement
-from yatt.training.megatron.update import Training, open_objective
+from yatt.training import export
+from yatt.training.identity import verify
+from yatt.training.layout import Layout
+from yatt.training.model import Backend, Model
+from yatt.training.reinforce import Reinforcement
+from yatt.training.update import Training, open_objective
 from yatt.types import Share
 
-N = TypeVar("N", bound=Network)
+M = TypeVar("M", bound=Model)
 CRITIC = "critic"
 """Folder of the critic within a trainer's checkpoint."""
 
 
-class MegatronRank:
+class TrainerRank:
     """A shard of the policy with its optimizer, and of the other models that the algorithm needs."""
 
-    def __init__(self, config: Config, *, rank: int, world_size: int, address: str, port: int) -> None:
+    def __init__(
+        self, backend: Backend, config: Config, *, rank: int, world_size: int, address: str, port: int
+    ) -> None:
         """Cheap: nothing is read or joined before `start`. `address` and `port` are where rank 0 listens."""
-        self.config = config
+        self.backend, self.config = backend, config
         self.rank, self.world_size, self.address, self.port = rank, world_size, address, port
         self._training: Training | None = None
 
@@ -43,19 +43,19 @@ class MegatronRank:
         trained, WaitTimeout where a rank is missing."""
         config = self.config
         torch.manual_seed(config.run.seed)
-        groups = parallel.start(
+        layout = self.backend.join(
             config, rank=self.rank, world_size=self.world_size, address=self.address, port=self.port
         )
-        self._training = open_training(config, groups)
+        self._training = open_training(self.backend, config, layout)
 
     @property
     def dp_rank(self) -> int:
         """Which shares this rank trains on."""
-        return self._started.groups.dp.rank()
+        return self._started.layout.dp.rank()
 
     @property
     def dp_size(self) -> int:
-        return self._started.groups.dp.size()
+        return self._started.layout.dp.size()
 
     def update(self, shares: Sequence[Share]) -> UpdateReport:
         """Collective. Every optimizer update of one step from all controllers' shares for this `dp_rank`."""
@@ -115,20 +115,20 @@ class MegatronRank:
         """Leave the device's memory to the engines. On a CPU there is nowhere to move anything to: nothing happens.
         After it, all that is collective needs `onload` first."""
         training = self._started
-        if training.groups.device.type == "cuda":
-            for network in training.networks:
-                network.put_away()
+        if training.layout.device.type == "cuda":
+            for model in training.models:
+                model.put_away()
             torch.cuda.empty_cache()
 
     def onload(self) -> None:
         """Undo `offload`; with `train.offload` each model comes back when it is at work."""
-        for network in () if self.config.train.offload else self._started.networks:
-            network.take_back()
+        for model in () if self.config.train.offload else self._started.models:
+            model.take_back()
 
     def close(self) -> None:
         """Leave the other ranks and free everything; waits for nobody."""
         self._training = None
-        parallel.stop()
+        self.backend.leave()
 
     @property
     def _started(self) -> Training:
@@ -137,28 +137,28 @@ class MegatronRank:
         return self._training
 
 
-def open_training(config: Config, groups: Groups) -> Training:
+def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
     """All models of a run, on this rank. Collective; raises ConfigError for one that cannot be read or trained."""
     train, start, loads = config.train, config.model.path, config.algorithm.loads
-    objective = open_objective(config, groups)
+    objective = open_objective(config, layout)
     updates = train.updates_per_step * train.epochs_per_step
     warmup = config.critic.warmup_steps if "critic" in loads else 0
 
-    def rested(network: N) -> N:
+    def rested(model: M) -> M:
         """Off the device before the next is made: with `train.offload` there is never room for two."""
-        if train.offload and groups.device.type == "cuda":
-            network.put_away()
-        return network
+        if train.offload and layout.device.type == "cuda":
+            model.put_away()
+        return model
 
-    def frozen(name: str, path: str | None) -> Network | None:
-        return rested(Network(config, groups, path, f"model.{name}")) if path and name in loads else None
+    def frozen(name: str, path: str | None) -> Model | None:
+        return rested(backend.frozen(config, layout, path, f"model.{name}")) if path and name in loads else None
 
     # Before the first update, the policy itself is what a reference of its start would be.
     untrained = None if config.algorithm.precompute_reference else start
     policy = rested(
-        Learner(
+        backend.learner(
             config,
-            groups,
+            layout,
             start,
             "model.path",
             objective.head,
@@ -170,36 +170,16 @@ def open_training(config: Config, groups: Groups) -> Training:
     if "critic" in loads:
         rate = {"learning_rate": config.critic.learning_rate or train.optimizer.learning_rate}
         settings = train.optimizer.model_copy(update=rate)
-        path = config.critic.path or start
-        planned = train.steps * updates
-        critic = rested(Learner(config, groups, path, "critic.path", "value", settings=settings, planned=planned))
+        path, planned = config.critic.path or start, train.steps * updates
+        critic = rested(
+            backend.learner(config, layout, path, "critic.path", "value", settings=settings, planned=planned)
+        )
     return Training(
         config,
-        groups,
+        layout,
         objective,
         policy,
         reference=frozen("reference", config.model.reference or untrained),
         teacher=frozen("teacher", config.model.teacher),
         critic=critic,
     )
-
-
-def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
-    """Write the policy of a trainer's checkpoint as a Hugging Face folder, in this process alone.
-
-    Raises CheckpointError for a checkpoint that is missing, half-written or of another model than `model.path`."""
-    config = config.model_copy(update={"train": config.train.model_copy(update={"tp": 1, "pp": 1})})
-    hf = model.read_hf_config(config.model.path)
-    described = identity(hf, config.model.dtype)
-    verify(checkpoint_path, described)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    groups = parallel.start(config, rank=0, world_size=1, address="127.0.0.1", port=port)
-    try:
-        head = open_objective(config, groups).head
-        policy = model.build(hf, model.transformer_config(hf, config), groups, head)
-        checkpoint.load_model(checkpoint_path, policy, described, groups)
-        export.write_folder(Converter(hf, policy, groups, head).export(), config, out, writer=True, head=head)
-    finally:
-        parallel.stop()

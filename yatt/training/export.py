@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from yatt.config.facts import HEADS, architecture_of
 from yatt.config.schema import Config
 from yatt.errors import BackendError
-from yatt.training.megatron.model import Head
+from yatt.training.model import Head
 
 SHARD_BYTES = 4 << 30
 # Everything else in the model folder (config, tokenizer, templates, code) is copied.

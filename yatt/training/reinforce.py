@@ -17,10 +17,10 @@ from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
 from yatt.algorithm.own import load_loss, load_token_estimator
 from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import Config, truncates
-from yatt.training.megatron.batch import MicroBatch, token_logprobs, token_values
-from yatt.training.megatron.measure import Measurements
-from yatt.training.megatron.model import Head
-from yatt.training.megatron.parallel import Groups
+from yatt.training.batch import MicroBatch, token_logprobs, token_values
+from yatt.training.layout import Layout
+from yatt.training.measure import Measurements
+from yatt.training.model import Head
 
 
 class Reinforcement:
@@ -35,9 +35,9 @@ class Reinforcement:
         *("valued", "returns", "squared_returns", "squared_errors"),
     )
 
-    def __init__(self, config: Config, groups: Groups) -> None:
+    def __init__(self, config: Config, layout: Layout) -> None:
         """Raises ConfigError where a function of the user's cannot be loaded."""
-        self._config, self._settings, self._groups = config, config.algorithm, groups
+        self._config, self._settings, self._layout = config, config.algorithm, layout
         per_token = config.algorithm.recipe.advantage in TOKEN_ADVANTAGES
         self._estimate = load_token_estimator(config.algorithm) if per_token else None
         self._kind = load_loss(config.algorithm)
@@ -74,7 +74,7 @@ class Reinforcement:
 
     def _advantages(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> tuple[Tensor, Tensor | None]:
         """Of all the micro-batches end to end [T]: advantages, and returns for a critic to learn."""
-        settings, device = self._settings, self._groups.device
+        settings, device = self._settings, self._layout.device
 
         def joined(column: Callable[[MicroBatch], Tensor]) -> Tensor:
             parts = [column(micro) for micro in micro_batches]
@@ -115,13 +115,13 @@ class Reinforcement:
 
     def _total(self, values: Tensor) -> Tensor:
         values = values.clone()
-        dist.all_reduce(values, group=self._groups.dp)
+        dist.all_reduce(values, group=self._layout.dp)
         return values
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         settings, batch = self._settings, micro.batch
         mask, trained = batch.loss_mask, micro.trained
-        logprobs, entropy = token_logprobs(output, batch, self.temperature, self._groups.tp)
+        logprobs, entropy = token_logprobs(output, batch, self.temperature, self._layout.tp)
         old = logprobs.detach() if micro.old_logprobs is None else micro.old_logprobs
         if micro.old_logprobs is None:
             self._compare(micro, old, seen)
@@ -197,7 +197,7 @@ class Reinforcement:
     def _valued(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
         """How well the critic's values foretell the returns: squares of both about the means of the step. Collective
         over the replicas."""
-        nothing = torch.zeros(0, dtype=torch.float64, device=self._groups.device)
+        nothing = torch.zeros(0, dtype=torch.float64, device=self._layout.device)
         columns = [(m.returns[m.batch.loss_mask], m.values[m.batch.loss_mask]) for m in micro_batches]
         returns = torch.cat([nothing, *(column.double() for column, _ in columns)])
         errors = returns - torch.cat([nothing, *(column.double() for _, column in columns)])

@@ -14,11 +14,11 @@ from yatt.algorithm.loss import divisor, sft_loss
 from yatt.algorithm.packed import sequence_sums
 from yatt.algorithm.preference import bradley_terry, kto, pair_losses
 from yatt.config.schema import Config
-from yatt.training.megatron.batch import MicroBatch, final_scores, token_logprobs
-from yatt.training.megatron.export import pooled_padding
-from yatt.training.megatron.measure import Measurements
-from yatt.training.megatron.model import Head
-from yatt.training.megatron.parallel import Groups
+from yatt.training.batch import MicroBatch, final_scores, token_logprobs
+from yatt.training.export import pooled_padding
+from yatt.training.layout import Layout
+from yatt.training.measure import Measurements
+from yatt.training.model import Head
 
 
 class Objective(Protocol):
@@ -64,12 +64,12 @@ class Likelihood(FromRows):
     head: Head = "tokens"
     sums = ("entropy",)
 
-    def __init__(self, config: Config, groups: Groups) -> None:
-        self._settings, self._longest, self._groups = config.algorithm, config.rollout.max_tokens, groups
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._settings, self._longest, self._layout = config.algorithm, config.rollout.max_tokens, layout
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         batch, kind = micro.batch, self._settings.aggregate
-        logprobs, entropy = token_logprobs(output, batch, self.temperature, self._groups.tp)
+        logprobs, entropy = token_logprobs(output, batch, self.temperature, self._layout.tp)
         seen.add(entropy=entropy[batch.loss_mask].sum())
         shape = dict(aggregate=kind, max_tokens=self._longest, denominator=divisor(kind, batch.denominator))
         return sft_loss(logprobs, batch.loss_mask, batch.cu_seqlens, **shape)
@@ -100,7 +100,7 @@ class Scoring(Pairs):
 
     head: Head = "value"
 
-    def __init__(self, config: Config, groups: Groups) -> None:
+    def __init__(self, config: Config, layout: Layout) -> None:
         self._padding = pooled_padding(Path(config.model.path))
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
@@ -116,11 +116,11 @@ class Preference(Pairs):
 
     head: Head = "tokens"
 
-    def __init__(self, config: Config, groups: Groups) -> None:
-        self._settings, self._groups = config.algorithm, groups
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._settings, self._layout = config.algorithm, layout
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
-        batch, ratios = micro.batch, _log_ratios(micro, output, self._groups)
+        batch, ratios = micro.batch, _log_ratios(micro, output, self._layout)
         if self._settings.average_logprobs:
             ratios = ratios / sequence_sums(batch.loss_mask.to(ratios), batch.loss_mask, batch.cu_seqlens).clamp(min=1)
         chosen, rejected = ratios[0::2], ratios[1::2]
@@ -138,26 +138,26 @@ class Labels(FromRows):
     head: Head = "tokens"
     sums = ("desirable", "undesirable", "desirable_reward", "undesirable_reward", "reference_point")
 
-    def __init__(self, config: Config, groups: Groups) -> None:
-        self._settings, self._groups = config.algorithm, groups
-        self._point = torch.zeros((), device=groups.device)
+    def __init__(self, config: Config, layout: Layout) -> None:
+        self._settings, self._layout = config.algorithm, layout
+        self._point = torch.zeros((), device=layout.device)
 
     def asks_policy(self, updates: int) -> bool:
         return True
 
     def prepare(self, micro_batches: Sequence[MicroBatch], seen: Measurements) -> None:
         """The mean log ratio of the responses to other prompts, at least 0, over the whole step."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self._groups.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self._layout.device)
         for micro in micro_batches:
             assert micro.old_logprobs is not None
             ratios = _sums(micro, micro.old_logprobs)[1::2]
             sums += torch.stack([ratios.double().sum(), sums.new_tensor(len(ratios))])
-        dist.all_reduce(sums, group=self._groups.dp)
+        dist.all_reduce(sums, group=self._layout.dp)
         self._point = (sums[0] / sums[1].clamp(min=1)).clamp(min=0).float()
 
     def loss(self, micro: MicroBatch, output: Tensor, seen: Measurements) -> Tensor:
         settings, batch = self._settings, micro.batch
-        ratios = _log_ratios(micro, output, self._groups)[0::2]
+        ratios = _log_ratios(micro, output, self._layout)[0::2]
         good = batch.rewards[0::2] > 0
         losses = kto(
             ratios,
@@ -188,9 +188,9 @@ class Labels(FromRows):
         }
 
 
-def _log_ratios(micro: MicroBatch, output: Tensor, groups: Groups) -> Tensor:
+def _log_ratios(micro: MicroBatch, output: Tensor, layout: Layout) -> Tensor:
     """Log-probability of each sequence's trained tokens under the policy less the reference's [S]."""
-    logprobs, _ = token_logprobs(output, micro.batch, 1.0, groups.tp)
+    logprobs, _ = token_logprobs(output, micro.batch, 1.0, layout.tp)
     return _sums(micro, logprobs)
 
 

@@ -1,0 +1,112 @@
+"""Attention over packed sequences, for any device: one SDPA call per bucket of similar lengths, no mask, no loop.
+
+Right padding needs no mask under causal attention: a real token never sees the padding after it, and what padding
+computes is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Sequences share a bucket while the longest is at most this much longer, or this many tokens longer.
+BUCKET_RATIO = 1.25
+BUCKET_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a micro-batch's T tokens lie in its padded buckets, made once for every model.
+
+    `index` [N]: the token at each padded place. `inverse` [T]: the padded place of each token. `shapes`: (sequences,
+    length) of each bucket, N in all.
+    """
+
+    index: Tensor
+    inverse: Tensor
+    shapes: tuple[tuple[int, int], ...]
+
+
+def packing(lengths: Sequence[int], device: torch.device) -> Packing:
+    """Lay out sequences of these lengths, end to end in T tokens, into buckets."""
+    sizes = np.asarray(lengths)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    index, inverse, shapes, offset = [], np.empty(starts[-1], dtype=np.int64), [], 0
+    for members in _buckets(sizes):
+        longest = int(sizes[members].max())
+        steps = np.arange(longest)
+        # Padding repeats the sequence's last token: any token would do.
+        index.append(starts[members, None] + np.minimum(steps, sizes[members, None] - 1))
+        places = offset + np.arange(len(members))[:, None] * longest + steps
+        real = steps < sizes[members, None]
+        inverse[index[-1][real]] = places[real]
+        shapes.append((len(members), longest))
+        offset += len(members) * longest
+    flat = np.concatenate([block.reshape(-1) for block in index])
+    return Packing(
+        index=torch.from_numpy(flat).to(device),
+        inverse=torch.from_numpy(inverse).to(device),
+        shapes=tuple(shapes),
+    )
+
+
+def _buckets(sizes: np.ndarray) -> list[np.ndarray]:
+    """Sequence numbers by falling length, cut wherever a sequence is much shorter than its bucket's longest."""
+    order = np.argsort(-sizes, kind="stable")
+    buckets, start = [], 0
+    for i, length in enumerate(sizes[order]):
+        longest = sizes[order[start]]
+        if longest > max(length * BUCKET_RATIO, length + BUCKET_TOKENS):
+            buckets.append(order[start:i])
+            start = i
+    return [*buckets, order[start:]]
+
+
+class _Pad(torch.autograd.Function):
+    """[T, ...] -> [N, ...]. Padded places must get no gradient, which attention guarantees: so each token's gradient is
+    that of its one real place, and the order of additions is no question."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.inverse), None, None
+
+
+class _Unpad(torch.autograd.Function):
+    """[N, ...] -> [T, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse, ctx.places = inverse, len(x)
+        return x.index_select(0, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.inverse, grad), None
+
+
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+    """Causal grouped-query attention within each sequence.
+
+    query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]."""
+    query, key, value = (_Pad.apply(x, packing.index, packing.inverse) for x in (query, key, value))
+    outputs, offset = [], 0
+    for sequences, length in packing.shapes:
+        size = sequences * length
+        q, k, v = (
+            x[offset : offset + size].view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
+        )
+        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        outputs.append(output.transpose(1, 2).reshape(size, -1))
+        offset += size
+    return _Unpad.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
