@@ -18,8 +18,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from tests.megatron_cases import config
 from tests.megatron_pool import free_port
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
-from yatt.config.schema import Config
+from yatt.config.schema import AlgorithmConfig, Config
 from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.training import objective
 from yatt.training.attention import BUCKET_RATIO, BUCKET_TOKENS, packing
 from yatt.training.export import write_folder
 from yatt.training.megatron.attention import Rotary
@@ -164,3 +165,17 @@ def test_a_value_is_as_exact_as_float32() -> None:
         head.weight.fill_(1.0078125)
         value, _ = head(torch.full((1, 1, 1), 1.0078125, dtype=torch.bfloat16))
     assert value.dtype == torch.float32 and value.item() == 1.0078125**2
+
+
+def test_ipo_over_sums_and_over_means_by_hand(monkeypatch):
+    """Log ratios 6 over three tokens and 1 over two, beta 1/2: (6 - 1 - 1)^2 = 16, and (6/3 - 1/2 - 1)^2 = 1/4."""
+    monkeypatch.setattr(objective, "_log_ratios", lambda micro, output, groups: torch.tensor([6.0, 1.0]))
+    batch = SimpleNamespace(
+        loss_mask=torch.tensor([0, 1, 1, 1, 0, 1, 1]).bool(),
+        cu_seqlens=torch.tensor([0, 4, 7]),
+        denominator=SimpleNamespace(sequences=1),
+    )
+    for averaged, expected in ((False, 16.0), (True, 0.25)):
+        own = AlgorithmConfig(name="ipo", beta=0.5, average_logprobs=averaged)
+        loss = objective.Preference(SimpleNamespace(algorithm=own), None).loss
+        assert loss(SimpleNamespace(batch=batch), None, SimpleNamespace(add=lambda **sums: None)).item() == expected
