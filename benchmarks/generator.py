@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from benchmarks import toy
 from benchmarks.common import DEVICE, alternate, main, median, ratio, significant
 from yatt.config.schema import RolloutConfig
-from yatt.generation.vllm import VllmGenerator
+from yatt.generation.stepped import SteppedGenerator
 from yatt.types import Request, SampleKey, SamplingParams
 from yatt.weights import writer_for
 
@@ -52,7 +52,7 @@ def request(i: int, tokens: np.ndarray, length: int) -> Request:
     return Request(key=key, tokens=tokens, params=params, seed=i)
 
 
-async def vllm_generate(generator: VllmGenerator, asked: list[Request]) -> None:
+async def vllm_generate(generator: SteppedGenerator, asked: list[Request]) -> None:
     """Draw them all, and be sure of it."""
     drawn = sum([len(c.tokens) async for batch in generator.generate(asked) for c in batch])
     if drawn != sum(request.params.max_tokens for request in asked):
@@ -91,7 +91,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def phases(
-    loop: asyncio.Runner, generator: VllmGenerator, asked: list[Request], folder: str, rounds: int
+    loop: asyncio.Runner, generator: SteppedGenerator, asked: list[Request], folder: str, rounds: int
 ) -> dict[str, float]:
     """Seconds of what lies between two rollouts: sleep, wake, and a load from shared memory, checksum and all."""
     writer = writer_for("shm", None, "benchmark")
@@ -114,10 +114,10 @@ def phases(
     return {f"{name}_seconds": median(seconds[name]) for name in ("sleep", "wake", "load")}
 
 
-def _generator(folder: str) -> VllmGenerator:
+def _generator(folder: str) -> SteppedGenerator:
     config = RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20})
     settings = dict(context_length=toy.CONTEXT, dtype="float32", device=DEVICE, seed=0, stop_token_ids=(NEVER,))
-    return VllmGenerator(model=folder, config=config, **settings)
+    return SteppedGenerator(model=folder, config=config, **settings)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from benchmarks import toy
 from benchmarks.common import DEVICE, main, significant
 from yatt.config.load import load_config
 from yatt.config.schema import Config, RolloutConfig
-from yatt.generation.vllm import VllmGenerator
+from yatt.generation.stepped import SteppedGenerator
 from yatt.simulation.calibrate import lengths_of
 from yatt.simulation.costs import (
     ControllerCosts,
@@ -55,7 +55,7 @@ async def decode_steps(model: str) -> list[tuple[int, float, float]]:
     """Of each batch: requests, median CPU seconds of a decode step, and of reading a prompt token; of one thread."""
     config = RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20})
     settings = dict(context_length=64, dtype="float32", device=DEVICE, seed=0, stop_token_ids=(NEVER,))
-    generator = VllmGenerator(model=model, config=config, **settings)
+    generator = SteppedGenerator(model=model, config=config, **settings)
     await generator.start()
     found = []
     try:
@@ -71,7 +71,7 @@ async def decode_steps(model: str) -> list[tuple[int, float, float]]:
     return found
 
 
-async def _seconds(generator: VllmGenerator, batch: int, tokens: int) -> float:
+async def _seconds(generator: SteppedGenerator, batch: int, tokens: int) -> float:
     random, params = np.random.default_rng(batch), SamplingParams(max_tokens=tokens)
     asked = [
         Request(key=SampleKey(i, 0), tokens=random.integers(4, 60, PROMPT, dtype=np.int32), params=params, seed=i)

@@ -24,10 +24,9 @@ from tests.generator_contract import (
 )
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from yatt.config.schema import JudgeConfig, RewardConfig, RolloutConfig
-from yatt.errors import BackendError, ConfigError
-from yatt.generation.vllm import VllmGenerator
-from yatt.generation.vllm_classifier import VllmClassifier
-from yatt.generation.vllm_engine import Engine, engine_arguments
+from yatt.errors import BackendError
+from yatt.generation.stepped import SteppedClassifier, SteppedGenerator
+from yatt.generation.vllm.engine import VllmEngine
 from yatt.reward.engine import EngineAsker, Engines
 from yatt.reward.mixed import open_scorer
 from yatt.types import Prompt, Trajectory
@@ -37,7 +36,7 @@ __all__ = ["publish"]
 TOLERANCE = 1e-5
 
 
-def make(folder, backend=VllmGenerator, **engine_args) -> VllmGenerator:
+def make(folder, backend=SteppedGenerator, **engine_args) -> SteppedGenerator:
     return backend(
         model=str(folder),
         config=RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20, **engine_args}),
@@ -49,7 +48,7 @@ def make(folder, backend=VllmGenerator, **engine_args) -> VllmGenerator:
     )
 
 
-def started(folder) -> VllmGenerator:
+def started(folder) -> SteppedGenerator:
     generator = make(folder)
     asyncio.run(generator.start())
     return generator
@@ -70,7 +69,7 @@ def reference(model: torch.nn.Module, prompt: np.ndarray, tokens: np.ndarray, te
     return logprobs[:-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0].numpy()
 
 
-async def gap(generator: VllmGenerator, model: torch.nn.Module, temperature: float = 1.0, **params) -> float:
+async def gap(generator: SteppedGenerator, model: torch.nn.Module, temperature: float = 1.0, **params) -> float:
     """Largest difference between the engine's logprobs and the reference's, over 8 responses to 2 prompts."""
     wanted = [
         r for start in (3, 50) for r in requests(4, start=start, max_tokens=40, temperature=temperature, **params)
@@ -217,7 +216,7 @@ class Cuda:
 
 
 def test_on_cuda_weights_wake_first_and_for_a_load_alone(publish):
-    engine, executor = Engine.__new__(Engine), Cuda()
+    engine, executor = VllmEngine.__new__(VllmEngine), Cuda()
     engine._executor, engine._on_cpu, engine._sleeps, engine._asleep = executor, False, True, False
     engine.forget_prefixes = lambda: None
     assert [engine.sleep(), engine.sleep()] == [1100, 0]
@@ -228,18 +227,6 @@ def test_on_cuda_weights_wake_first_and_for_a_load_alone(publish):
     engine.wake()
     assert executor.done == ["sleep", "weights", "load", "sleep", "weights", "kv_cache"]
     assert engine.sleep() == 1100
-
-
-def test_engine_arguments_are_checked():
-    assert engine_arguments(RolloutConfig(engine_args={"max_num_seqs": 7}), "cpu")["max_num_seqs"] == 7
-    with pytest.raises(ConfigError, match=r"rollout\.engine_args\.max_num_seq .*did you mean max_num_seqs"):
-        engine_arguments(RolloutConfig(engine_args={"max_num_seq": 7}), "cpu")
-    with pytest.raises(ConfigError, match=r"max_model_len.*set model\.context_length"):
-        engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu")
-    with pytest.raises(
-        ConfigError, match=r"reward\.models\.j\.engine_args\.max_model_len.*set reward\.models\.j\.context"
-    ):
-        engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu", "reward.models.j")
 
 
 async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):
@@ -262,7 +249,7 @@ async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):
 async def test_a_classifiers_logits_are_those_of_transformers(architecture, tmp_path):
     """Of talks from a few tokens to the context's length, some of which begin alike, also after a sleep."""
     folder = save_tiny(tmp_path, architecture, labels=1, seed=3)
-    generator = make(folder, VllmClassifier, max_num_batched_tokens=256, enable_chunked_prefill=True)
+    generator = make(folder, SteppedClassifier, max_num_batched_tokens=256, enable_chunked_prefill=True)
     await generator.start()
     scorer = open_scorer(
         RewardConfig(models={"rm": JudgeConfig(path=folder, kind="classifier")}), {"rm": generator.generate}
@@ -286,7 +273,7 @@ async def test_a_classifiers_logits_are_those_of_transformers(architecture, tmp_
     await generator.resume()
     np.testing.assert_allclose([score.value for score in await again], expected, atol=TOLERANCE)
     gone, read = await waiting
-    assert (gone.finish, len(gone.tokens), read.finish, read.tokens.tolist()) == ("aborted", 0, "stop", [0])
+    assert (gone.finish, len(gone.tokens), read.finish, read.tokens.tolist()) == ("aborted", 0, "stop", [])
     pulse = await generator.pulse()
     assert (pulse.running, pulse.ended, pulse.tokens) == (0, 2 * len(texts) + 1, 2 * len(texts) + 1)
     await generator.close()

@@ -13,8 +13,9 @@ from tests.generator_contract import answers, requests
 from tests.tiny_models import save_tiny
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
-from yatt.generation.environment import environment
-from yatt.generation.vllm import VllmGenerator, end_tokens
+from yatt.generation.engine import Step
+from yatt.generation.stepped import SteppedGenerator, end_tokens
+from yatt.generation.table import ENGINES
 from yatt.types import WeightManifest
 
 SUITE = Path(__file__).with_name("generator_vllm_suite.py")
@@ -26,7 +27,7 @@ def test_vllm_suite():
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE)],
         cwd=SUITE.parent.parent,
-        env={**os.environ, **environment("cpu"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ENGINES["vllm"].environment("cpu"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=850,
@@ -48,12 +49,12 @@ class BrokenEngine:
     def load(self, manifest) -> None:
         raise RuntimeError("worker lost")
 
-    def step(self) -> list:
+    def step(self) -> Step:
         raise RuntimeError("device lost")
 
 
-def generator(folder) -> VllmGenerator:
-    return VllmGenerator(
+def generator(folder) -> SteppedGenerator:
+    return SteppedGenerator(
         model=str(folder), config=RolloutConfig(), context_length=64, dtype="float32", device="cpu", seed=0
     )
 

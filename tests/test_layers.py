@@ -22,6 +22,7 @@ LAYERS = {
     "yatt.errors": 0,
     "yatt.config.rules": 1,  # they ask the placement whether a run fits
     "yatt.config.placement": 1,
+    "yatt.config.engines": 1,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
     "yatt.functions": 1,
@@ -30,6 +31,10 @@ LAYERS = {
     "yatt.placement": 1,
     "yatt.protocols": 2,
     "yatt.generation": 3,
+    "yatt.generation.kind": 1,  # what an engine says of itself without being imported
+    "yatt.generation.table": 1,
+    "yatt.generation.vllm.arguments": 1,
+    "yatt.generation.vllm.environment": 1,
     "yatt.training": 3,
     "yatt.reward": 3,
     "yatt.weights": 3,
@@ -47,7 +52,6 @@ HEART = ("yatt.controller", "yatt.supervisor")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {
-    "yatt/generation/vllm.py",  # the engine itself
     "yatt/data/rows.py",  # datasets and pyarrow
     "yatt/data/source.py",  # reasoning-gym
     "yatt/reward/mixed.py",  # openai

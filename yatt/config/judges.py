@@ -16,7 +16,7 @@ FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template. Other braces, such as those of JSON, stand for themselves."""
 TAKEN = ("policy", "trainer", "generator", "rank", "controller")
 """Names of others than judges: in a placement, and of the processes of a run."""
-WITH_PATH = ("kind", "context_length", "engine_args")
+WITH_PATH = ("kind", "engine", "context_length", "engine_args")
 WITH_URL = ("model", "key_env", "concurrency", "timeout")
 WITH_WORDS = ("parser", "judgements", "retries", "temperature", "max_tokens")
 """What only makes sense for a judge that writes; the other two for one that is served here, or elsewhere."""

@@ -22,15 +22,12 @@ from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.controller.survey import Survey
-from yatt.placement.cost import served
+from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Prompt, Sample
-
-RUNNING = 256
-"""Requests an engine runs at once where `rollout.engine_args` does not say: vLLM's own default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +159,7 @@ def responses_per_prompt(config: Config) -> int:
 
 def running(config: Config, role: Role) -> int:
     """Requests that an engine of this role runs at once."""
-    judge = config.reward.models.get(role)
-    return int((judge or config.rollout).engine_args.get("max_num_seqs", RUNNING))
+    return shape_of(config, role).running
 
 
 def draws_ahead(config: Config) -> bool:
@@ -175,7 +171,7 @@ def draws_ahead(config: Config) -> bool:
 def layout_of(config: Config, slots: int) -> Layout:
     """How so many slots, but for those that only train, can be divided between the policy and the judges that this run
     serves."""
-    sizes = {role: int(options.get("tensor_parallel_size", 1)) for role, options in served(config).items()}
+    sizes = {role: shape.tensor_parallel for role, shape in served(config).items()}
     apart = train_slots(config, slots) if config.placement.mode == "disaggregated" else 0
     return Layout(slots=tuple(range(slots - apart)), sizes=sizes)
 

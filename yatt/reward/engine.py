@@ -11,11 +11,10 @@ import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
-from yatt.config.judges import judge_context, judge_facts
+from yatt.config.judges import judge_context
 from yatt.config.schema import JudgeConfig
 from yatt.data.prompts import Messages, load_tokenizer, tokenize
 from yatt.errors import ConfigError
-from yatt.generation.environment import vllm_lists
 from yatt.reward.judge import Failure, render
 from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
 
@@ -43,9 +42,6 @@ class Engines:
         at = f"reward.models.{self.name}.path"
         self._context = judge_context(self.name, self.config)
         self.tokenizer = load_tokenizer(str(self.config.path), at)
-        architecture = judge_facts(self.name, self.config, weights=False).architecture
-        if not vllm_lists(architecture):
-            raise ConfigError(f"{at}={self.config.path}: vLLM has no {architecture}; choose another judge")
 
     def chat(self, messages: Messages, *, answer: bool) -> np.ndarray:
         """Token ids [P] of a talk in the judge's own template, with `answer` up to where the judge goes on. Raises
@@ -181,8 +177,8 @@ class ClassifierScorer:
     def _read(self, completion: Completion) -> Score:
         if completion.finish == "aborted":
             return self._failed("ended by its engine, before a score")
-        value = float(completion.rollout_logprobs[0])
-        if not math.isfinite(value):
+        value = completion.logit
+        if value is None or not math.isfinite(value):
             return self._failed(f"its logit is {value}")
         return Score(status="ok", value=value, parts={self._name: value})
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from yatt.config.facts import parameters
 from yatt.config.schema import Config, JudgeConfig, RolloutConfig
-from yatt.controller.assembly import RUNNING
+from yatt.controller.assembly import running
 from yatt.errors import ConfigError
 from yatt.placement.plan import POLICY, TRAINER, Role
 from yatt.reports import PhaseSpan
@@ -110,7 +110,7 @@ def _engine(
         per_kv_token=0.0,
         prefill=read,
         **{name: _mean(spans, role, name) for name in ("load", "sleep", "wake")},
-        max_running=int(settings.engine_args.get("max_num_seqs", RUNNING)),
+        max_running=running(config, role),
         parameters=sizes.get(role, 0.0),
     )
 
