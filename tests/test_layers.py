@@ -33,6 +33,8 @@ LAYERS = {
     "yatt.generation": 3,
     "yatt.generation.kind": 1,  # what an engine says of itself without being imported
     "yatt.generation.table": 1,
+    "yatt.generation.sglang.arguments": 1,
+    "yatt.generation.sglang.environment": 1,
     "yatt.generation.vllm.arguments": 1,
     "yatt.generation.vllm.environment": 1,
     "yatt.training": 3,

@@ -10,9 +10,10 @@ from typing import Any
 from yatt.config.schema import EngineName
 from yatt.errors import ConfigError
 from yatt.generation.kind import EngineKind, OptionNames
+from yatt.generation.sglang import arguments as sglang
 from yatt.generation.vllm import arguments as vllm
 
-ENGINES: dict[EngineName, EngineKind] = {"vllm": vllm.KIND}
+ENGINES: dict[EngineName, EngineKind] = {"vllm": vllm.KIND, "sglang": sglang.KIND}
 
 
 def option_mistakes(engine: EngineName, engine_args: Mapping[str, Any], setting: str) -> Iterator[str]:

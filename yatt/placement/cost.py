@@ -48,24 +48,24 @@ def needs(
     """
     found = {}
     for role, shape in served(config).items():
-        sizes = {"weights": _weights(config, models[role]), "token": kv_token(config, models[role])}
+        sizes = {"weights": _weights(config, models[role]), "token": kv_token(models[role], config.model.dtype)}
         need = shape.need(**sizes, device=kind, capacity=capacity)
         found[role] = need if config.rollout.sleep else Need(need.awake, need.awake)
     return found | {TRAINER: _trainer(config, models[POLICY], train_slots, kind)}
 
 
-def kv_token(config: Config, model: ModelFacts) -> float:
+def kv_token(model: ModelFacts, dtype: str) -> float:
     """Bytes of a token in the KV cache, over all of an engine's devices."""
-    return 2.0 * model.layers * model.kv_heads * model.head_dim * _size(config)
+    return 2.0 * model.layers * model.kv_heads * model.head_dim * bytes_of(dtype)
 
 
 def _weights(config: Config, model: ModelFacts) -> float:
-    return float(model.parameters * _size(config))
+    return float(model.parameters * bytes_of(config.model.dtype))
 
 
-def _size(config: Config) -> int:
-    """Bytes of a weight."""
-    return 4 if config.model.dtype == "float32" else 2
+def bytes_of(dtype: str) -> int:
+    """Bytes of a number."""
+    return 4 if dtype == "float32" else 2
 
 
 def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Need:
@@ -73,7 +73,7 @@ def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Nee
     beside bfloat16 ones, sharded over data parallelism; logits of a micro-batch, as they are and as float32
     probabilities. Models beside the policy are taken to be of its size. With `train.offload` a GPU has one at a time.
     Asleep, all of them leave it."""
-    size, train, loads = _size(config), config.train, config.algorithm.loads
+    size, train, loads = bytes_of(config.model.dtype), config.train, config.algorithm.loads
     held = model.parameters / (train.tp * train.pp)
     ranks = max(1, slots // (train.tp * train.pp))
     learning = held * (size + 4 + (8 if size == 4 else 12) / ranks)

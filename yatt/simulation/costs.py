@@ -244,7 +244,7 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> Engi
     host's memory. `longest` is the tokens of a request that must fit."""
     chip, size, shape = device(config.plan.device), _bytes(config), shape_of(config, role)
     tp, share, names = shape.tensor_parallel, shape.device_share, shape.names
-    weights, token = facts.parameters * size, kv_token(config, facts)
+    weights, token = facts.parameters * size, kv_token(facts, config.model.dtype)
     room = share * chip.memory * tp - weights - ASSUMED["activations"] * tp
     if room < token * longest:
         raise ConfigError(
