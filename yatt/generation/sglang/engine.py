@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from array import array
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams as SglangParams
 from sglang.srt.server_args import ServerArgs
 
 import yatt.generation.sglang.attention  # noqa: F401  (takes the place of SGLang's)
-from yatt.config.facts import model_facts, tensor_shapes
+from yatt.config.facts import ModelFacts, model_facts, tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.generation.engine import Read, Sampled, Step
@@ -40,6 +41,8 @@ MARGIN = 8
 one, and a response is ended by its number of tokens."""
 MEETING = "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"
 """The variable that says where ranks find each other."""
+CORES = "SGLANG_CPU_OMP_THREADS_BIND"
+"""The variable that gives each rank its cores."""
 ONLY_LIKELIEST = 1e-9
 """A top-p that leaves one token. SGLang cannot tell top-k 1 from temperature 0, whose logprobs are others."""
 
@@ -75,8 +78,9 @@ class SglangEngine:
             enable_memory_saver=config.sleep and device == "cuda",
             enable_weights_cpu_backup=config.sleep and device == "cuda",
         )
+        facts = model_facts(model, setting, weights=False, judge="classifier" if classifies else "generative")
         if device == "cpu":
-            chosen["max_total_tokens"] = self._cache_tokens(model, dtype, context_length, setting, classifies)
+            chosen["max_total_tokens"] = self._cache_tokens(facts, dtype, context_length, setting)
         self._context_length = context_length
         self._sleeps, self._asleep = config.sleep, False
         self._live: set[str] = set()
@@ -84,15 +88,16 @@ class SglangEngine:
         self._tied = bool(json.loads((Path(model) / "config.json").read_text()).get("tie_word_embeddings", False))
         self._meeting = tempfile.mkdtemp(prefix="yatt-ranks-")
         os.environ[MEETING] = f"file://{self._meeting}/store"
+        if device == "cpu":  # else there may be no more ranks than NUMA nodes; without its kernels nothing is bound
+            os.environ[CORES] = "|".join([f"0-{(os.cpu_count() or 1) - 1}"] * self.shape.tensor_parallel)
         settings = ServerArgs(**chosen)
-        self._ranks = start_ranks(settings, self.shape.tensor_parallel)
-        self._scheduler = build(settings, rank=0)
+        self._ranks = start_ranks(settings, facts.architecture, self.shape.tensor_parallel)
+        self._scheduler = build(settings, facts.architecture, rank=0)
 
-    def _cache_tokens(self, model: str, dtype: str, context_length: int, setting: str, classifies: bool) -> int:
+    def _cache_tokens(self, facts: ModelFacts, dtype: str, context_length: int, setting: str) -> int:
         """Tokens of the KV cache on a CPU: as given, or what the default bytes hold. Raises ConfigError where the
         longest response would not fit."""
-        kind, given = "classifier" if classifies else "generative", self.shape.cache_tokens
-        facts = model_facts(model, setting, weights=False, judge=kind)
+        given = self.shape.cache_tokens
         held = int(self.shape.cache_bytes * self.shape.tensor_parallel / kv_token(facts, dtype))
         tokens = held if given is None else given
         if tokens < context_length + MARGIN:
@@ -202,6 +207,7 @@ class SglangEngine:
         end_ranks(self._ranks)
         destroy_model_parallel()
         destroy_distributed_environment()
+        shutil.rmtree(self._meeting, ignore_errors=True)
 
     def _pause(self) -> None:
         """Queue running requests again with their tokens; every rank then only listens."""

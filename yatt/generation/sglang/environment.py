@@ -11,6 +11,7 @@ from yatt.generation.kind import Device, folder_of
 ALWAYS = {
     # The adapter counts a response's tokens itself, and asks for a context a little longer than the model's.
     "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "yatt.generation.sglang.models",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
@@ -36,18 +37,18 @@ def lists(architecture: str) -> bool:
     """Whether SGLang has a model of this very architecture; a classifier is not made from the model below its head.
     True also where SGLang is not installed."""
     folder = folder_of("sglang")
-    return folder is None or architecture in _entry_classes(folder / "srt/models")
+    return folder is None or architecture in model_files(folder / "srt/models")
 
 
 @cache
-def _entry_classes(folder: Path) -> frozenset[str]:
-    """The names that the model files of a folder give as their EntryClass."""
-    names: set[str] = set()
+def model_files(folder: Path) -> dict[str, str]:
+    """Each architecture that a model file of the folder gives as its EntryClass, and the file's module."""
+    files: dict[str, str] = {}
     for file in folder.glob("*.py"):
         source = file.read_text(encoding="utf-8")
         if "\nEntryClass" not in source:
             continue
         # The assignment stands at the end of a file, and only it has to be parsed.
         given = ast.parse(source[source.rindex("\nEntryClass") + 1 :])
-        names |= {node.id for node in ast.walk(given) if isinstance(node, ast.Name)} - {"EntryClass"}
-    return frozenset(names)
+        files |= {node.id: f"sglang.srt.models.{file.stem}" for node in ast.walk(given) if isinstance(node, ast.Name)}
+    return files

@@ -19,20 +19,22 @@ from yatt.generation.sglang.scheduler import build
 PR_SET_PDEATHSIG = 1
 
 
-def start_ranks(arguments: ServerArgs, count: int) -> list[BaseProcess]:
+def start_ranks(arguments: ServerArgs, architecture: str, count: int) -> list[BaseProcess]:
     """Begin to start ranks 1 to `count` - 1; they wait for rank 0 to load its model with them."""
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=follow, args=(arguments, rank), daemon=True) for rank in range(1, count)]
-    for process in processes:
+    processes = []
+    for rank in range(1, count):
+        process = spawn.Process(target=follow, args=(arguments, architecture, rank), daemon=True)
         process.start()
+        processes.append(process)
     return processes
 
 
-def follow(arguments: ServerArgs, rank: int) -> None:
+def follow(arguments: ServerArgs, architecture: str, rank: int) -> None:
     """Be a rank until the process is ended, by its parent or with it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        scheduler = build(arguments, rank)
+        scheduler = build(arguments, architecture, rank)
         while True:
             scheduler.advance()
     except Exception:  # rank 0 sees its connections close

@@ -8,6 +8,8 @@ tensor-parallel rank alike, since a rank that took one more or one less would wa
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,11 +18,14 @@ from sglang.srt.managers import io_struct
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver
+from sglang.srt.models.registry import ModelRegistry
 from sglang.srt.runtime_context import SpawnRanks, get_parallel, publish
 from sglang.srt.server_args import PortArgs, ServerArgs
 from sglang.utils import TypeBasedDispatcher
 
+from yatt.generation.kind import folder_of
 from yatt.generation.memory import device_bytes, free_pages
+from yatt.generation.sglang.environment import model_files
 from yatt.generation.sglang.sampler import SeededSampler
 from yatt.types import WeightManifest
 from yatt.weights import read
@@ -199,8 +204,18 @@ class SteppedScheduler(Scheduler):
         return Done(total, error or ("another rank failed; see its log" if failed else ""))
 
 
-def build(arguments: ServerArgs, rank: int) -> SteppedScheduler:
+def _register(architecture: str) -> None:
+    """Import the one model that is served, where SGLang was told to leave its models alone."""
+    folder = folder_of("sglang")
+    assert folder is not None
+    if architecture not in ModelRegistry.models and (module := model_files(folder / "srt/models").get(architecture)):
+        ModelRegistry.models[architecture] = getattr(importlib.import_module(module), architecture)
+
+
+def build(arguments: ServerArgs, architecture: str, rank: int) -> SteppedScheduler:
     """The scheduler of one tensor-parallel rank, its model loaded. Waits for the other ranks."""
+    logging.getLogger("sglang").setLevel(logging.ERROR)
+    _register(architecture)
     arguments.resolve_once()
     arguments.check_server_args()
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank, gpu_id=rank))
