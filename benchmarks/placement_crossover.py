@@ -3,7 +3,7 @@
     python -m benchmarks.placement_crossover [--slots 2] [--json]
 
 The costs of a decode step are measured first, in CPU seconds of one thread: a model of the quickstart's shape in the
-real vLLM generator, at several batches. Then the real controllers, router, director and policy run over engines that
+real generator, at several batches. Then the real controllers, router, director and policy run over engines that
 take this time, policy and judge alike, each slot on a core of its own. What controllers compute takes no time, nor does
 reading a KV cache. A step draws PROMPTS prompts of 8 responses for each slot, of a mean of MEAN tokens; `longest` is
 the expected longest of a step over the mean, `judged` the tokens of a judgement over those of a response. Seconds are
@@ -53,7 +53,7 @@ CONTROLLERS = 2
 
 async def decode_steps(model: str) -> list[tuple[int, float, float]]:
     """Of each batch: requests, median CPU seconds of a decode step, and of reading a prompt token; of one thread."""
-    config = RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20})
+    config = RolloutConfig()
     settings = dict(context_length=64, dtype="float32", device=DEVICE, seed=0, stop_token_ids=(NEVER,))
     generator = SteppedGenerator(model=model, config=config, **settings)
     await generator.start()
