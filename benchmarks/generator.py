@@ -89,11 +89,8 @@ def measure(quick: bool, engine: EngineName | None) -> dict[str, Any]:
             )
         moves = phases(loop, generator, asked, folder, rounds)
         loop.run(generator.close())
-    about = {
-        "engine": engine,
-        "ratio_of": "tokens per second, YATT / Hugging Face",
-        "start_seconds": significant(started),
-    }
+    about: dict[str, Any] = {"engine": engine, "ratio_of": "tokens per second, YATT / Hugging Face"}
+    about["start_seconds"] = significant(started)
     return about | moves | {"rounds": rounds, "results": results}
 
 

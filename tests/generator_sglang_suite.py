@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import yatt.generation.sglang.standins  # noqa: F401  (before SGLang)
+
+# isort: split
 from tests.generator_contract import LONG, answers, check_close, publish, requests, swap, until_sampled
 from tests.generator_suite import TOLERANCE, gap, make, place, reference
 from tests.tiny_models import save_tiny, tiny_model

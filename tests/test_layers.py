@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -178,6 +179,26 @@ def test_mathematics_and_contracts_touch_no_engine() -> None:
 def test_the_heart_imports_contracts_only() -> None:
     engines = tuple(name for name in HEAVY if name != "torch")
     assert offenders(HEART, (*engines, "torch.distributed", *BACKENDS), typing=True) == []
+
+
+ENGINE_NAMES = re.compile(r"vllm|sglang", re.IGNORECASE)
+WHAT_ONE_MAY_CHOOSE = ("yatt/config/schema.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
+"""What outside `yatt/generation` lists the engines, and says which one is the default."""
+
+
+def test_only_generation_names_an_engine() -> None:
+    found = []
+    schema, allowed = WHAT_ONE_MAY_CHOOSE
+    for path in sorted((ROOT / "yatt").rglob("*.py")):
+        name, source = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+        if name.startswith("yatt/generation/"):
+            continue
+        for words in allowed if name == schema else ():
+            assert source.count(words) == 1
+            source = source.replace(words, "")
+        lines = enumerate(source.splitlines(), 1)
+        found += [f"{name}:{number}: {line.strip()}" for number, line in lines if ENGINE_NAMES.search(line)]
+    assert not found, "\n".join(found)
 
 
 def test_only_the_runtimes_know_ray() -> None:

@@ -82,7 +82,10 @@ class SglangEngine:
         if device == "cpu":
             chosen["max_total_tokens"] = self._cache_tokens(facts, dtype, context_length, setting)
         self._context_length = context_length
-        self._sleeps, self._asleep = config.sleep, False
+        self._sleeps = config.sleep
+        self._asleep = False  # nothing is left to free
+        self._held = False  # paused by a sleep, until it wakes
+        self._resumes = False  # paused, and to go on with the next step
         self._live: set[str] = set()
         self._shapes = tensor_shapes(model)
         self._tied = bool(json.loads((Path(model) / "config.json").read_text()).get("tie_word_embeddings", False))
@@ -155,6 +158,9 @@ class SglangEngine:
         return f"{id}."
 
     def step(self) -> Step:
+        if self._resumes:  # not before: a rank that is told goes on at once, with a step of its own
+            self._scheduler.inbox.append(io_struct.ContinueGenerationReqInput())
+            self._resumes = False
         step = Step([], [])
         for message in self._scheduler.advance():
             for number, rid in enumerate(message.rids if hasattr(message, "rids") else ()):
@@ -185,23 +191,23 @@ class SglangEngine:
 
     def load(self, manifest: WeightManifest) -> None:
         self._pause()
-        self._ask(TakeMemory(("weights",)))
+        if self._ask(TakeMemory(("weights",))):
+            self._asleep = False
         self._ask(LoadWeights(manifest))
-        if not self._asleep:
-            self._go_on()
+        self._resumes = not self._held
 
     def sleep(self) -> int:
         if not self._sleeps or self._asleep:
             return 0
+        self._asleep = self._held = True
         self._pause()
-        freed = self._ask(FreeMemory())
-        self._asleep = True
-        return freed
+        return self._ask(FreeMemory())
 
     def wake(self) -> None:
-        self._ask(TakeMemory(("weights", "kv_cache")))
-        self._asleep = False
-        self._go_on()
+        if self._held:
+            self._ask(TakeMemory(("weights", "kv_cache")))
+            self._asleep = self._held = False
+            self._resumes = True
 
     def close(self) -> None:
         end_ranks(self._ranks)
@@ -211,13 +217,10 @@ class SglangEngine:
 
     def _pause(self) -> None:
         """Queue running requests again with their tokens; every rank then only listens."""
+        self._resumes = False
         if not self._scheduler.paused:
             self._scheduler.inbox.append(io_struct.PauseGenerationReqInput(mode="retract"))
             self._scheduler.take_in()
-
-    def _go_on(self) -> None:
-        """With the next step; a rank that were told now would take one by itself."""
-        self._scheduler.inbox.append(io_struct.ContinueGenerationReqInput())
 
     def _ask(self, message: LoadWeights | FreeMemory | TakeMemory) -> int:
         """Have all ranks of a paused engine do something; what it amounts to."""

@@ -181,10 +181,11 @@ class SteppedScheduler(Scheduler):
         return self._together(lambda: self._take(message.parts))
 
     def _take(self, parts: tuple[str, ...]) -> int:
-        for part in [part for part in parts if part in self._given]:
+        taken = [part for part in parts if part in self._given]
+        for part in taken:
             self.weight_updater.resume_memory_occupation(io_struct.ResumeMemoryOccupationReqInput(tags=[part]))
             self._given.discard(part)
-        return 0
+        return len(taken)
 
     def _forget(self) -> None:
         if not self.flush_cache():
