@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,18 @@ import torch
 import yatt.generation.sglang.standins  # noqa: F401  (before SGLang)
 
 # isort: split
-from tests.generator_contract import LONG, answers, check_close, publish, requests, swap, until_sampled
+from sglang.srt.server_args import ServerArgs
+
+from tests.generator_contract import LONG, answers, publish, requests, swap, until_sampled
 from tests.generator_suite import TOLERANCE, gap, make, place, reference
 from tests.tiny_models import save_tiny, tiny_model
 from yatt.errors import BackendError, ConfigError
+from yatt.generation.sglang.arguments import known_options
 from yatt.generation.sglang.attention import _one_by_one, decode
 from yatt.generation.sglang.sampler import draw, truncate, uniform
+from yatt.generation.stepped import SteppedGenerator
+from yatt.generation.table import ENGINES
+from yatt.types import WeightManifest
 
 __all__ = ["place", "publish"]
 
@@ -36,6 +43,11 @@ def test_seeds_and_positions_give_even_chances():
     assert uniform(seeds, positions).tolist() == expected
     many = uniform(torch.full((4096,), 3), torch.arange(4096))
     assert abs(many.mean().item() - 0.5) < 5 * (1 / 12 / 4096) ** 0.5
+
+
+def test_options_and_models_are_read_without_importing_it():
+    assert known_options() == {name for name in ServerArgs.__dataclass_fields__ if not name.startswith("_")}
+    assert ENGINES["sglang"].lists("LlamaForSequenceClassification") and not ENGINES["sglang"].lists("EntryClass")
 
 
 def test_a_chance_falls_into_the_token_that_covers_it():
@@ -72,7 +84,7 @@ async def test_a_cache_that_holds_no_whole_response_is_refused(tmp_path):
 
 
 async def test_two_ranks_are_one_engine(place, publish, tmp_path):
-    """Logprobs before and after loads and a sleep, under way and aborted; a load that fails on the ranks is said."""
+    """Logprobs before and after loads and a sleep, under way and aborted; then a load that fails."""
     generator = await place.start(make(save_tiny(tmp_path / "two", seed=0), tp_size=2))
     assert await gap(generator, tiny_model(seed=0)) <= TOLERANCE
     wanted = requests(3, max_tokens=LONG, seed=7)
@@ -91,21 +103,18 @@ async def test_two_ranks_are_one_engine(place, publish, tmp_path):
     await generator.wake()
     await generator.resume()
     assert await gap(generator, tiny_model(seed=2)) <= TOLERANCE
-    await check_close(generator)
+    await check_failing_load(generator, tmp_path)
     place.running.remove(generator)
 
 
-async def test_a_load_that_fails_on_the_ranks_is_said(place, publish, tmp_path):
-    """A file that is gone when they read it; what was half written serves nobody."""
-    generator = await place.start(make(save_tiny(tmp_path / "two", seed=0), tp_size=2))
-    manifest = publish(1, seed=1)
+async def check_failing_load(generator: SteppedGenerator, folder: Path) -> None:
+    """Of a folder that is gone when the ranks read it: the engine says so, and serves nobody any more."""
     await generator.pause()
     generator._engine.check = lambda manifest: None
-    lost = type(manifest)(version=1, kind="folder", path=str(tmp_path / "gone"), checksum="0" * 16)
+    lost = WeightManifest(version=3, kind="folder", path=str(folder / "gone"), checksum="0" * 16)
     with pytest.raises(BackendError, match="loading weights: BackendError: SGLang: "):
         await generator.load(lost)
     with pytest.raises(BackendError, match="loading weights"):
         await generator.resume()
     generator._engine.close()
     await generator.close()
-    place.running.remove(generator)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+from vllm.engine.arg_utils import EngineArgs
+
 from tests.generator_contract import publish
+from yatt.generation.vllm.arguments import known_options
 from yatt.generation.vllm.engine import VllmEngine
 
 __all__ = ["publish"]
@@ -47,3 +52,7 @@ def test_on_cuda_weights_wake_first_and_for_a_load_alone(publish):
     engine.wake()
     assert executor.done == ["sleep", "weights", "load", "sleep", "weights", "kv_cache"]
     assert engine.sleep() == 1100
+
+
+def test_options_are_read_without_importing_it():
+    assert known_options() == {field.name for field in dataclasses.fields(EngineArgs)}
