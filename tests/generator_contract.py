@@ -25,7 +25,7 @@ CONTEXT = 512
 NEVER = 1_000_000  # a stop token outside every vocabulary: responses end where the test says
 LONG = 200
 
-_uids = itertools.count()
+_uids = itertools.count(10_000)  # away from those that a scorer gives its own requests
 
 
 def requests(
