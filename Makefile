@@ -5,6 +5,7 @@
 
 SEED ?= 0
 CONTROLLERS ?= 2
+ENGINE ?= vllm
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ LOCK := $(if $(filter cuda,$(TORCH)),requirements-cuda.lock,requirements.lock)
 STAMP := $(VENV)/.installed-$(TORCH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq --no-warn-script-location
-# Linked to CUDA; beside a CPU torch they stop vLLM: "operator torchvision::nms does not exist".
+# Linked to CUDA; beside a CPU torch they stop the engines: "operator torchvision::nms does not exist".
 HARMFUL := torchvision torchaudio torchcodec
 
 help: ## Show this list
@@ -49,11 +50,11 @@ install_torch_cpu = $(PIP) show -qq torch 2>/dev/null && $(BIN)/python -c "impor
 	|| { echo "    no CPU wheel offered: the ordinary torch, with its CUDA libraries (several GB)"; $(INSTALL) 'torch===$(TORCH_VERSION)' -c $(LOCK); }
 install_torch_cuda = $(INSTALL) 'torch===$(TORCH_VERSION)' -c $(LOCK)
 
-quickstart: $(STAMP) ## Train a toy policy from nothing, in minutes, without a GPU (SEED=0 CONTROLLERS=2)
-	@$(BIN)/python examples/quickstart/run.py --seed $(SEED) --controllers $(CONTROLLERS)
+quickstart: $(STAMP) ## Train a toy policy from nothing, in minutes, without a GPU (SEED=0 CONTROLLERS=2 ENGINE=vllm|sglang)
+	@$(BIN)/python examples/quickstart/run.py --seed $(SEED) --controllers $(CONTROLLERS) --engine $(ENGINE)
 
-genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that is trained first (SEED=0 CONTROLLERS=2)
-	@$(BIN)/python examples/genrm/run.py --seed $(SEED) --controllers $(CONTROLLERS)
+genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that is trained first (SEED=0 CONTROLLERS=2 ENGINE=vllm|sglang)
+	@$(BIN)/python examples/genrm/run.py --seed $(SEED) --controllers $(CONTROLLERS) --engine $(ENGINE)
 
 chain: $(STAMP) ## The same sums through the whole chain: SFT, preferences, a reward model, PPO (SEED=0 CONTROLLERS=2)
 	@$(BIN)/python examples/chain/run.py --seed $(SEED) --controllers $(CONTROLLERS)
@@ -71,7 +72,7 @@ bench: $(STAMP) ## Run the benchmarks
 
 lock: ## Resolve pyproject.toml anew and rewrite the locks
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install -qq --upgrade pip
-	@build/lock/bin/python .ci/lock.py requirements.lock cpu dev
+	@build/lock/bin/python .ci/lock.py requirements.lock cpu dev sglang
 	@build/lock/bin/python .ci/lock.py requirements-cuda.lock cuda dev
 
 clean: ## Remove .venv, caches and build output; runs/ is kept

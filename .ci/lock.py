@@ -1,6 +1,6 @@
 """Write a lock: every package that pyproject.toml and the given extras need, pinned, as pip resolves them here.
 
-    python .ci/lock.py requirements.lock cpu dev
+    python .ci/lock.py requirements.lock cpu dev sglang
 
 Only names and versions are written, no hashes and no addresses: torch is one of several builds, and registries differ.
 """
@@ -19,6 +19,9 @@ TORCH = {"torch"}
 # ("operator torchvision::nms does not exist"); triton is 1 GB that only a GPU uses.
 NOT_ON_CPU = {"torchvision", "torchaudio", "torchcodec", "triton"}
 CUDA_PREFIXES = ("nvidia-", "cuda-")
+# Extras that go into the lock as they stand, without what they ask for: SGLang names another torch, kernels for CUDA
+# and the parts of its server, and what it uses of the rest on a CPU is there through vLLM and transformers.
+AS_THEY_STAND = {"sglang"}
 
 
 def resolve(requirements: list[str]) -> dict[str, str]:
@@ -37,9 +40,12 @@ def main() -> None:
     path, *extras = sys.argv[1:]
     project = tomllib.loads(Path("pyproject.toml").read_text())
     wanted = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    for extra in extras:
-        wanted += project["project"]["optional-dependencies"][extra]
+    optional = project["project"]["optional-dependencies"]
+    wanted += [requirement for extra in extras if extra not in AS_THEY_STAND for requirement in optional[extra]]
     packages = resolve(wanted)
+    for requirement in (r for extra in extras if extra in AS_THEY_STAND for r in optional[extra]):
+        name, version = requirement.split("==")
+        packages[name] = version
     left_out = TORCH | (NOT_ON_CPU if "cpu" in extras else set())
     lines = [
         f"{name}=={version}"

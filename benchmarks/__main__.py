@@ -32,7 +32,7 @@ BENCHMARKS = {
     "datapath": "one step's data movement, against a single controller",
     "rewards": "the reward pool against a plain call",
     "trainer": "a Megatron rank against Hugging Face and AdamW",
-    "generator": "the vLLM generator against Hugging Face generate",
+    "generator": "the generator against Hugging Face generate",
     "overhead": "the controllers' own share of a finished run",
     "algorithms": "what each algorithm makes of the same policy in 40 steps (an hour; goes on where it stopped)",
 }

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from yatt.config.facts import local_gpus
-from yatt.generation.environment import environment
+from yatt.generation.table import ENGINES
 
 DEVICE = "cuda" if local_gpus() and "+cpu" not in importlib.metadata.version("torch") else "cpu"
-# One thread per process on both sides, and what vLLM must find before Python starts.
+# One thread per process on both sides, and what the engines must find before Python starts.
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
-ENVIRONMENT = environment(DEVICE) | QUIET | {"OMP_NUM_THREADS": "1"}
+ENGINE = {name: value for kind in ENGINES.values() for name, value in kind.environment(DEVICE).items()}
+ENVIRONMENT = ENGINE | QUIET | {"OMP_NUM_THREADS": "1"}
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""Our vLLM generator against Hugging Face `generate`: the same prompts and responses of given lengths, one thread each.
+"""Our generator against Hugging Face `generate`: the same prompts and responses of given lengths, one thread each.
 
-Hugging Face runs in a process of its own, since vLLM patches torch. Its batch lasts as long as its longest response;
+    python -m benchmarks.generator --engine sglang
+
+Hugging Face runs in a process of its own, since engines patch torch. Its batch lasts as long as its longest response;
 only tokens that were asked for are counted. Our side also returns every token's logprob.
 """
 
@@ -21,8 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks import toy
 from benchmarks.common import DEVICE, alternate, main, median, ratio, significant
-from yatt.config.schema import RolloutConfig
-from yatt.generation.vllm import VllmGenerator
+from yatt.config.schema import EngineName, RolloutConfig
+from yatt.generation.stepped import SteppedGenerator
 from yatt.types import Request, SampleKey, SamplingParams
 from yatt.weights import writer_for
 
@@ -52,21 +54,22 @@ def request(i: int, tokens: np.ndarray, length: int) -> Request:
     return Request(key=key, tokens=tokens, params=params, seed=i)
 
 
-async def vllm_generate(generator: VllmGenerator, asked: list[Request]) -> None:
+async def our_generate(generator: SteppedGenerator, asked: list[Request]) -> None:
     """Draw them all, and be sure of it."""
     drawn = sum([len(c.tokens) async for batch in generator.generate(asked) for c in batch])
     if drawn != sum(request.params.max_tokens for request in asked):
-        raise RuntimeError("vLLM drew another number of tokens")
+        raise RuntimeError("our side drew another number of tokens")
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(quick: bool, engine: EngineName | None) -> dict[str, Any]:
+    engine = engine or "vllm"
     sequences, longest, rounds = (8, 4, 1) if quick else (192, 30, 5)
     prompts = np.repeat(np.stack(toy.prompts(sequences // SIBLINGS)), SIBLINGS, axis=0)
     # As when the quickstart's GRPO begins: six answers in ten are bare, a fifth as long as the worked ones.
     mixed = [longest if i % 10 < 4 else longest // 5 + 1 for i in range(sequences)]
     process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
     with tempfile.TemporaryDirectory() as folder, process, asyncio.Runner() as loop:
-        generator = _generator(toy.save_model(folder))
+        generator = _generator(toy.save_model(folder), engine)
         start = time.perf_counter()
         loop.run(generator.start())
         started = time.perf_counter() - start
@@ -78,7 +81,7 @@ def measure(quick: bool) -> dict[str, Any]:
         results = []
         for name, lengths in (("equal", [longest] * sequences), ("mixed", mixed)):
             asked = [request(i, *pair) for i, pair in enumerate(zip(prompts, lengths, strict=True))]
-            seconds = alternate(rounds, yatt=lambda a=asked: loop.run(vllm_generate(generator, a)), hugging_face=plain)
+            seconds = alternate(rounds, yatt=lambda a=asked: loop.run(our_generate(generator, a)), hugging_face=plain)
             results.append(
                 {"lengths": name, "sequences": sequences, "tokens": sum(lengths)}
                 | {f"{side}_tokens_per_s": significant(sum(lengths) / median(s)) for side, s in seconds.items()}
@@ -86,19 +89,20 @@ def measure(quick: bool) -> dict[str, Any]:
             )
         moves = phases(loop, generator, asked, folder, rounds)
         loop.run(generator.close())
-    about = {"ratio_of": "tokens per second, YATT / Hugging Face", "start_seconds": significant(started)}
+    about: dict[str, Any] = {"engine": engine, "ratio_of": "tokens per second, YATT / Hugging Face"}
+    about["start_seconds"] = significant(started)
     return about | moves | {"rounds": rounds, "results": results}
 
 
 def phases(
-    loop: asyncio.Runner, generator: VllmGenerator, asked: list[Request], folder: str, rounds: int
+    loop: asyncio.Runner, generator: SteppedGenerator, asked: list[Request], folder: str, rounds: int
 ) -> dict[str, float]:
     """Seconds of what lies between two rollouts: sleep, wake, and a load from shared memory, checksum and all."""
     writer = writer_for("shm", None, "benchmark")
 
     def rollout() -> None:
         loop.run(generator.resume())
-        loop.run(vllm_generate(generator, asked))
+        loop.run(our_generate(generator, asked))
 
     try:
         manifest = writer.write(load_file(f"{folder}/model.safetensors").items(), version=1)
@@ -114,11 +118,11 @@ def phases(
     return {f"{name}_seconds": median(seconds[name]) for name in ("sleep", "wake", "load")}
 
 
-def _generator(folder: str) -> VllmGenerator:
-    config = RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20})
+def _generator(folder: str, engine: EngineName) -> SteppedGenerator:
+    config = RolloutConfig(engine=engine)
     settings = dict(context_length=toy.CONTEXT, dtype="float32", device=DEVICE, seed=0, stop_token_ids=(NEVER,))
-    return VllmGenerator(model=folder, config=config, **settings)
+    return SteppedGenerator(model=folder, config=config, **settings)
 
 
 if __name__ == "__main__":
-    main("generator", measure)
+    main("generator", measure, {"engine": str})

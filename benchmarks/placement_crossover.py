@@ -3,7 +3,7 @@
     python -m benchmarks.placement_crossover [--slots 2] [--json]
 
 The costs of a decode step are measured first, in CPU seconds of one thread: a model of the quickstart's shape in the
-real vLLM generator, at several batches. Then the real controllers, router, director and policy run over engines that
+real generator, at several batches. Then the real controllers, router, director and policy run over engines that
 take this time, policy and judge alike, each slot on a core of its own. What controllers compute takes no time, nor does
 reading a KV cache. A step draws PROMPTS prompts of 8 responses for each slot, of a mean of MEAN tokens; `longest` is
 the expected longest of a step over the mean, `judged` the tokens of a judgement over those of a response. Seconds are
@@ -26,7 +26,7 @@ from benchmarks import toy
 from benchmarks.common import DEVICE, main, significant
 from yatt.config.load import load_config
 from yatt.config.schema import Config, RolloutConfig
-from yatt.generation.vllm import VllmGenerator
+from yatt.generation.stepped import SteppedGenerator
 from yatt.simulation.calibrate import lengths_of
 from yatt.simulation.costs import (
     ControllerCosts,
@@ -53,9 +53,9 @@ CONTROLLERS = 2
 
 async def decode_steps(model: str) -> list[tuple[int, float, float]]:
     """Of each batch: requests, median CPU seconds of a decode step, and of reading a prompt token; of one thread."""
-    config = RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20})
+    config = RolloutConfig()
     settings = dict(context_length=64, dtype="float32", device=DEVICE, seed=0, stop_token_ids=(NEVER,))
-    generator = VllmGenerator(model=model, config=config, **settings)
+    generator = SteppedGenerator(model=model, config=config, **settings)
     await generator.start()
     found = []
     try:
@@ -71,7 +71,7 @@ async def decode_steps(model: str) -> list[tuple[int, float, float]]:
     return found
 
 
-async def _seconds(generator: VllmGenerator, batch: int, tokens: int) -> float:
+async def _seconds(generator: SteppedGenerator, batch: int, tokens: int) -> float:
     random, params = np.random.default_rng(batch), SamplingParams(max_tokens=tokens)
     asked = [
         Request(key=SampleKey(i, 0), tokens=random.integers(4, 60, PROMPT, dtype=np.int32), params=params, seed=i)

@@ -1,6 +1,8 @@
-"""What every `Generator` must do: one suite, run for vLLM and for the double.
+"""What every `Generator` must do: one suite, run for each engine, for the doubles, through the wire, and simulated.
 
-A subclass gives the fixture `generator` (started, running, awake, of a model like `tiny_model("qwen3")`).
+A subclass gives the fixture `generator` (started, running, awake). `ProtocolContract` is about who is answered, when,
+and with how many tokens of which version; `GeneratorContract` adds what the tokens are, for a generator that draws them
+(of a model like `tiny_model("qwen3")`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ CONTEXT = 512
 NEVER = 1_000_000  # a stop token outside every vocabulary: responses end where the test says
 LONG = 200
 
-_uids = itertools.count()
+_uids = itertools.count(10_000)  # away from those that a scorer gives its own requests
 
 
 def requests(
@@ -54,9 +56,14 @@ async def answers(generator: Generator, wanted: list[Request]) -> list[Completio
 
 async def until_sampled(generator: Generator, tokens: int) -> None:
     """Wait until so many more tokens have been sampled."""
-    target = generator.tokens_sampled + tokens
-    while generator.tokens_sampled < target:
+    target = await sampled(generator) + tokens
+    while await sampled(generator) < target:
         await asyncio.sleep(0.001)
+
+
+async def sampled(generator: Generator) -> int:
+    """Tokens it has sampled since it started."""
+    return (await generator.pulse()).tokens
 
 
 async def until_running(generator: Generator, requests: int) -> None:
@@ -92,7 +99,7 @@ async def swap(generator: Generator, manifest: WeightManifest) -> int:
     return version
 
 
-class GeneratorContract:
+class ProtocolContract:
     async def test_every_request_is_answered_once_with_all_its_tokens(self, generator):
         ended = await answers(generator, requests(8, max_tokens=5))
         assert [len(c.tokens) for c in ended] == [5] * 8
@@ -106,31 +113,9 @@ class GeneratorContract:
     async def test_no_request_is_no_answer(self, generator):
         assert await answers(generator, []) == []
 
-    async def test_seed_decides(self, generator):
-        first = await answers(generator, requests(4, seed=10))
-        again = await answers(generator, requests(4, seed=10))
-        assert same(first, again)
-        assert len({tuple(c.tokens) for c in first}) == 4
-        assert not same(first, await answers(generator, requests(4, seed=20)))
-
     async def test_greedy_ignores_the_seed(self, generator):
         ended = await answers(generator, requests(3, temperature=0.0))
         assert len({tuple(c.tokens) for c in ended}) == 1
-
-    async def test_a_stop_token_ends_a_response_and_is_its_last_token(self, generator):
-        free = (await answers(generator, requests(1, seed=5)))[0].tokens.tolist()
-        stop = free[9]
-        (ended,) = await answers(generator, requests(1, seed=5, stop_token_ids=(stop,)))
-        assert ended.finish == "stop"
-        assert ended.tokens.tolist() == free[: free.index(stop) + 1]
-
-    async def test_the_context_ends_a_response(self, generator):
-        (ended,) = await answers(generator, requests(1, max_tokens=100, length=CONTEXT - 7))
-        assert (ended.finish, len(ended.tokens)) == ("length", 7)
-
-    async def test_a_prompt_that_fills_the_context_is_refused(self, generator):
-        with pytest.raises(BackendError, match=f"context.*{CONTEXT}"):
-            await answers(generator, requests(1, length=CONTEXT))
 
     async def test_abort_answers_with_the_tokens_so_far(self, generator):
         wanted = requests(2, max_tokens=LONG, seed=30)
@@ -143,25 +128,34 @@ class GeneratorContract:
         whole = (await answers(generator, requests(1, max_tokens=LONG, seed=30)))[0]
         assert aborted.tokens.tolist() == whole.tokens[: len(aborted.tokens)].tolist()
 
+    async def test_abort_ends_none_but_those_named(self, generator):
+        """Also where the ids that an engine gives them begin alike."""
+        wanted = requests(24, max_tokens=60)
+        task = asyncio.create_task(answers(generator, wanted))
+        await until_sampled(generator, 24)
+        await generator.abort([wanted[1].key, wanted[2].key])
+        lengths = [len(c.tokens) for c in await task]
+        assert [i for i, length in enumerate(lengths) if length < 60] == [1, 2]
+
     async def test_leaving_a_stream_ends_its_requests(self, generator):
         stream = generator.generate(requests(1, max_tokens=2) + requests(2, max_tokens=LONG))
         await anext(stream)
         await stream.aclose()
         await generator.pause()
         await generator.resume()
-        sampled = generator.tokens_sampled
+        before = await sampled(generator)
         await asyncio.sleep(0.05)
-        assert generator.tokens_sampled == sampled
+        assert await sampled(generator) == before
 
     async def test_pause_stops_sampling_and_resume_goes_on(self, generator):
         wanted = requests(2, max_tokens=LONG, seed=40)
         task = asyncio.create_task(answers(generator, wanted))
         await until_sampled(generator, 20)
         await generator.pause()
-        sampled = generator.tokens_sampled
+        before = await sampled(generator)
         late = asyncio.create_task(answers(generator, requests(1, max_tokens=4)))
         await asyncio.sleep(0.1)
-        assert generator.tokens_sampled == sampled
+        assert await sampled(generator) == before
         assert not task.done() and not late.done()
         await generator.resume()
         assert same(await task, await answers(generator, requests(2, max_tokens=LONG, seed=40)))
@@ -197,9 +191,9 @@ class GeneratorContract:
         wanted = requests(3, seed=45)
         task = asyncio.create_task(answers(generator, wanted))
         await until_running(generator, 3)
-        sampled = generator.tokens_sampled
+        before = await sampled(generator)
         await asyncio.sleep(0.05)
-        assert generator.tokens_sampled == sampled and not task.done()
+        assert await sampled(generator) == before and not task.done()
         await generator.wake()
         await generator.resume()
         assert same(free, await task)
@@ -253,16 +247,58 @@ class GeneratorContract:
         await generator.pause()
         for manifest in manifests:
             await generator.load(manifest)
-        sampled = generator.tokens_sampled
+        before = await sampled(generator)
         await generator.resume()
         ended = await task
         for completion in ended:
             assert [span.version for span in completion.spans] == [version, version + 2]
-        assert sampled < generator.tokens_sampled and len(ended[0].tokens) == LONG
+        assert before < await sampled(generator) and len(ended[0].tokens) == LONG
 
     async def test_load_needs_a_pause(self, generator, publish):
         with pytest.raises(BackendError, match="pause"):
             await generator.load(publish(1, seed=1))
+
+    async def test_sleep_frees_and_wake_brings_back(self, generator):
+        before = await answers(generator, requests(4, max_tokens=100, seed=80))
+        task = asyncio.create_task(answers(generator, requests(4, max_tokens=100, seed=80)))
+        await until_sampled(generator, 40)
+        assert await generator.sleep() > 0
+        assert await generator.sleep() == 0
+        with pytest.raises(BackendError, match="wake"):
+            await generator.resume()
+        drawn = await sampled(generator)
+        await generator.wake()
+        await asyncio.sleep(0.05)
+        assert await sampled(generator) == drawn and not task.done()
+        await generator.resume()
+        assert same(before, await task)
+        assert same(before, await answers(generator, requests(4, max_tokens=100, seed=80)))
+
+
+class GeneratorContract(ProtocolContract):
+    """Of a generator that draws tokens."""
+
+    async def test_seed_decides(self, generator):
+        first = await answers(generator, requests(4, seed=10))
+        again = await answers(generator, requests(4, seed=10))
+        assert same(first, again)
+        assert len({tuple(c.tokens) for c in first}) == 4
+        assert not same(first, await answers(generator, requests(4, seed=20)))
+
+    async def test_a_stop_token_ends_a_response_and_is_its_last_token(self, generator):
+        free = (await answers(generator, requests(1, seed=5)))[0].tokens.tolist()
+        stop = free[9]
+        (ended,) = await answers(generator, requests(1, seed=5, stop_token_ids=(stop,)))
+        assert ended.finish == "stop"
+        assert ended.tokens.tolist() == free[: free.index(stop) + 1]
+
+    async def test_the_context_ends_a_response(self, generator):
+        (ended,) = await answers(generator, requests(1, max_tokens=100, length=CONTEXT - 7))
+        assert (ended.finish, len(ended.tokens)) == ("length", 7)
+
+    async def test_a_prompt_that_fills_the_context_is_refused(self, generator):
+        with pytest.raises(BackendError, match=f"context.*{CONTEXT}"):
+            await answers(generator, requests(1, length=CONTEXT))
 
     async def test_a_wrong_checksum_is_refused_and_the_old_weights_serve(self, generator, publish):
         version = await generator.version()
@@ -274,22 +310,6 @@ class GeneratorContract:
         await generator.resume()
         assert await generator.version() == version
         assert same(before, await answers(generator, requests(2, seed=70)))
-
-    async def test_sleep_frees_and_wake_brings_back(self, generator):
-        before = await answers(generator, requests(4, max_tokens=100, seed=80))
-        task = asyncio.create_task(answers(generator, requests(4, max_tokens=100, seed=80)))
-        await until_sampled(generator, 40)
-        assert await generator.sleep() > 0
-        assert await generator.sleep() == 0
-        with pytest.raises(BackendError, match="wake"):
-            await generator.resume()
-        sampled = generator.tokens_sampled
-        await generator.wake()
-        await asyncio.sleep(0.05)
-        assert generator.tokens_sampled == sampled and not task.done()
-        await generator.resume()
-        assert same(before, await task)
-        assert same(before, await answers(generator, requests(4, max_tokens=100, seed=80)))
 
 
 async def check_close(generator: Generator) -> None:

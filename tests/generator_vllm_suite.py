@@ -1,194 +1,18 @@
-"""Real vLLM engines on tiny models; `test_generator_vllm.py` runs it in its own process, since vLLM patches torch."""
+"""What only vLLM's adapter has; run in the same process as `generator_suite.py`."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 
-import numpy as np
 import pytest
-import torch
 from vllm.engine.arg_utils import EngineArgs
 
-from tests.generator_contract import (
-    CONTEXT,
-    LONG,
-    NEVER,
-    GeneratorContract,
-    answers,
-    check_close,
-    publish,
-    requests,
-    swap,
-    until_running,
-    until_sampled,
-)
-from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
-from yatt.config.schema import JudgeConfig, RewardConfig, RolloutConfig
-from yatt.errors import BackendError, ConfigError
-from yatt.generation.vllm import VllmGenerator
-from yatt.generation.vllm_classifier import VllmClassifier
-from yatt.generation.vllm_engine import Engine, engine_arguments
-from yatt.placement.cost import running
-from yatt.reward.engine import EngineAsker, Engines
-from yatt.reward.mixed import open_scorer
-from yatt.types import Prompt, Trajectory
+from tests.generator_contract import publish
+from tests.tiny_models import save_tiny
+from yatt.generation.vllm.arguments import arguments, known_options, shape
+from yatt.generation.vllm.engine import VllmEngine
 
 __all__ = ["publish"]
-
-TOLERANCE = 1e-5
-
-
-def make(folder, backend=VllmGenerator, **engine_args) -> VllmGenerator:
-    return backend(
-        model=str(folder),
-        config=RolloutConfig(engine_args={"kv_cache_memory_bytes": 64 << 20, **engine_args}),
-        context_length=CONTEXT,
-        dtype="float32",
-        device="cpu",
-        seed=0,
-        stop_token_ids=(NEVER,),
-    )
-
-
-def started(folder) -> VllmGenerator:
-    generator = make(folder)
-    asyncio.run(generator.start())
-    return generator
-
-
-@pytest.fixture(scope="module")
-def tied(tmp_path_factory):
-    generator = started(save_tiny(tmp_path_factory.mktemp("tied"), seed=0))
-    yield generator
-    asyncio.run(generator.close())
-
-
-def reference(model: torch.nn.Module, prompt: np.ndarray, tokens: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Logprobs [R] of the response by a Hugging Face forward."""
-    ids = torch.tensor([[*prompt.tolist(), *tokens.tolist()]])
-    with torch.no_grad():
-        logprobs = (model(ids).logits[0].float() / temperature).log_softmax(-1)
-    return logprobs[:-1].gather(1, ids[0, 1:, None])[len(prompt) - 1 :, 0].numpy()
-
-
-async def gap(generator: VllmGenerator, model: torch.nn.Module, temperature: float = 1.0, **params) -> float:
-    """Largest difference between the engine's logprobs and the reference's, over 8 responses to 2 prompts."""
-    wanted = [
-        r for start in (3, 50) for r in requests(4, start=start, max_tokens=40, temperature=temperature, **params)
-    ]
-    return max(
-        float(np.abs(c.rollout_logprobs - reference(model, r.tokens, c.tokens, temperature or 1.0)).max())
-        for r, c in zip(wanted, await answers(generator, wanted), strict=True)
-    )
-
-
-class TestVllm(GeneratorContract):
-    @pytest.fixture
-    def generator(self, tied):
-        return tied
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-async def test_logprobs_are_those_of_the_distribution_sampled_from(tied, publish, temperature):
-    await swap(tied, publish(1, seed=0))
-    assert await gap(tied, tiny_model(seed=0), temperature) <= TOLERANCE
-
-
-async def test_top_k_logprobs_are_renormalised(tied, publish):
-    """With top_k 2 a token has probability p / (p1 + p2) of the two likeliest."""
-    await swap(tied, publish(1, seed=0))
-    (request,) = requests(1, top_k=2)
-    (ended,) = await answers(tied, [request])
-    ids = torch.tensor([[*request.tokens.tolist(), *ended.tokens.tolist()]])
-    with torch.no_grad():
-        logits = tiny_model(seed=0)(ids).logits[0, len(request.tokens) - 1 : -1].float()
-    two = logits.topk(2, dim=-1)
-    chosen = two.indices == torch.tensor(ended.tokens.tolist())[:, None]
-    assert chosen.any(dim=-1).all()
-    expected = two.values.log_softmax(-1)[chosen].numpy()
-    np.testing.assert_allclose(ended.rollout_logprobs, expected, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize("kind", ["shm", "disk"])
-async def test_logprobs_after_loads_and_sleep(tied, publish, kind):
-    """Other weights are really served, through either transport, and survive a sleep."""
-    version = await tied.version()
-    for seed in (1, 2, 1):
-        version = await swap(tied, publish(version + 1, seed=seed, kind=kind))
-        assert await gap(tied, tiny_model(seed=seed)) <= TOLERANCE
-    await tied.sleep()
-    await tied.wake()
-    await tied.resume()
-    assert await gap(tied, tiny_model(seed=1)) <= TOLERANCE
-
-
-async def test_logprobs_of_a_request_that_lived_through_a_load(tied, publish):
-    """Its later tokens are drawn under the new weights from a prefix recomputed with them."""
-    version = await swap(tied, publish(await tied.version() + 1, seed=1))
-    new = publish(version + 1, seed=2)
-    wanted = requests(3, max_tokens=LONG, seed=7)
-    task = asyncio.create_task(answers(tied, wanted))
-    await until_sampled(tied, 60)
-    await swap(tied, new)
-    for request, ended in zip(wanted, await task, strict=True):
-        for span, seed in zip(ended.spans, (1, 2), strict=True):
-            expected = reference(tiny_model(seed=seed), request.tokens, ended.tokens)[span.start : span.stop]
-            assert np.abs(ended.rollout_logprobs[span.start : span.stop] - expected).max() <= TOLERANCE
-
-
-async def test_weights_of_another_model_are_refused(tied, publish):
-    before = await answers(tied, requests(2, seed=3))
-    version = await tied.version()
-    other = publish(version + 1, seed=0)
-    await tied.pause()
-    lacking = dataclasses.replace(other, entries=other.entries[:3] + other.entries[4:])
-    with pytest.raises(BackendError, match=f"{other.entries[3].name} is missing"):
-        await tied.load(lacking)
-    wrong = dataclasses.replace(other.entries[3], shape=(1, 1))
-    with pytest.raises(BackendError, match=r"is \(1, 1\), in the model"):
-        await tied.load(dataclasses.replace(other, entries=(*other.entries[:3], wrong, *other.entries[4:])))
-    await tied.resume()
-    after = await answers(tied, requests(2, seed=3))
-    assert [c.tokens.tolist() for c in before] == [c.tokens.tolist() for c in after]
-
-
-async def test_sleep_gives_memory_back_to_the_system(tied):
-    """64 sequences of about 240 tokens x 2 layers x 2 (k, v) x 2 heads x 32 x 4 bytes = 15 MiB of KV cache."""
-
-    def resident() -> int:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
-
-    await answers(tied, requests(64, max_tokens=LONG))
-    before = resident()
-    freed = await tied.sleep()
-    after = resident()
-    await tied.wake()
-    await tied.resume()
-    assert freed > 10 << 20
-    assert before - after > 10 << 20
-
-
-async def test_prompts_over_what_one_step_reads_wait_for_the_next(tied, publish):
-    """8 prompts of 400 tokens are 3,200; a step reads 2,048 at most, and must not read a part of one."""
-    await swap(tied, publish(1, seed=0))
-    wanted = [r for start in range(8) for r in requests(1, start=start, length=400, max_tokens=4)]
-    for request, ended in zip(wanted, await answers(tied, wanted), strict=True):
-        expected = reference(tiny_model(seed=0), request.tokens, ended.tokens)
-        np.testing.assert_allclose(ended.rollout_logprobs, expected, atol=TOLERANCE)
-
-
-async def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(tied):
-    tokenizer = tiny_tokenizer()
-    free = (await answers(tied, requests(1, seed=5, max_tokens=60)))[0].tokens.tolist()
-    stop = tokenizer.decode(free[20:23])
-    assert len(stop) >= 3, "the stop string spans several tokens"
-    (ended,) = await answers(tied, requests(1, seed=5, max_tokens=60, stop=(stop, "never seen")))
-    text = tokenizer.decode(ended.tokens)
-    assert ended.finish == "stop" and text.endswith(stop) and text.count(stop) == 1
-    assert ended.tokens.tolist() == free[: len(ended.tokens)]
-
 
 CUDA_BYTES = {"weights": 100, "kv_cache": 1000}
 
@@ -219,7 +43,7 @@ class Cuda:
 
 
 def test_on_cuda_weights_wake_first_and_for_a_load_alone(publish):
-    engine, executor = Engine.__new__(Engine), Cuda()
+    engine, executor = VllmEngine.__new__(VllmEngine), Cuda()
     engine._executor, engine._on_cpu, engine._sleeps, engine._asleep = executor, False, True, False
     engine.forget_prefixes = lambda: None
     assert [engine.sleep(), engine.sleep()] == [1100, 0]
@@ -232,24 +56,6 @@ def test_on_cuda_weights_wake_first_and_for_a_load_alone(publish):
     assert engine.sleep() == 1100
 
 
-def test_engine_arguments_are_checked():
-    assert engine_arguments(RolloutConfig(engine_args={"max_num_seqs": 7}), "cpu")["max_num_seqs"] == 7
-    with pytest.raises(ConfigError, match=r"rollout\.engine_args\.max_num_seq .*did you mean max_num_seqs"):
-        engine_arguments(RolloutConfig(engine_args={"max_num_seq": 7}), "cpu")
-    with pytest.raises(ConfigError, match=r"override_generation_config.*set rollout\.temperature, rollout\.top_p"):
-        engine_arguments(RolloutConfig(engine_args={"override_generation_config": {"top_k": 2}}), "cpu")
-    with pytest.raises(ConfigError, match=r"logits_processors cannot be chosen; remove it"):
-        engine_arguments(RolloutConfig(engine_args={"logits_processors": ["a.B"]}), "cpu")
-    with pytest.raises(ConfigError, match=r"max_model_len.*set model\.context_length"):
-        engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu")
-    with pytest.raises(ConfigError, match="override_generation_config cannot be chosen; remove it"):
-        engine_arguments(RolloutConfig(engine_args={"override_generation_config": {"eos_token_id": 0}}), "cpu")
-    with pytest.raises(
-        ConfigError, match=r"reward\.models\.j\.engine_args\.max_model_len.*set reward\.models\.j\.context"
-    ):
-        engine_arguments(RolloutConfig(engine_args={"max_model_len": 7}), "cpu", "reward.models.j")
-
-
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("options", "expected"), [({}, 256), ({"max_num_seqs": 7}, 7), ({"max_num_batched_tokens": 96}, 96)]
@@ -257,73 +63,9 @@ def test_engine_arguments_are_checked():
 def test_an_engine_runs_as_many_requests_as_is_planned_for(tmp_path, device, options, expected):
     """What vLLM itself makes of the arguments, as against what planner, router and forecast read."""
     folder = save_tiny(tmp_path, max_position_embeddings=96)
-    arguments = engine_arguments(RolloutConfig(engine_args=options), device)
-    made = EngineArgs(model=folder, max_model_len=96, **arguments).create_engine_config()
-    assert made.scheduler_config.max_num_seqs == running(options) == expected
+    made = EngineArgs(model=folder, max_model_len=96, **arguments(options, device)).create_engine_config()
+    assert made.scheduler_config.max_num_seqs == shape(options).running == expected
 
 
-async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):
-    """Greedy, against a Hugging Face forward for each token, from the question in the judge's chat template."""
-    await swap(tied, publish(await tied.version() + 1, seed=0))
-    settings = JudgeConfig(path=save_tiny(tmp_path, seed=0), template="{response}", temperature=0.0, max_tokens=12)
-    judge = EngineAsker(Engines("j", settings, tied.generate))
-    await judge.start()
-    answers = await judge.ask(["2+2=4?", "2+2=5?"], [1, 2])
-    model, tokenizer = tiny_model(seed=0), tiny_tokenizer()
-    for text, answer in zip(["2+2=4?", "2+2=5?"], answers, strict=True):
-        tokens = tokenizer(f"user: {text}\nassistant: ")["input_ids"]
-        for _ in range(12):
-            with torch.no_grad():
-                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-        assert answer.unparsed and answer.detail.endswith(f"in {tokenizer.decode(tokens[-12:])!r}")
-
-
-@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-async def test_a_classifiers_logits_are_those_of_transformers(architecture, tmp_path):
-    """Of talks from a few tokens to the context's length, some of which begin alike, also after a sleep."""
-    folder = save_tiny(tmp_path, architecture, labels=1, seed=3)
-    generator = make(folder, VllmClassifier, max_num_batched_tokens=256, enable_chunked_prefill=True)
-    await generator.start()
-    scorer = open_scorer(
-        RewardConfig(models={"rm": JudgeConfig(path=folder, kind="classifier")}), {"rm": generator.generate}
-    )
-    await scorer.start()
-    texts = ["", "4", "five", "x" * 100, "x" * 100 + "y", "ab" * 200]
-    model, tokenizer = tiny_model(architecture, labels=1, seed=3), tiny_tokenizer()
-    ids = [tokenizer(f"user: 2+2=\nassistant: {text}\n", return_tensors="pt")["input_ids"] for text in texts]
-    with torch.no_grad():
-        expected = [float(model(i).logits[0, 0]) for i in ids]
-    assert max(i.shape[1] for i in ids) > 256, "one talk is read in two parts"
-    assert np.std(expected) > 100 * TOLERANCE, "the logits differ"
-    scored = await scorer.score([talk(text) for text in texts])
-    np.testing.assert_allclose([score.value for score in scored], expected, atol=TOLERANCE)
-    assert await generator.sleep() > 0
-    waiting = asyncio.create_task(answers(generator, wanted := requests(2)))
-    again = asyncio.create_task(scorer.score([talk(text) for text in texts]))
-    await until_running(generator, len(texts) + 2)
-    await generator.abort([wanted[0].key])
-    await generator.wake()
-    await generator.resume()
-    np.testing.assert_allclose([score.value for score in await again], expected, atol=TOLERANCE)
-    gone, read = await waiting
-    assert (gone.finish, len(gone.tokens), read.finish, read.tokens.tolist()) == ("aborted", 0, "stop", [0])
-    pulse = await generator.pulse()
-    assert (pulse.running, pulse.ended, pulse.tokens) == (0, 2 * len(texts) + 1, 2 * len(texts) + 1)
-    await generator.close()
-
-
-def talk(text: str) -> Trajectory:
-    prompt = Prompt(uid=0, row=0, text="", tokens=np.zeros(0), question="2+2=")
-    none = np.zeros(0)
-    return Trajectory(
-        prompt=prompt, sibling=0, tokens=none, loss_mask=none, rollout_logprobs=none, spans=(), finish="stop", text=text
-    )
-
-
-async def test_untied_llama_and_close(tied, tmp_path):
-    """Another architecture, its own lm_head, a second engine in the process; and what `close` does."""
-    folder = save_tiny(tmp_path / "llama", "llama", tie=False, seed=0)
-    generator = make(folder)
-    await generator.start()
-    assert await gap(generator, tiny_model("llama", tie=False, seed=0)) <= TOLERANCE
-    await check_close(generator)
+def test_options_are_read_without_importing_it():
+    assert known_options() == {field.name for field in dataclasses.fields(EngineArgs)}

@@ -24,7 +24,16 @@ KEYS = {
     "balance": {"rounds", "results"},
     "rewards": {"ratio_of", "start_seconds", "rounds", "results"},
     "trainer": {"ratio_of", "rounds", "results"},
-    "generator": {"ratio_of", "start_seconds", "sleep_seconds", "wake_seconds", "load_seconds", "rounds", "results"},
+    "generator": {
+        "engine",
+        "ratio_of",
+        "start_seconds",
+        "sleep_seconds",
+        "wake_seconds",
+        "load_seconds",
+        "rounds",
+        "results",
+    },
     "overhead": {"run", "steps"},
     "sampling": {"devices", "controllers", "seeds", "steps", "prompts", "results"}
     | {"local_over_lockstep", "local_over_lockstep_one"},

@@ -18,7 +18,7 @@ from yatt.data.prompts import PromptEncoder, load_tokenizer, tokenize
 from yatt.data.rows import BadRow
 from yatt.data.turns import ResponseText, Turn, named_ends
 from yatt.errors import ConfigError
-from yatt.generation.vllm import end_tokens
+from yatt.generation.stepped import end_tokens
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<|im_start|>", "<|im_end|>")
 CHATML = (

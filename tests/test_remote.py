@@ -53,20 +53,12 @@ class Method:
         return asyncio.ensure_future(getattr(self.handle.actor, self.name)(*arguments))
 
 
-class Remote(RemoteGenerator):
-    """As the contract looks at it."""
-
-    @property
-    def tokens_sampled(self) -> int:
-        return self._actor.actor._generator.tokens_sampled
-
-
 @pytest.fixture
 def generator(monkeypatch):
     monkeypatch.setattr(generator_module, "settle", lambda process: None)
     monkeypatch.setattr(generator_module, "load", lambda backend: lambda **_: double())
-    handle = Handle(GeneratorActor(PROCESS, CONFIG, "m", Backends(generator="the double")))
-    return Remote(handle, name="generator 0", client="c", slots=(0,), node="n", timeout=20.0)
+    handle = Handle(GeneratorActor(PROCESS, CONFIG, "m", Backends(generator="the double", classifier="the double")))
+    return RemoteGenerator(handle, name="generator 0", client="c", slots=(0,), node="n", timeout=20.0)
 
 
 class TestRemote(GeneratorContract):

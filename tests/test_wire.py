@@ -35,6 +35,7 @@ def completions(draw) -> Completion:
         rollout_logprobs=-np.arange(n, dtype=np.float32),
         spans=tuple(spans),
         finish=draw(st.sampled_from(["stop", "length", "aborted"])),
+        logit=draw(st.none() | st.floats(width=32, allow_nan=False)),
     )
 
 

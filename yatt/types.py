@@ -102,13 +102,14 @@ class Span:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """What an engine answers to one request: response tokens [R] with the sampler's logprobs [R].
-    The stop token, where there was one, is the last token."""
+    The stop token, where there was one, is the last token. A classifier samples nothing: its answer is `logit`."""
 
     key: SampleKey
     tokens: np.ndarray
     rollout_logprobs: np.ndarray
     spans: tuple[Span, ...]
     finish: Finish
+    logit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

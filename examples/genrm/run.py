@@ -54,11 +54,12 @@ def models(seed: int) -> list[tuple[str, float]]:
     ]
 
 
-def reinforce(seed: int, controllers: int, mode: str) -> None:
+def reinforce(seed: int, controllers: int, mode: str, engine: str) -> None:
     """GRPO under the judge, anew each time."""
     console.print("[bold]4/4 GRPO:[/] the judge's word is the reward; the truth is only recorded")
     shutil.rmtree(GRPO.path, ignore_errors=True)
-    settings = (f"run.seed={seed}", f"cluster.controllers={controllers}", f"placement.mode={mode}")
+    settings = [f"run.seed={seed}", f"cluster.controllers={controllers}", f"placement.mode={mode}"]
+    settings += [f"rollout.engine={engine}"]  # the judge's too, which sets none of its own
     quickstart.yatt("train", quickstart.relative(judge.HERE / "dynamic.yaml"), *settings)
 
 
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controllers", type=int, default=2)
     parser.add_argument("--mode", default="dynamic", help="placement.mode: dynamic, colocated or weighted")
+    parser.add_argument("--engine", default="vllm", help="rollout.engine: vllm or sglang")
     parser.add_argument("--models-only", action="store_true", help="stop before GRPO")
     options = parser.parse_args()
     os.chdir(quickstart.ROOT)  # runs/ is there
@@ -104,7 +106,7 @@ def main() -> None:
     if options.models_only:
         return
     started = time.monotonic()
-    reinforce(options.seed, options.controllers, options.mode)
+    reinforce(options.seed, options.controllers, options.mode, options.engine)
     rows = GRPO.read_metrics()
     show_steps(rows)
     show_evaluations(rows)

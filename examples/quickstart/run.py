@@ -82,11 +82,12 @@ def teach(run: RunDirectory, settings: Path, work: Path, seed: int, title: str, 
     return True
 
 
-def reinforce(seed: int, controllers: int) -> None:
+def reinforce(seed: int, controllers: int, engine: str) -> None:
     """GRPO from the warm start, anew each time."""
     console.print("[bold]3/3 GRPO:[/] a right sum earns 1, anything else 0; nothing asks for work")
     shutil.rmtree(GRPO.path, ignore_errors=True)
-    yatt("train", relative(HERE / "grpo.yaml"), f"run.seed={seed}", f"cluster.controllers={controllers}")
+    settings = (f"run.seed={seed}", f"cluster.controllers={controllers}", f"rollout.engine={engine}")
+    yatt("train", relative(HERE / "grpo.yaml"), *settings)
 
 
 def outcomes() -> tuple[Outcome, Outcome]:
@@ -199,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controllers", type=int, default=2)
+    parser.add_argument("--engine", default="vllm", help="rollout.engine: vllm or sglang")
     options = parser.parse_args()
     os.chdir(ROOT)  # runs/ is there
     started = time.monotonic()
@@ -207,7 +209,7 @@ def main() -> None:
     prepared = time.monotonic()
     ran = warm_start(options.seed)
     warmed = time.monotonic()
-    reinforce(options.seed, options.controllers)
+    reinforce(options.seed, options.controllers, options.engine)
     ended = time.monotonic()
     before, after = outcomes()
     show_numbers(before, after)

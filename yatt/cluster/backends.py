@@ -6,25 +6,16 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from yatt.config.schema import Config
-
-GENERATORS = {"vllm": "yatt.generation.vllm:VllmGenerator"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
     """What a cluster is made of, each as "module:name", called as its default is."""
 
-    generator: str
-    classifier: str = "yatt.generation.vllm_classifier:VllmClassifier"
+    generator: str = "yatt.generation.stepped:SteppedGenerator"
+    classifier: str = "yatt.generation.stepped:SteppedClassifier"
     trainer: str = "yatt.training.megatron.backend:open_rank"
     scorer: str = "yatt.reward.mixed:open_scorer"
     tokenizer: str = "yatt.data.prompts:load_tokenizer"
-
-
-def backends(config: Config) -> Backends:
-    """Those the settings ask for."""
-    return Backends(generator=GENERATORS[config.rollout.engine])
 
 
 def load(backend: str) -> Any:

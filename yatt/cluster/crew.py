@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from yatt.cluster.backends import Backends, backends
+from yatt.cluster.backends import Backends
 from yatt.cluster.calls import wait_all, wait_one
 from yatt.cluster.controller import ControllerActor, GeneratorHandle, Wiring
 from yatt.cluster.generator import GeneratorActor
@@ -26,7 +26,8 @@ from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import engine_sites, layout_of, mode_of
 from yatt.errors import ConfigError, ProcessDied
-from yatt.generation.environment import environment
+from yatt.generation.table import ENGINES
+from yatt.placement.cost import engine_of, served
 from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
@@ -44,7 +45,7 @@ class ClusterCrew:
 
     def __init__(self, config: Config, run_path: Path, on_phase: OnPhase, made_of: Backends | None = None) -> None:
         self._config = config
-        self._backends = made_of or backends(config)
+        self._backends = made_of or Backends()
         self._run_path = run_path.absolute()
         self._on_phase = on_phase
         self._controllers: dict[str, Any] = {}
@@ -158,9 +159,10 @@ class ClusterCrew:
         for block in layout.blocks:
             if len({self.slots[slot].node for slot in block}) > 1:
                 on_node = sum(slot.node == self.slots[block[0]].node for slot in self.slots)
+                names = {shape.names.tensor_parallel: None for shape in served(self._config).values()}
                 raise ConfigError(
                     f"engines of {len(block)} slots do not divide the {on_node} slots of a node; use a divisor as "
-                    "tensor_parallel_size in rollout.engine_args and the judges' engine_args"
+                    f"{' and '.join(names)} in rollout.engine_args and the judges' engine_args"
                 )
         return layout
 
@@ -181,7 +183,8 @@ class ClusterCrew:
         return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log), role=role, slots=where)
 
     def _place_generator(self, name: str, role: Role, slots: Sequence[Slot], model: str) -> Any:
-        env = slot_environment(slots[0]) | environment(slots[0].device)
+        kind = ENGINES[engine_of(self._config, role)]
+        env = slot_environment(slots[0]) | kind.environment(slots[0].device)
         if slots[0].device == "cuda":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.device_index) for slot in slots)
         process = self._process(name, slots[0].device, role, slots)

@@ -88,7 +88,8 @@ class GeneratorActor:
         self._sampling = Sampling(self._recorder)
         rollout, length, backend = config.rollout, config.model.context_length, backends.generator
         if (judge := config.reward.models.get(process.role)) is not None:
-            rollout = rollout.model_copy(update={"engine_args": judge.engine_args, "sleep": True})
+            own = {"engine": judge.engine or rollout.engine, "engine_args": judge.engine_args, "sleep": True}
+            rollout = rollout.model_copy(update=own)
             length = judge_context(process.role, judge)
             backend = backends.classifier if judge.kind == "classifier" else backends.generator
         self._generator: Any = load(backend)(

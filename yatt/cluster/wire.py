@@ -23,7 +23,8 @@ Ended = list[tuple[int, list[Completion] | str]]
 
 class CompletionColumns(NamedTuple):
     """What an engine answers to streams; `streams` says how many completions each has, or why it failed.
-    keys [n, 2], lengths [n], tokens and logprobs end to end, spans [s, 4] (completion, start, stop, version)."""
+    keys [n, 2], lengths [n], tokens and logprobs end to end, spans [s, 4] (completion, start, stop, version); `logits`
+    are a classifier's answers, by completion."""
 
     streams: list[tuple[int, int | str]]
     keys: np.ndarray
@@ -32,6 +33,7 @@ class CompletionColumns(NamedTuple):
     logprobs: np.ndarray
     spans: np.ndarray
     finishes: bytes
+    logits: dict[int, float]
 
 
 def pack_completions(ended: Ended) -> CompletionColumns:
@@ -46,6 +48,7 @@ def pack_completions(ended: Ended) -> CompletionColumns:
             [(i, s.start, s.stop, s.version) for i, c in enumerate(every) for s in c.spans], dtype=np.int64
         ).reshape(-1, 4),
         finishes=bytes(FINISHES.index(c.finish) for c in every),
+        logits={i: c.logit for i, c in enumerate(every) if c.logit is not None},
     )
 
 
@@ -54,8 +57,16 @@ def read_completions(columns: CompletionColumns) -> Ended:
     for index, start, stop, version in columns.spans.tolist():
         spans[index].append(Span(start=start, stop=stop, version=version))
     every = (
-        Completion(key=key, tokens=tokens, rollout_logprobs=logprobs, spans=tuple(own), finish=FINISHES[finish])
-        for key, tokens, logprobs, own, finish in zip(
+        Completion(
+            key=key,
+            tokens=tokens,
+            rollout_logprobs=logprobs,
+            spans=tuple(own),
+            finish=FINISHES[finish],
+            logit=columns.logits.get(index),
+        )
+        for index, key, tokens, logprobs, own, finish in zip(
+            range(len(columns.finishes)),
             _read_keys(columns.keys),
             _cut(columns.tokens, columns.lengths),
             _cut(columns.logprobs, columns.lengths),

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from yatt.config import folders
-from yatt.config.engines import size_mistakes
 from yatt.config.facts import ModelFacts, model_facts, tokenizer_size
 from yatt.config.schema import JudgeConfig
 from yatt.config.secrets import masked
@@ -19,7 +18,7 @@ FIELD = re.compile(r"\{(\w+)\}")
 """A field of a template. Other braces, such as those of JSON, stand for themselves."""
 TAKEN = ("policy", "trainer", "generator", "rank", "controller")
 """Names of others than judges: in a placement, and of the processes of a run."""
-WITH_PATH = ("kind", "context_length", "engine_args")
+WITH_PATH = ("kind", "engine", "context_length", "engine_args")
 WITH_URL = ("model", "key_env", "concurrency", "timeout")
 WITH_WORDS = ("parser", "judgements", "retries", "temperature", "max_tokens")
 """What only makes sense for a judge that writes; the other two for one that is served here, or elsewhere."""
@@ -67,7 +66,6 @@ def _served(name: str, judge: JudgeConfig) -> Iterator[str]:
         facts = judge_facts(name, judge)
         tokens = tokenizer_size(judge.path or "", f"{at}.path")
         yield from folders.mistakes(judge.path or "", f"{at}.path", judge=True)
-        yield from size_mistakes(judge.engine_args, facts, at)
     except ConfigError as error:
         yield str(error)
         return

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 from yatt.config.schema import Config
-from yatt.placement.cost import served, settings_of
+from yatt.errors import ConfigError
+from yatt.placement.cost import served, settings_of, size_setting
 from yatt.placement.plan import Role
 
 
@@ -29,14 +30,14 @@ def placement_mistakes(config: Config, slots: int | None, slots_name: str) -> It
         if mode != "colocated":
             yield f"placement.mode={mode} has no meaning for algorithm.name={config.algorithm.name}; use colocated"
         return
-    given = {role: options.get("tensor_parallel_size", 1) for role, options in served(config).items()}
-    sizes = {role: int(size) for role, size in given.items() if isinstance(size, int | float) and size > 0}
+    try:
+        sizes = {role: shape.tensor_parallel for role, shape in served(config).items()}
+    except ConfigError:  # a rule of its own says it
+        return
     if placement.train_slots is not None and mode != "disaggregated":
         yield f"placement.train_slots={placement.train_slots} is only for placement.mode=disaggregated; unset it"
     if placement.split and mode != "partial":
         yield f"placement.split={_shown(placement.split)} is only for placement.mode=partial, not {mode}; unset it"
-    if len(sizes) < len(given):  # a rule of its own says it
-        return
     if mode in ("partial", "weighted", "dynamic") and len(sizes) == 1:
         yield (
             f"placement.mode={mode} divides the slots between the policy and the judges that this run serves, "
@@ -76,7 +77,7 @@ def _blocks(config: Config, sizes: Mapping[Role, int], slots: int | None, slots_
     odd = [role for role, size in sizes.items() if block % size]
     for role in odd:
         yield (
-            f"{settings_of(role)}.engine_args.tensor_parallel_size={sizes[role]} does not divide "
+            f"{size_setting(config, role)}={sizes[role]} does not divide "
             f"{settings_of(largest)}'s {block}, so that blocks of slots cannot change hands; use "
             f"{max(n for n in range(1, sizes[role]) if block % n == 0)}"
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from yatt.config import folders
 from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
-from yatt.config.engines import reading_mistakes, size_mistakes
+from yatt.config.engines import engine_mistakes, serving_mistakes, size_mistakes
 from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
 from yatt.config.models import facts_beside, models_beside, policy_facts
@@ -20,6 +20,7 @@ from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
+from yatt.generation.kind import Device
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
 
@@ -60,7 +61,7 @@ def check(config: Config) -> list[str]:
     cluster, gpus = config.cluster, local_gpus()
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset)
-    for rule in (*PLANNED, _model, _data, _reward, _devices, _trackers):
+    for rule in (*PLANNED, _model, _data, _reward, _serving, _devices, _trackers):
         mistakes += rule(case)
     mistakes = mistakes or list(_memory(case))
     if mistakes:
@@ -108,19 +109,11 @@ def _model(case: Case) -> Iterator[str]:
         )
 
 
-_ENGINE_NUMBERS = (
-    *("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"),
-    *("gpu_memory_utilization", "kv_cache_memory_bytes"),
-)
-"""Options of the engine that the placement and the planner read."""
-
-
 def _layout(case: Case) -> Iterator[str]:
     train = case.config.train
     if case.model is not None:
         yield from _division(train, case.model)
-        yield from size_mistakes(case.config.rollout.engine_args, case.model, "rollout")
-    yield from reading_mistakes(case.config.rollout.engine_args, "rollout")
+        yield from size_mistakes(case.config, {POLICY: case.model})
     size = train.tp * train.pp
     apart = case.config.placement.mode == "disaggregated"
     if case.slots is not None and case.slots % size and not apart:
@@ -128,16 +121,12 @@ def _layout(case: Case) -> Iterator[str]:
             f"{case.slots_name}={case.slots} is not a multiple of train.tp={train.tp} x train.pp={train.pp}; "
             f"use {_either(_multiples(case.slots, size))}{' slots' if case.slots_name == 'cluster.slots' else ''}"
         )
-    engines = cost.served(case.config) or {POLICY: case.config.rollout.engine_args}
-    numbers = {f"{cost.settings_of(r)}.engine_args.{n}": engines[r].get(n, 1) for r in engines for n in _ENGINE_NUMBERS}
-    wrong = {n: v for n, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float) or v <= 0}
-    for name, value in wrong.items():
-        yield f"{name}={value!r} must be a number above 0; leave it out for the engine's own"
-    name = "rollout.engine_args.tensor_parallel_size"
-    engine = 0 if name in wrong else int(numbers[name])
+    engine = 0
+    with suppress(ConfigError):  # a rule of its own says it
+        engine = cost.shape_of(case.config, POLICY).tensor_parallel
     if case.slots is not None and engine and case.slots % engine and not apart:
         yield (
-            f"{case.slots_name}={case.slots} is not a multiple of {name}={engine}; "
+            f"{case.slots_name}={case.slots} is not a multiple of {cost.size_setting(case.config, POLICY)}={engine}; "
             f"use {_either(_multiples(case.slots, engine))}"
         )
     if train.sequence_parallel and train.tp == 1:
@@ -273,7 +262,11 @@ def _placement(case: Case) -> Iterator[str]:
     yield from placement_mistakes(case.config, case.slots, case.slots_name)
 
 
-PLANNED = (_layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
+def _engines(case: Case) -> Iterator[str]:
+    yield from engine_mistakes(case.config)
+
+
+PLANNED = (_engines, _layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
 """Rules that need nothing but the settings and the model's sizes."""
 
 
@@ -327,6 +320,20 @@ def _reward(case: Case) -> Iterator[str]:
         yield from judge_mistakes(name, judge)
 
 
+def _serving(case: Case) -> Iterator[str]:
+    """Whether the engines are there. What other machines have is not known here."""
+    config = case.config
+    if case.offline or config.cluster.address is not None:
+        return
+    architectures = {} if case.model is None else {POLICY: case.model.architecture}
+    judges: dict[str, ModelFacts] = {}
+    for name, judge in config.reward.served.items():
+        with suppress(ConfigError):  # said already
+            judges[name] = judge_facts(name, judge, weights=False)
+    yield from size_mistakes(config, judges)
+    yield from serving_mistakes(config, architectures | {name: facts.architecture for name, facts in judges.items()})
+
+
 def _devices(case: Case) -> Iterator[str]:
     cluster = case.config.cluster
     if cluster.address is not None:
@@ -350,7 +357,7 @@ def _memory(case: Case) -> Iterator[str]:
         judges = {name: judge_facts(name, config.reward.models[name]) for name in cost.served(config) if name != POLICY}
     except ConfigError:  # a rule of its own says it
         return
-    kind: cost.Kind = "cuda" if gpus else "cpu"
+    kind: Device = "cuda" if gpus else "cpu"
     yield from cost.mistakes(config, {POLICY: case.model, **judges}, train_slots=trained, kind=kind, capacity=capacity)
 
 

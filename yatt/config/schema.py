@@ -166,8 +166,11 @@ class AlgorithmConfig(Section):
         return tuple(name for name, wanted in asked.items() if wanted)
 
 
+EngineName = Literal["vllm", "sglang"]
+
+
 class RolloutConfig(Section):
-    engine: Literal["vllm"] = Field("vllm", description="What generates.")
+    engine: EngineName = Field("vllm", description="What generates.")
     n: int = Field(8, ge=1, description="Responses per prompt.")
     max_tokens: int = Field(1024, ge=1, description="Longest response.")
     temperature: float = Field(1.0, ge=0, description="Sampling temperature.")
@@ -213,6 +216,7 @@ class JudgeConfig(Section):
     kind: Literal["generative", "classifier"] = Field(
         "generative", description="Whether the folder's model writes a verdict or is a sequence classifier."
     )
+    engine: EngineName | None = Field(None, description="What runs it where it is served; rollout.engine when unset.")
     context_length: int | None = Field(None, ge=8, description="Most tokens a served judge reads and writes together.")
     engine_args: dict[str, Any] = Field(default_factory=dict, description="Options of its engines, passed through.")
     url: str | None = Field(None, pattern="^https?://", description="Address of the endpoint; most end in /v1.")

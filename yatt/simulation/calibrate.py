@@ -11,9 +11,10 @@ from statistics import NormalDist
 from typing import Any
 
 from yatt.config.schema import Config
-from yatt.controller.assembly import responses_per_prompt
+from yatt.controller.assembly import responses_per_prompt, running
 from yatt.errors import ConfigError
-from yatt.placement.cost import running
+from yatt.placement.cost import served, shape_of, size_setting
+from yatt.placement.plan import POLICY
 from yatt.simulation.costs import (
     Z99,
     ControllerCosts,
@@ -23,7 +24,6 @@ from yatt.simulation.costs import (
     ScorerCosts,
     TrainerCosts,
     Workload,
-    engine_size,
 )
 from yatt.simulation.fit import Fit, fitted
 
@@ -44,7 +44,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
     Raises ConfigError for a run without rollouts, or one too short.
     """
     steps = steps_of(rows, source)
-    engines = max(1, devices // engine_size(config.rollout))
+    engines = max(1, devices // shape_of(config, POLICY).tensor_parallel)
     ranks = max(1, devices // (config.train.tp * config.train.pp))
     work = [_work(row, lengths_of(row), engines, ranks, responses_per_prompt(config)) for row in steps[1:]]
     seconds = [row["phases"] for row in steps[1:]]
@@ -61,7 +61,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
             per_kv_token=rollout["KV token read"],
             wake=rollout["fixed"] if config.rollout.sleep else 0.0,
             load=fits["sync"].terms["fixed"] + (0.0 if config.rollout.sleep else rollout["fixed"]),
-            max_running=running(config.rollout.engine_args),
+            max_running=running(config, POLICY),
         ),
         trainer=TrainerCosts(
             per_token=train["trained token"],
@@ -112,13 +112,10 @@ def from_file(path: str, config: Config) -> Costs:
 
 def _layout(config: Config) -> dict[str, int]:
     """What costs per engine and per rank depend on."""
-    judges = {f"reward.models.{name}": judge for name, judge in config.reward.served.items()}
-    sizes = {f"{at}.engine_args.tensor_parallel_size": engine_size(judge) for at, judge in judges.items()}
     return {
         "train.tp": config.train.tp,
         "train.pp": config.train.pp,
-        "rollout.engine_args.tensor_parallel_size": engine_size(config.rollout),
-        **sizes,
+        **{size_setting(config, role): shape.tensor_parallel for role, shape in served(config).items()},
     }
 
 

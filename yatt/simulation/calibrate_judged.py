@@ -9,8 +9,8 @@ from statistics import fmean
 
 from yatt.config.facts import parameters
 from yatt.config.schema import Config, JudgeConfig, RolloutConfig
+from yatt.controller.assembly import running
 from yatt.errors import ConfigError
-from yatt.placement.cost import running
 from yatt.placement.plan import POLICY, TRAINER, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.calibrate import FEWEST, Row, steps_of, workload
@@ -110,7 +110,7 @@ def _engine(
         per_kv_token=0.0,
         prefill=read,
         **{name: _mean(spans, role, name) for name in ("load", "sleep", "wake")},
-        max_running=running(settings.engine_args),
+        max_running=running(config, role),
         parameters=sizes.get(role, 0.0),
     )
 

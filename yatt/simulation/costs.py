@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -15,9 +16,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from yatt.config.facts import ModelFacts
-from yatt.config.schema import Config, JudgeConfig, RolloutConfig
+from yatt.config.schema import Config
 from yatt.errors import ConfigError
-from yatt.placement.cost import RUNNING, UTILIZATION, running
+from yatt.placement.cost import kv_token, settings_of, shape_of
 from yatt.placement.plan import POLICY, Role
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -41,7 +42,7 @@ class EngineCosts:
     sleep: Amount = 0.0  # seconds to free its memory
     wake: Amount = 0.0  # seconds to take it back
     kv_tokens: Count = 10**12  # tokens the KV cache holds
-    max_running: Count = RUNNING  # requests decoded at once; others wait
+    max_running: Count = 256  # requests decoded at once; others wait
     parameters: Amount = 0.0  # of the model: what a weighted split goes by
 
 
@@ -207,11 +208,6 @@ def device(name: str) -> Device:
     raise ConfigError(f"plan.device={name} is unknown; use {f'{near[0]} (known: {known})' if near else known}")
 
 
-def engine_size(settings: RolloutConfig | JudgeConfig) -> int:
-    """Devices of one engine of the policy, or of a judge."""
-    return int(settings.engine_args.get("tensor_parallel_size", 1))
-
-
 def from_shape(
     facts: ModelFacts, config: Config, workload: Workload, judges: Mapping[str, ModelFacts] | None = None
 ) -> Costs:
@@ -223,7 +219,7 @@ def from_shape(
     longest = workload.prompt_tokens + config.rollout.max_tokens
     return Costs(
         source=f"estimate for {config.plan.device}",
-        engine=_engine(facts, config, config.rollout, longest, "rollout"),
+        engine=_engine(facts, config, POLICY, longest),
         trainer=_trainer(facts, config),
         scorer=ScorerCosts(),
         controller=ControllerCosts(),
@@ -237,27 +233,24 @@ def _judge(name: str, facts: ModelFacts, config: Config, longest: int) -> JudgeC
     judge = config.reward.models[name]
     most = judge.max_tokens if judge.kind == "generative" else 1
     return JudgeCosts(
-        engine=_engine(facts, config, judge, longest + most, f"reward.models.{name}"),
+        engine=_engine(facts, config, name, longest + most),
         answers=(Lengths(median=max(1.0, most / 4), p99=float(most)),),
     )
 
 
-def _engine(
-    facts: ModelFacts, config: Config, settings: RolloutConfig | JudgeConfig, longest: int, at: str
-) -> EngineCosts:
+def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> EngineCosts:
     """A decode step reads all weights and the running requests' KV cache, and multiplies by each weight once per
     request; the two are added, though hardware overlaps them in part. An engine that sleeps has its weights in the
     host's memory. `longest` is the tokens of a request that must fit."""
-    chip, size, tp, args = device(config.plan.device), _bytes(config), engine_size(settings), settings.engine_args
-    share = float(args.get("gpu_memory_utilization", UTILIZATION))
-    weights = facts.parameters * size
-    kv_token = 2 * facts.layers * facts.kv_heads * facts.head_dim * size
+    chip, size, shape = device(config.plan.device), _bytes(config), shape_of(config, role)
+    tp, share, names = shape.tensor_parallel, shape.device_share, shape.names
+    weights, token = facts.parameters * size, kv_token(facts, config.model.dtype)
     room = share * chip.memory * tp - weights - ASSUMED["activations"] * tp
-    if room < kv_token * longest:
+    if room < token * longest:
         raise ConfigError(
             f"plan.device={config.plan.device} has {chip.memory / 1e9:.0f} GB, of which an engine takes {share:.0%}: "
-            f"no room for {weights / 1e9:.1f} GB of weights and a KV cache; raise gpu_memory_utilization or "
-            f"tensor_parallel_size in {at}.engine_args"
+            f"no room for {weights / 1e9:.1f} GB of weights and a KV cache; raise {names.device_share} or "
+            f"{names.tensor_parallel} in {settings_of(role)}.engine_args"
         )
     read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * tp
     multiply = 2 * facts.parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
@@ -265,10 +258,10 @@ def _engine(
     return EngineCosts(
         step=ASSUMED["launch"] + weights / read,
         per_request=multiply,
-        per_kv_token=kv_token / read,
+        per_kv_token=token / read,
         prefill=multiply,
-        kv_tokens=int(room / kv_token),
-        max_running=running(args),
+        kv_tokens=min(int(room / token), shape.cache_tokens or sys.maxsize),
+        max_running=shape.running,
         sleep=ASSUMED["switch"] + moved,
         wake=ASSUMED["switch"] + moved,
         load=moved,

@@ -276,6 +276,7 @@ class SimulatedGenerator:
             self.busy += now - self._begun
         self._halt()
         for drawing in self._leaving:
+            self._sampled -= self._step - drawing.since  # drawn after it was answered
             self._leave(drawing)
         self._leaving.clear()
         while self._ends and self._ends[0][0] <= self._step:

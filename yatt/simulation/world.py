@@ -31,10 +31,11 @@ from yatt.controller.step import Controller
 from yatt.data.loader import Loader
 from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
+from yatt.placement.cost import served, size_setting
 from yatt.placement.plan import POLICY, EngineSite, Role
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.reward.filter import load_filter
-from yatt.simulation.costs import Costs, engine_size
+from yatt.simulation.costs import Costs
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
 from yatt.simulation.lengths import LengthModel
 from yatt.simulation.loop import VirtualClock
@@ -324,9 +325,7 @@ class World:
 def _check(config: Config, devices: int) -> None:
     """Raises ConfigError where engines or ranks do not divide the devices."""
     sizes = {"train.tp * train.pp": config.train.tp * config.train.pp}
-    judges = {f"reward.models.{name}": judge for name, judge in config.reward.served.items()}
-    for at, settings in {"rollout": config.rollout, **judges}.items():
-        sizes[f"{at}.engine_args.tensor_parallel_size"] = engine_size(settings)
+    sizes |= {size_setting(config, role): shape.tensor_parallel for role, shape in served(config).items()}
     for what, size in sizes.items():
         if devices % size:
             raise ConfigError(f"{what}={size} does not divide {devices} devices; use {devices - devices % size}")

@@ -1,10 +1,8 @@
-"""The environment variables an engine's process must have before Python imports anything of it. Torch-free."""
+"""What vLLM's process must find before Python starts, and what the installed vLLM can serve. Does not import vLLM."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Literal
+from yatt.generation.kind import Device, folder_of
 
 ALWAYS = {
     # The engine runs in our process, stepped by our thread.
@@ -16,7 +14,7 @@ ALWAYS = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
 }
-PER_DEVICE = {
+PER_DEVICE: dict[Device, dict[str, str]] = {
     "cpu": {
         "TORCHDYNAMO_DISABLE": "1",
         # Several engines share the machine: each pinned to "its" cores would fight over the first ones.
@@ -24,20 +22,26 @@ PER_DEVICE = {
     },
     "cuda": {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
 }
+PROBE = """
+import vllm
+from vllm.platforms import current_platform
+from vllm.v1.engine.async_llm import AsyncLLM
+assert current_platform.device_type, "vLLM knows no device here; its build does not fit the machine"
+say(f"{vllm.__version__}, platform {current_platform.device_type}")
+"""
 
 
-def environment(device: Literal["cpu", "cuda"]) -> dict[str, str]:
+def environment(device: Device) -> dict[str, str]:
     """Variables for a generator's process. OMP_NUM_THREADS is the runtime's to choose."""
     return ALWAYS | PER_DEVICE[device]
 
 
-def vllm_lists(architecture: str) -> bool:
+def lists(architecture: str) -> bool:
     """Whether vLLM's registry names the architecture, or for a classifier the model below its head. True also where
-    there is no registry to look at. Does not import vLLM."""
-    vllm = find_spec("vllm")
-    folders = vllm.submodule_search_locations if vllm is not None else None
-    registry = Path(folders[0] if folders else "") / "model_executor/models/registry.py"
-    if not registry.is_file():
+    there is no registry to look at."""
+    folder = folder_of("vllm")
+    registry = folder / "model_executor/models/registry.py" if folder is not None else None
+    if registry is None or not registry.is_file():
         return True
     names = registry.read_text(encoding="utf-8")
     below = architecture.replace("ForSequenceClassification", "ForCausalLM")

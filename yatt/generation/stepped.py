@@ -1,4 +1,4 @@
-"""A `Generator` on one in-process vLLM engine, stepped by a thread of ours.
+"""The `Generator` of every engine: one `Engine` of this process, stepped by a thread of ours.
 
 Since nobody else steps the engine, "after pause no token is sampled" holds by construction, weights are loaded between
 two steps, and the tokens so far of an aborted request are known here.
@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
-from yatt.config.schema import RolloutConfig
+from yatt.config.schema import EngineName, RolloutConfig
 from yatt.data.prompts import load_tokenizer
 from yatt.data.turns import Turn, named_ends
 from yatt.errors import BackendError, ConfigError, WaitTimeout, YattError
-from yatt.types import Completion, Finish, Pulse, Request, SampleKey, Span, WeightManifest
-
-if TYPE_CHECKING:
-    from yatt.generation.vllm_engine import Device, Engine
+from yatt.generation.engine import Engine, Read, Sampled
+from yatt.generation.kind import Device
+from yatt.generation.running import Running, StopStrings, Stream
+from yatt.generation.table import ENGINES
+from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 R = TypeVar("R")
 
@@ -34,67 +34,8 @@ R = TypeVar("R")
 PATIENCE = 1800.0
 
 
-class Stream:
-    """Completions, or what went wrong, on their way from the engine's thread to one caller of `generate`."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Queue[list[Completion] | Exception] = asyncio.Queue()
-
-    def put(self, ended: list[Completion] | Exception) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._ended.put_nowait, ended)
-
-    async def get(self) -> list[Completion]:
-        ended = await self._ended.get()
-        if isinstance(ended, Exception):
-            raise ended
-        return ended
-
-
-@dataclass(slots=True)
-class Running:
-    """A request in the engine: its tokens so far, and where each policy version began."""
-
-    request: Request
-    stream: Stream
-    versions: list[tuple[int, int]]
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stops: StopStrings | None = None
-    reads: int = 0  # tokens of a prompt that is read for it; its siblings find them in the cache
-
-    def completion(self, finish: Finish) -> Completion:
-        ends = [start for start, _ in self.versions[1:]] + [len(self.tokens)]
-        spans = [Span(start=s, stop=e, version=v) for (s, v), e in zip(self.versions, ends, strict=True) if e > s]
-        return Completion(
-            key=self.request.key,
-            tokens=np.array(self.tokens, dtype=np.int32),
-            rollout_logprobs=np.array(self.logprobs, dtype=np.float32),
-            spans=tuple(spans),
-            finish=finish,
-        )
-
-
-class StopStrings:
-    """Looks for stop strings in a growing response, special tokens included."""
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(prompt), skip_special_tokens=False)
-        self._stop = stop
-        self._keep = max(map(len, stop)) - 1
-        self._text = ""
-
-    def found(self, token: int) -> bool:
-        """Whether the response, with this token, now contains a stop string."""
-        text = self._text + (self._stream.step(self._tokenizer, token) or "")
-        self._text = text[-self._keep :] if self._keep else ""
-        return any(stop in text for stop in self._stop)
-
-
-class VllmGenerator:
-    """Implements `yatt.protocols.Generator`.
+class SteppedGenerator:
+    """Implements `yatt.protocols.Generator` on any engine of the table.
 
     Logprobs are those of the distribution a token was drawn from: temperature, top-k and top-p applied. A greedy token
     (temperature 0) comes from a distribution that is all on it; its logprob is instead the model's own, at
@@ -117,7 +58,10 @@ class VllmGenerator:
         stop_token_ids: tuple[int, ...] = (),
         setting: str = "rollout",
     ) -> None:
-        """Of `config`, `engine_args` and `sleep` are used; `setting` is where its user wrote them."""
+        """Of `config`, `engine`, `engine_args` and `sleep` are used; `setting` is where its user wrote them."""
+        self._engine_name: EngineName = config.engine
+        self._title = ENGINES[config.engine].title
+        self._name = f"the {self._title} generator of {model}"
         self._model = model
         self._context_length = context_length
         self._arguments: dict[str, Any] = dict(
@@ -149,8 +93,8 @@ class VllmGenerator:
         self.tokens_sampled = 0
 
     async def start(self) -> None:
-        """Import vLLM and load the model. The process must have been started with `environment(device)`."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        """Import the engine and load the model. The process must have been started with the engine's environment."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         await self._call(self._build)
 
     # The asyncio side.
@@ -165,7 +109,7 @@ class VllmGenerator:
                     f"in the context length, {self._context_length}"
                 )
             if request.media:
-                raise BackendError(f"request {request.key} has images, and rollout.engine=vllm takes none yet")
+                raise BackendError(f"request {request.key} has images, and engine={self._engine_name} takes none yet")
         stream, pending = Stream(), len(requests)
         try:
             await self._call(self._admit, requests, stream)
@@ -220,13 +164,13 @@ class VllmGenerator:
     async def _call(self, action: Callable[..., R], *arguments: Any) -> R:
         """Run `action` on the engine's thread, between two steps."""
         if self._thread is None:
-            raise BackendError(f"the vLLM generator of {self._model} is not running: it was not started, or closed")
+            raise BackendError(f"{self._name} is not running: it was not started, or closed")
         future = self._thread.submit(self._obey, action, *arguments)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), PATIENCE)
         except TimeoutError:
             raise WaitTimeout(
-                f"vLLM's thread ({self._model}) did not come to {action.__name__.strip('_')} in {PATIENCE:.0f} s"
+                f"{self._name} did not come to {action.__name__.strip('_')} in {PATIENCE:.0f} s"
             ) from None
 
     # The engine's thread. Everything below runs on it, one thing at a time.
@@ -257,17 +201,17 @@ class VllmGenerator:
         self._go_on()
 
     def _build(self) -> None:
-        # Collecting garbage over and over is a third of what importing vLLM costs, and finds none.
+        # Collecting garbage over and over is a third of what importing an engine costs, and finds none.
         gc.disable()
         try:
-            from yatt.generation.vllm_engine import Engine  # noqa: PLC0415  (a heavy library, wanted by nobody else)
-
+            module, name = ENGINES[self._engine_name].engine.split(":")
+            build = getattr(importlib.import_module(module), name)
             gc.freeze()
-            self._engine = Engine(**self._arguments)
+            self._engine = build(**self._arguments)
         except YattError:
             raise
         except Exception as error:
-            raise BackendError(f"vLLM cannot start on {self._model}: {type(error).__name__}: {error}") from error
+            raise BackendError(f"{self._name} cannot start: {type(error).__name__}: {error}") from error
         finally:
             gc.enable()
 
@@ -279,22 +223,25 @@ class VllmGenerator:
                 running.reads = len(request.tokens)
             if request.params.stop:
                 running.stops = StopStrings(self._load_tokenizer(), request.tokens.tolist(), request.params.stop)
-            self._engine.add(
-                id,
-                request.tokens.tolist(),
-                request.params,
-                request.seed,
-                (*self._stop_token_ids, *request.params.stop_token_ids),
-            )
+            self._queue(id, request)
             self._running[id] = running
 
+    def _queue(self, id: str, request: Request) -> None:
+        stops = (*self._stop_token_ids, *request.params.stop_token_ids)
+        self._engine.add(id, request.tokens.tolist(), request.params, request.seed, stops)
+
     def _step(self) -> None:
-        ended: list[tuple[str, Finish]] = []
-        stopped: list[str] = []
         began = time.perf_counter()
-        sampled = self._engine.step()
+        step = self._engine.step()
         self._steps += 1
         self._seconds += time.perf_counter() - began
+        self._take(step.sampled)
+        self._hand_over(step.read)
+
+    def _take(self, sampled: Sequence[Sampled]) -> None:
+        """Note what running requests were given, and answer those that have ended."""
+        ended: list[tuple[str, Finish]] = []
+        stopped: list[str] = []
         for id, tokens, logprobs, finish in sampled:
             running = self._running[id]
             if not running.tokens:
@@ -315,11 +262,22 @@ class VllmGenerator:
             self._ended += len(ended)
             self._answer(ended)
 
-    def _answer(self, ended: Sequence[tuple[str, Finish]]) -> None:
+    def _hand_over(self, read: Sequence[Read]) -> None:
+        """Answer the requests that a classifier has read; each counts as a token."""
+        for id, _ in read:
+            running = self._running[id]
+            self._read += running.reads
+            self._cached += running.reads
+        self._ended += len(read)
+        self.tokens_sampled += len(read)
+        self._answer([(id, "stop") for id, _ in read], dict(read))
+
+    def _answer(self, ended: Sequence[tuple[str, Finish]], logits: Mapping[str, float] | None = None) -> None:
         batches: dict[Stream, list[Completion]] = {}
         for id, finish in ended:
             running = self._running.pop(id)
-            batches.setdefault(running.stream, []).append(running.completion(finish))
+            completion = running.completion(finish, (logits or {}).get(id))
+            batches.setdefault(running.stream, []).append(completion)
         for stream, batch in batches.items():
             stream.put(batch)
 
@@ -366,7 +324,7 @@ class VllmGenerator:
 
     def _fail(self, doing: str, error: Exception) -> BackendError:
         """Tell everyone who waits; the engine serves nobody any more."""
-        failure = BackendError(f"vLLM failed while {doing}: {type(error).__name__}: {error}")
+        failure = BackendError(f"{self._title} failed while {doing}: {type(error).__name__}: {error}")
         failure.__cause__ = error
         for stream in {running.stream for running in self._running.values()}:
             stream.put(failure)
@@ -381,6 +339,20 @@ class VllmGenerator:
                 raise ConfigError(f"rollout.stop needs a fast tokenizer, but {path} does not exist; use stop token ids")
             self._tokenizer = Tokenizer.from_file(str(path))
         return self._tokenizer
+
+
+class SteppedClassifier(SteppedGenerator):
+    """Implements `yatt.protocols.Generator` with a classifier of one label, to be routed, paused, put to sleep and
+    woken like any other.
+
+    A request is read, not gone on with. Its answer has no tokens, but the head's logit at the last token of the prompt
+    as it is, without a sigmoid; finish "stop". Sampling settings and the seed change nothing.
+    """
+
+    classifies = True
+
+    def _queue(self, id: str, request: Request) -> None:
+        self._engine.classify(id, request.tokens.tolist())
 
 
 def end_tokens(model: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""vLLM keeps the contract of a generator; its logprobs are those of a Hugging Face forward."""
+"""Each engine keeps the contract of a generator; its logprobs are those of a Hugging Face forward."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from tests.generator_contract import answers, requests
 from tests.tiny_models import save_tiny
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
-from yatt.generation.environment import environment
-from yatt.generation.vllm import VllmGenerator, end_tokens
+from yatt.generation.engine import Step
+from yatt.generation.stepped import SteppedGenerator, end_tokens
+from yatt.generation.table import ENGINES
 from yatt.types import WeightManifest
 
-SUITE = Path(__file__).with_name("generator_vllm_suite.py")
+HERE = Path(__file__).parent
+SUITES = {
+    "vllm": ("generator_suite.py", "generator_vllm_suite.py"),
+    "sglang": ("generator_suite.py", "generator_sglang_suite.py"),
+}
 
 
 @pytest.mark.timeout(900)
-def test_vllm_suite():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_passes_the_suite(engine):
     """The engine's environment has to be there before Python starts, as in a run."""
+    own = ENGINES[engine].environment("cpu") | {"OMP_NUM_THREADS": "1", "YATT_TEST_ENGINE": engine}
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUITE)],
-        cwd=SUITE.parent.parent,
-        env={**os.environ, **environment("cpu"), "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(str(HERE / f) for f in SUITES[engine])],
+        cwd=HERE.parent,
+        env={**os.environ, **own},
         capture_output=True,
         text=True,
         timeout=850,
@@ -48,12 +55,12 @@ class BrokenEngine:
     def load(self, manifest) -> None:
         raise RuntimeError("worker lost")
 
-    def step(self) -> list:
+    def step(self) -> Step:
         raise RuntimeError("device lost")
 
 
-def generator(folder) -> VllmGenerator:
-    return VllmGenerator(
+def generator(folder) -> SteppedGenerator:
+    return SteppedGenerator(
         model=str(folder), config=RolloutConfig(), context_length=64, dtype="float32", device="cpu", seed=0
     )
 

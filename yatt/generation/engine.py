@@ -1,0 +1,85 @@
+"""The seam between one generator and the engines it can drive: plain, blocking calls, made from one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from yatt.generation.kind import EngineShape
+from yatt.types import Finish, SamplingParams, WeightManifest
+
+
+class Sampled(NamedTuple):
+    """What one step gave a running request: new tokens, their logprobs, and how it ended (None: it goes on)."""
+
+    id: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish: Finish | None
+
+
+class Read(NamedTuple):
+    """The answer to `classify`: the logit of the head's only label at the last token."""
+
+    id: str
+    logit: float
+
+
+class Step(NamedTuple):
+    """What one step gave."""
+
+    sampled: list[Sampled]
+    read: list[Read]
+
+
+class Engine(Protocol):
+    """An inference engine in this process. Nothing happens in it between two calls. Not thread-safe.
+
+    It is built with keywords: `model`, `config` (of which it uses `engine_args` and `sleep`), `context_length`,
+    `dtype`, `device`, `seed`, `setting` (where its user wrote `config`, for messages) and `classifies`.
+    """
+
+    shape: EngineShape
+
+    def add(
+        self, id: str, tokens: Sequence[int], params: SamplingParams, seed: int, stop_token_ids: Sequence[int]
+    ) -> None:
+        """Queue a request for a response. The same tokens, settings and seed give the same response, whatever else
+        runs, up to round-off. Logprobs are those of the distribution a token is drawn from: temperature, top-k and
+        top-p applied; of a greedy token the model's own. Stop strings are not the engine's business."""
+        ...
+
+    def classify(self, id: str, tokens: Sequence[int]) -> None:
+        """Queue a text for the head of a classifier to read."""
+        ...
+
+    def step(self) -> Step:
+        """Sample a token for each running request, and read what waits to be classified. Raises BackendError where
+        the engine gives a request up."""
+        ...
+
+    def abort(self, ids: Sequence[str]) -> None:
+        """Forget these requests; no later step names them."""
+        ...
+
+    def check(self, manifest: WeightManifest) -> None:
+        """Raise BackendError where a name, shape or byte is not as it should be."""
+        ...
+
+    def load(self, manifest: WeightManifest) -> None:
+        """Write checked weights into the model and forget what the old ones computed; requests go on, their prefix
+        recomputed. A sleeping engine takes back the memory of its weights for it, and no other."""
+        ...
+
+    def sleep(self) -> int:
+        """Free the KV cache (on CUDA the weights too, kept in host memory) where that has not been done; returns the
+        bytes freed. Requests keep their tokens."""
+        ...
+
+    def wake(self) -> None:
+        """Take everything back, weights before the KV cache."""
+        ...
+
+    def close(self) -> None:
+        """Free everything and end what the engine has started."""
+        ...
