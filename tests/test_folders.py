@@ -129,7 +129,7 @@ def said(folder: Path, **options: Any) -> str:
         (
             "qwen2",
             {"head_dim": 8},
-            "head_dim=8 is not hidden_size=64 / num_attention_heads=4, which vLLM takes instead",
+            "head_dim=8 is not hidden_size=64 / num_attention_heads=4, which engines take instead",
         ),
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
         ("llama", {"tie_word_embeddings": "no"}, 'tie_word_embeddings="no" is neither true nor false'),
@@ -155,7 +155,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5, which cannot be trained"),
         ({"full_attention": ROPE}, 'full_attention={"rope_theta": 10000.0}, which is not of rope_type=default'),
         ({"rope_type": "linear"}, "factor=null; rope_type=linear needs a number above 0"),
-        ({"rope_type": "linear", "factor": 2}, "factor=2, which vLLM reads as a decimal only; write 2.0"),
+        ({"rope_type": "linear", "factor": 2}, "factor=2, which an engine reads as a decimal only; write 2.0"),
         ({"rope_type": "yarn", "type": "linear", "factor": 2.0}, 'rope_type="yarn" and type="linear"; keep one'),
         (LLAMA3 | {"high_freq_factor": 1.0}, "high_freq_factor=1.0, which is not above low_freq_factor=1.0"),
         (YARN | {"beta_fast": None}, "beta_fast=null; rope_type=yarn needs a number above 0"),
@@ -325,16 +325,16 @@ def test_files_that_two_readers_would_choose_differently(make: Make) -> None:
     noise = {"model.norm.weight": torch.zeros(64)}
     beside = make("llama")
     save_file(noise, beside / "extra.safetensors")
-    line = "transformers reads model.safetensors and vLLM extra.safetensors and 1 more; move the others away"
+    line = "transformers reads model.safetensors and an engine extra.safetensors and 1 more; move the others away"
     assert said(beside) == line
     both = make("llama")
     shards(both, keep=True)
-    line = "transformers reads model.safetensors and vLLM a.safetensors and 1 more; keep one of them"
+    line = "transformers reads model.safetensors and an engine a.safetensors and 1 more; keep one of them"
     assert said(both) == line
     mistral = make("llama")
     (mistral / "original").mkdir()
     save_file(noise, mistral / "original" / "consolidated.00.safetensors")
-    line = "vLLM would read original/consolidated.00.safetensors in place of the model; move it away"
+    line = "an engine would read original/consolidated.00.safetensors in place of the model; move it away"
     assert said(mistral) == line
     for name in ("adapter_config.json", "hf_quant_config.json"):
         folder = make("llama")
@@ -439,7 +439,7 @@ def test_a_judge_is_for_the_engine_alone(make: Make, settings: Any) -> None:
     assert check(settings(good, *words)) == []
     save_file({"a": torch.ones(4)}, judge / "more.safetensors")
     (line,) = refused(settings(good, *words))
-    assert line.startswith(f"reward.models.j.path={judge}: transformers reads model.safetensors and vLLM model.")
+    assert line.startswith(f"reward.models.j.path={judge}: transformers reads model.safetensors and an engine model.")
     scorer = make("scorer")
     headless = {name: tensor for name, tensor in weights(scorer).items() if name != "score.weight"}
     save_file(headless, scorer / WHOLE, {"format": "pt"})

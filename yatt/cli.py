@@ -16,8 +16,12 @@ from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.errors import ConfigError, YattError
 from yatt.faces.start import ready
+from yatt.generation.table import ENGINES
 
-HELP = "An open RLHF trainer: many equal controllers; Megatron-Core trains, vLLM generates, Ray spans machines."
+HELP = (
+    "An open RLHF trainer: many equal controllers; Megatron-Core trains, "
+    f"{' or '.join(kind.title for kind in ENGINES.values())} generates, Ray spans machines."
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 

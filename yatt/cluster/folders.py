@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from yatt.errors import ConfigError
+from yatt.generation.table import ENGINES
 
 SOCKET = 107
 """Bytes that the path of a Unix socket may have."""
@@ -39,8 +40,8 @@ def ray_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     Engines' sockets go where Ray's do. Where there is no token and no home to write one to, it is given here."""
     folder = ray_folder(environ)
     found = {"RAY_TMPDIR": folder}
-    if "VLLM_RPC_BASE_PATH" not in environ:
-        found["VLLM_RPC_BASE_PATH"] = folder
+    sockets = (kind.socket_folder for kind in ENGINES.values())
+    found |= {name: folder for name in sockets if name and name not in environ}
     home = Path(environ.get("HOME") or "/")
     told = any(name in environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not told and not (home / ".ray" / "auth_token").is_file() and not _writable(home / ".ray"):

@@ -1,7 +1,7 @@
 """What config.json may say of the families that are trained, Llama, Qwen2 and Qwen3: what the trainer computes, what it
 refuses, and the tensors that follow.
 
-Every field that the code of transformers 5.19 or vLLM 0.32 for these families reads is in one of the tables here, or
+Every field that transformers or an engine reads in its code for these families is in one of the tables here, or
 changes nothing of the forward pass (`tests/test_folders.py` lists those). What only one of them obeys is refused: the
 two would not be the same model.
 """
@@ -48,13 +48,13 @@ EVERY: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     # Other weights than those in the folder's files, or weights that are codes.
     **dict.fromkeys(("quantization_config", "compression_config", "transformers_weights", "speculators_config"), NONE),
-    # Another config than this one: transformers and vLLM look below these names, or into other files.
+    # Another config than this one: transformers and engines look below these names, or into other files.
     **dict.fromkeys(("text_config", "llm_config", "thinker_config", "text_encoder", "decoder", "generator"), NONE),
     **dict.fromkeys(("per_layer_config", "configuration_files", "block_configs"), NONE),
     # Other attention: the window or chunk a token sees, or caches that layers share.
     **dict.fromkeys(("attention_chunk_size", "dual_chunk_attention_config", "rswa_window", "canvas_length"), NONE),
     "num_kv_shared_layers": (0, None),
-    # Other rotary angles: vLLM reads them, transformers does not.
+    # Other rotary angles: engines read them, transformers does not.
     **dict.fromkeys(("rotary_pct", "rotary_emb_fraction", "partial_rotary_factor"), (1.0, 1, None)),
     **dict.fromkeys(("rotary_emb_base", "mrope_section", "xdrope_section"), NONE),
     "head_dtype": (None, "model"),
@@ -68,7 +68,7 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {
         "attention_bias": (False,),
         "mlp_bias": (False,),
-        # vLLM alone reads these.
+        # Engines alone read these.
         **dict.fromkeys(("bias", "qkv_bias"), (False, None)),
         "logit_scale": (1.0, 1),
         "sliding_window": NONE,
@@ -161,7 +161,7 @@ def _shape(config: Mapping[str, Any], family: str) -> Iterator[str]:
     if family == "llama" and hidden % heads:
         yield f"num_attention_heads={heads} does not divide hidden_size={hidden}, as transformers demands of a Llama"
     if family == "qwen2" and size * heads != hidden:
-        yield f"head_dim={size} is not hidden_size={hidden} / num_attention_heads={heads}, which vLLM takes instead"
+        yield f"head_dim={size} is not hidden_size={hidden} / num_attention_heads={heads}, which engines take instead"
     tied, eps = config.get("tie_word_embeddings", False), config.get("rms_norm_eps", 1e-6)
     if not isinstance(tied, bool):
         yield f"{_shown('tie_word_embeddings', tied)} is neither true nor false"
@@ -203,7 +203,7 @@ def _angles(rope: Mapping[str, Any], kind: str, at: str, config: Mapping[str, An
     if wrong:
         return
     if kind == "linear" and not isinstance(rope["factor"], float):
-        yield f"{at} has factor={rope['factor']}, which vLLM reads as a decimal only; write {rope['factor']}.0"
+        yield f"{at} has factor={rope['factor']}, which an engine reads as a decimal only; write {rope['factor']}.0"
     if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
         low = _shown("low_freq_factor", rope["low_freq_factor"])
         yield f"{at} has {_shown('high_freq_factor', rope['high_freq_factor'])}, which is not above {low}"
@@ -214,7 +214,7 @@ def _angles(rope: Mapping[str, Any], kind: str, at: str, config: Mapping[str, An
     elif kind == "yarn" and most > first * rope["factor"]:
         yield (
             f"max_position_embeddings={most} is over {at}'s original_max_position_embeddings={first} x "
-            f"factor={rope['factor']}, beyond which vLLM has no angles; lower it"
+            f"factor={rope['factor']}, beyond which an engine has no angles; lower it"
         )
 
 

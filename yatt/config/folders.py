@@ -21,7 +21,7 @@ DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cache
 """How names end of what older versions saved though it follows from the config: everybody passes over it."""
 BESIDE = {
     "adapter_config.json": "an adapter, which transformers adds to the model where peft is installed; merge it",
-    "hf_quant_config.json": "a quantization, which vLLM obeys; use the model that was quantized",
+    "hf_quant_config.json": "a quantization, which an engine obeys; use the model that was quantized",
 }
 """Files that make another model of the folder for one of its readers."""
 
@@ -54,7 +54,7 @@ def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool)
             if (folder / name).exists():
                 yield f"{name} is {what}"
         for file in sorted(folder.rglob("consolidated*.safetensors"))[:1]:
-            yield f"vLLM would read {file.relative_to(folder)} in place of the model; move it away"
+            yield f"an engine would read {file.relative_to(folder)} in place of the model; move it away"
     held, architecture = stored(folder, setting), architecture_of(config)
     if family_of(architecture) is None or (judge and config.get("quantization_config")):
         return
@@ -100,7 +100,7 @@ def _tied(folder: Path, setting: str, held: Mapping[str, Stored]) -> Iterator[st
         yield f"config.json ties the embeddings, but {HEAD} is there and differs; set tie_word_embeddings to false"
     read = {tensor.file for tensor in held.values()}
     for file in sorted(set(folder.glob("*.safetensors")) - read):
-        # vLLM looks for a head in every file there is, and unties the model where it finds one.
+        # An engine looks for a head in every file there is, and unties the model where it finds one.
         if any(name.endswith(HEAD) for name in stored_in(file, setting)):
             yield f"config.json ties the embeddings, but {file.name} has a {HEAD}; move the file away"
 

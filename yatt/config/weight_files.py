@@ -108,12 +108,12 @@ def file_mistakes(folder: Path, setting: str) -> Iterator[str]:
     files, named = weight_files(folder, setting), weight_map(folder, setting)
     held = {file.name: stored_in(file, setting) for file in files}
     yield from _index(held, named if files != [folder / WHOLE] else {})
-    # vLLM takes all files there are, less those that the index, where there is one, does not name.
+    # An engine takes all files there are, less those that the index, where there is one, does not name.
     present = {file.name for file in folder.glob("*.safetensors")}
     engine = set(named.values()) or present
     if engine != set(held):
         yield (
-            f"transformers reads {_some(sorted(held))} and vLLM {_some(sorted(engine))}; "
+            f"transformers reads {_some(sorted(held))} and an engine {_some(sorted(engine))}; "
             f"{'keep one of them' if named else 'move the others away'}"
         )
 

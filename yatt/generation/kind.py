@@ -66,7 +66,8 @@ class EngineKind:
     judge's own settings say. `as_it_stands` are options that make another model of the folder, with the values that do
     not; `counts` more options that are whole numbers above 0. `known_options` are read from the installed package, and
     None where it is not installed; `lists` says whether it serves an architecture. `probe` is code that fails where the
-    library does not work, and may `say` more than its version.
+    library does not work, and may `say` more than its version. `socket_folder` is the variable that says where its
+    sockets go, where it has one.
     """
 
     title: str
@@ -83,6 +84,7 @@ class EngineKind:
     environment: Callable[[Device], dict[str, str]]
     probe: str
     counts: tuple[str, ...] = ()
+    socket_folder: str = ""
 
     @property
     def installed(self) -> bool:

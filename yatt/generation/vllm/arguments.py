@@ -97,6 +97,7 @@ KIND = EngineKind(
     reserved=RESERVED,
     as_it_stands=AS_IT_STANDS,
     counts=(BATCHED,),
+    socket_folder="VLLM_RPC_BASE_PATH",
     of_a_judge={"model": "path", "tokenizer": "path", "max_model_len": "context_length"},
     known_options=known_options,
     lists=lists,
