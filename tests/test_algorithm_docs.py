@@ -89,7 +89,7 @@ def test_every_setting_that_a_page_names_is_there(page):
         match[1]
         for span in spans
         for match in re.finditer(rf"(?<![\w./-])((?:{sections})(?:\.[a-z_]+)+)(?![\w(]|\.[a-z])", span)
-        if not re.search(r"\.(py|yaml|json|jsonl|md|html)$", match[1]) and not free.match(match[1])
+        if not re.search(r"\.(py|yaml|json|jsonl|md|html|safetensors)$", match[1]) and not free.match(match[1])
     }
     assert not named - known
 

@@ -176,7 +176,7 @@ def test_a_wrong_key_and_a_wrong_type_in_the_file(refused_training):
     config["train"] |= {"step": 3, "batch_size": "8"}
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert refused_training() == [
-        "config.yaml: train.batch_size='8' is not a whole number >= 1",
+        "config.yaml: train.batch_size='8' is not a whole number >= 1; write 8",
         "config.yaml: unknown setting train.step; did you mean train.steps?",
     ]
 
@@ -252,7 +252,7 @@ def test_prompts_longer_than_the_context(refused_training, yatt, started):
         ("rewards.py:godo", "rewards.py has no 'godo' (did you mean 'good'?)"),
         ("rewards.py:none", " returned None, not a number; return a number or a dict of numbers with 'reward'"),
         ("rewards.py:text", " returned '1.0', not a number; return a number or a dict of numbers with 'reward'"),
-        ("rewards.py:nan", " returned nan; a reward must be finite"),
+        ("rewards.py:nan", " returned nan; a reward must be finite, and a float32 must hold it"),
         ("rewards.py:parts", " returned a dict without 'reward' (it has accuracy)"),
         (
             "rewards.py:misspelt",

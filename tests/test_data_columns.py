@@ -122,7 +122,7 @@ def test_a_default_written_out_by_a_saved_config_refuses_nothing(checked, tmp_pa
     save_config(checked.config, tmp_path / "config.yaml")
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["answer_key"] == "answer"
     again = load_config(str(tmp_path / "config.yaml"), [])
-    assert again == checked.config and check_data(again) == []
+    assert again.data == checked.config.data and check_data(again) == []
 
 
 def test_rows_some_of_which_have_no_answer(checked):

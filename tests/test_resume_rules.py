@@ -13,7 +13,7 @@ from tiny_models import save_tiny
 from yatt.config.load import describe, load_config, save_config
 from yatt.config.resume import FIXED, FROZEN, content_mistakes, resume_mistakes
 from yatt.config.schema import Config
-from yatt.data.rows import JsonlRows
+from yatt.data.rows import open_files
 from yatt.errors import BackendError, ConfigError, ProcessDied
 from yatt.faces.checkpoints import read_checkpoint
 from yatt.faces.contents import contents, of_folder, of_rows
@@ -219,8 +219,9 @@ def test_every_part_of_a_file_that_is_looked_at_counts(tmp_path, monkeypatch):
 
 
 def test_rows_that_cannot_be_read_or_hold_bytes_have_contents(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"a": 1}\nnot json\n')
-    assert of_rows(JsonlRows(str(tmp_path / "rows.jsonl"))) == of_rows(JsonlRows(str(tmp_path / "rows.jsonl")))
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"a": 1}\nnot json\n')
+    assert of_rows(open_files(str(file), "data.path")) == of_rows(open_files(str(file), "data.path"))
 
     class Rows:
         def __init__(self, *images):

@@ -10,8 +10,9 @@ from yatt.config.schema import Config
 from yatt.reports import EvaluationReport, RolloutCounts, StepReport, first_failures
 
 ROUNDING = {"float32": 1e-3, "bfloat16": 0.25}
-"""The mean gap of log-probabilities, under one set of weights, that rounding does not reach. Measured between an engine and
-Megatron-Core: about 1e-5 in float32; in bfloat16 0.05, and 0.5 for the worst token. Two models are 1 and more apart."""
+"""The mean gap of log-probabilities, under one set of weights, that rounding does not reach. Measured between an engine
+and the trainer: about 1e-5 in float32; in bfloat16 0.05, and 0.5 for the worst token. Two models are 1 and more
+apart."""
 ENOUGH = 16
 """Tokens whose mean gap is a good one; that of fewer may be larger, by the square root."""
 TENFOLD = 10.0

@@ -149,7 +149,7 @@ def test_rules_are_those_of_runs_and_plans(words):
 def test_a_run_that_does_not_fit_is_refused_with_the_numbers(words, monkeypatch):
     settings = load_config(None, [*words, "placement.mode=dynamic"])
     check(settings)
-    monkeypatch.setattr("yatt.config.rules.slot_memory", lambda gpus, slots: 2.7e8)
+    monkeypatch.setattr("yatt.config.machine_rules.slot_memory", lambda gpus, slots: 2.7e8)
     with pytest.raises(ConfigError) as caught:
         check(settings)
     assert [line.split(", ")[0].split(": ")[1] for line in str(caught.value).splitlines()] == [

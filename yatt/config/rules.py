@@ -7,47 +7,22 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from yatt.config import folders
 from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
-from yatt.config.engines import engine_mistakes, serving_mistakes, size_mistakes
+from yatt.config.case import Case
+from yatt.config.engines import engine_mistakes, size_mistakes
 from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
-from yatt.config.judges import judge_facts, judge_mistakes
+from yatt.config.judges import judge_mistakes
+from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import facts_beside, models_beside, policy_facts
-from yatt.config.placement import placement_mistakes, slot_memory, train_slots
+from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
-from yatt.generation.kind import Device
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What a rule looks at. `model` is None where the folder cannot be read, which is a mistake of its own; `slots` is
-    None where only the cluster knows; `slots_name` is how the user says their number."""
-
-    config: Config
-    model: ModelFacts | None
-    gpus: int
-    slots: int | None
-    slots_name: str = "cluster.slots"
-
-    @property
-    def offline(self) -> bool:
-        """Whether rows are learned from, and no responses drawn."""
-        return not self.config.algorithm.recipe.reinforces
-
-    @property
-    def name(self) -> str:
-        return f"algorithm.name={self.config.algorithm.name}"
-
-    @property
-    def train_slots(self) -> int | None:
-        return None if self.slots is None else train_slots(self.config, self.slots)
 
 
 def check(config: Config) -> list[str]:
@@ -61,9 +36,9 @@ def check(config: Config) -> list[str]:
     cluster, gpus = config.cluster, local_gpus()
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset)
-    for rule in (*PLANNED, _model, _data, _reward, _serving, _devices, _trackers):
+    for rule in (*PLANNED, _model, _data, _reward, serving, devices, _trackers):
         mistakes += rule(case)
-    mistakes = mistakes or list(_memory(case))
+    mistakes = mistakes or list(memory(case))
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return list(_warnings(case))
@@ -318,47 +293,6 @@ def _reward(case: Case) -> Iterator[str]:
         if name in (reward.functions if reward.function is None else ("reward",)):
             yield f"reward.models.{name} has the name of a function's reward; give it another"
         yield from judge_mistakes(name, judge)
-
-
-def _serving(case: Case) -> Iterator[str]:
-    """Whether the engines are there. What other machines have is not known here."""
-    config = case.config
-    if case.offline or config.cluster.address is not None:
-        return
-    architectures = {} if case.model is None else {POLICY: case.model.architecture}
-    judges: dict[str, ModelFacts] = {}
-    for name, judge in config.reward.served.items():
-        with suppress(ConfigError):  # said already
-            judges[name] = judge_facts(name, judge, weights=False)
-    yield from size_mistakes(config, judges)
-    yield from serving_mistakes(config, architectures | {name: facts.architecture for name, facts in judges.items()})
-
-
-def _devices(case: Case) -> Iterator[str]:
-    cluster = case.config.cluster
-    if cluster.address is not None:
-        return
-    if cluster.device == "cuda" and not case.gpus:
-        yield "cluster.device=cuda but this machine shows no GPU; use cpu or auto, or mend CUDA_VISIBLE_DEVICES"
-    elif cluster.device != "cpu" and case.gpus and (cluster.slots or 0) > case.gpus:
-        yield f"cluster.slots={cluster.slots} is over the {case.gpus} GPU(s) of this machine; use at most {case.gpus}"
-
-
-def _memory(case: Case) -> Iterator[str]:
-    """Whether the roles fit on this machine's slots. What other machines have is not known here."""
-    config, trained = case.config, case.train_slots
-    if case.model is None or config.cluster.address is not None or not case.slots or not trained:
-        return
-    gpus = 0 if config.cluster.device == "cpu" else case.gpus
-    capacity = slot_memory(gpus, case.slots)
-    if capacity is None:
-        return
-    try:
-        judges = {name: judge_facts(name, config.reward.models[name]) for name in cost.served(config) if name != POLICY}
-    except ConfigError:  # a rule of its own says it
-        return
-    kind: Device = "cuda" if gpus else "cpu"
-    yield from cost.mistakes(config, {POLICY: case.model, **judges}, train_slots=trained, kind=kind, capacity=capacity)
 
 
 def _trackers(case: Case) -> Iterator[str]:
