@@ -23,6 +23,8 @@ LAYERS = {
     "yatt.config": 0,
     "yatt.errors": 0,
     "yatt.text": 0,
+    "yatt.config.case": 1,
+    "yatt.config.machine_rules": 1,
     "yatt.config.rules": 1,  # they ask the placement whether a run fits
     "yatt.config.placement": 1,
     "yatt.config.engines": 1,
