@@ -14,7 +14,7 @@ from yatt.config.load import describe
 
 ROOT = Path(__file__).parents[1]
 
-PACKAGE_LINES = 15_400  # lines of code: no blank lines, comments or docstrings
+PACKAGE_LINES = 15_650  # lines of code: no blank lines, comments or docstrings
 FACES_LINES = 2300  # what shows a run must not outgrow what runs it
 SIMULATION_LINES = 1700  # nor what simulates one
 FILE_LINES = 400
