@@ -46,7 +46,7 @@ def test_seeds_and_positions_give_even_chances():
 
 
 def test_options_and_models_are_read_without_importing_it():
-    assert known_options() == {name for name in ServerArgs.__dataclass_fields__ if not name.startswith("_")}
+    assert known_options() == {name for name in ServerArgs.__struct_fields__ if not name.startswith("_")}
     assert ENGINES["sglang"].lists("LlamaForSequenceClassification") and not ENGINES["sglang"].lists("EntryClass")
 
 
@@ -81,6 +81,19 @@ async def test_a_cache_that_holds_no_whole_response_is_refused(tmp_path):
     said = "rollout.engine_args.max_total_tokens=500 holds less than one response of 512 tokens; use at least 520"
     with pytest.raises(ConfigError, match=re.escape(said)):
         await make(save_tiny(tmp_path), max_total_tokens=500).start()
+
+
+async def test_requests_that_are_put_back_for_want_of_cache_are_drawn_as_they_would_have_been(place, tmp_path):
+    """16 responses of 200 tokens in a cache of 1,200; then the same with room for all."""
+    folder, ended = save_tiny(tmp_path, seed=0), []
+    for tokens in (1200, 8192):
+        generator = await place.start(make(folder, max_total_tokens=tokens))
+        ended.append(await answers(generator, requests(16, max_tokens=LONG, seed=3)))
+        steps = (await generator.pulse()).steps
+        assert (steps > 2 * LONG) == (tokens == 1200), "some had to wait for others"
+    for small, large in zip(*ended, strict=True):
+        assert small.tokens.tolist() == large.tokens.tolist()
+        np.testing.assert_allclose(small.rollout_logprobs, large.rollout_logprobs, atol=TOLERANCE)
 
 
 async def test_two_ranks_are_one_engine(place, publish, tmp_path):

@@ -61,6 +61,18 @@ def generator(monkeypatch):
     return RemoteGenerator(handle, name="generator 0", client="c", slots=(0,), node="n", timeout=20.0)
 
 
+@pytest.mark.parametrize(("role", "engine", "own"), [("", "sglang", {"tp_size": 2}), ("j", "vllm", {"block_size": 16})])
+def test_an_actor_builds_the_engine_of_its_role(role, engine, own, monkeypatch):
+    built = []
+    judge = {"path": "j", "engine": "vllm", "context_length": 64, "engine_args": {"block_size": 16}}
+    rollout = {"engine": "sglang", "engine_args": {"tp_size": 2}}
+    settings = CONFIG.model_dump() | {"rollout": rollout, "reward": {"models": {"j": judge}}}
+    monkeypatch.setattr(generator_module, "settle", lambda process: None)
+    monkeypatch.setattr(generator_module, "load", lambda backend: lambda **given: built.append(given))
+    GeneratorActor(replace(PROCESS, role=role), Config.model_validate(settings), "m", Backends())
+    assert (built[0]["config"].engine, built[0]["config"].engine_args) == (engine, own)
+
+
 class TestRemote(GeneratorContract):
     """The wire keeps the contract of what is behind it."""
 

@@ -50,5 +50,6 @@ def model_files(folder: Path) -> dict[str, str]:
             continue
         # The assignment stands at the end of a file, and only it has to be parsed.
         given = ast.parse(source[source.rindex("\nEntryClass") + 1 :])
-        files |= {node.id: f"sglang.srt.models.{file.stem}" for node in ast.walk(given) if isinstance(node, ast.Name)}
+        names = {node.id for node in ast.walk(given) if isinstance(node, ast.Name)} - {"EntryClass"}
+        files |= dict.fromkeys(names, f"sglang.srt.models.{file.stem}")
     return files
