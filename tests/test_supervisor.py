@@ -204,7 +204,7 @@ async def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path, d
     run = RunDirectory(tmp_path / "a").create()
     folder = await Checkpoints(run, settings("train.steps=9")).save(1, writing({}))
     (folder / damage).write_text(json.dumps({"st": 1})[:4])
-    with pytest.raises(CheckpointError, match=r"step-1: half-written checkpoint .* use resume=auto"):
+    with pytest.raises(CheckpointError, match=r"step-1: half-written checkpoint .* remove it and name the run's folder"):
         read_checkpoint(folder)
     with pytest.raises(CheckpointError, match="there is no such folder"):
         read_checkpoint(tmp_path / "none")
@@ -221,6 +221,7 @@ def test_resume_auto_begins_anew_where_nothing_was_saved(tmp_path, monkeypatch):
     for name, stand_in in {
         "check_data": lambda config: [],
         "check_scoring": lambda config: None,
+        "contents": lambda config: {},
         "_train": begin,
     }.items():
         monkeypatch.setattr(faces_train, name, stand_in)
@@ -274,6 +275,7 @@ class Idle(ClusterCrew):
 def test_a_run_that_its_numbers_end_leaves_a_report_and_is_an_error(tmp_path, monkeypatch, capsys, name, steps, saved):
     monkeypatch.setattr(faces_train, "check_data", lambda config: [])
     monkeypatch.setattr(faces_train, "check_scoring", lambda config: None)
+    monkeypatch.setattr(faces_train, "contents", lambda config: {})
     monkeypatch.setattr(faces_train, "ray_session", lambda cluster: nullcontext())
     monkeypatch.setattr(faces_train, "CheckpointingCrew", Idle)
     config = settings("train.steps=9", f"run.name={name}", f"run.dir={tmp_path}", "log.trackers=[]")
