@@ -1,9 +1,10 @@
-"""The simulated generator keeps the contract, but for what its tokens are: here on the wall clock."""
+"""The simulated generator keeps the contract, but for what its tokens are, in virtual time."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.generator_contract import ProtocolContract, check_close, publish
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
+from yatt.simulation.loop import run
 from yatt.types import Completion, Request
 
 __all__ = ["publish"]
@@ -34,13 +36,25 @@ def simulated() -> Simulated:
     )
 
 
-class TestSimulated(ProtocolContract):
-    @pytest.fixture
-    async def generator(self):
+CASES = [name for name in dir(ProtocolContract) if name.startswith("test_")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_keeps_the_contract(case, publish):
+    test = getattr(ProtocolContract(), case)
+
+    async def main() -> None:
         generator = simulated()
         await generator.resume()
-        return generator
+        await test(generator, *([publish] if "publish" in signature(test).parameters else []))
+
+    run(main())
 
 
-async def test_close():
-    await check_close(simulated())
+def test_close():
+    async def main() -> None:
+        generator = simulated()
+        await generator.resume()
+        await check_close(generator)
+
+    run(main())
