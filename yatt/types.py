@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 Finish = Literal["stop", "length", "aborted"]
 Status = Literal["ok", "failed", "timed_out"]
@@ -246,26 +243,6 @@ class Share:
     senders: tuple[int, ...]
     updates: tuple[tuple[tuple[Sample, ...], ...], ...]
     denominators: tuple[Denominator, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedBatch:
-    """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
-    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
-    [S], float64, has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S]
-    are the reference's log-probabilities of each sequence, where they were worked out beforehand. `fresh` [T] are the
-    trained tokens that were sampled under the policy's version now, where the sampler's log-probabilities are there."""
-
-    tokens: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    loss_mask: torch.Tensor
-    advantages: torch.Tensor
-    rewards: torch.Tensor
-    rollout_logprobs: torch.Tensor | None
-    denominator: Denominator
-    ref_sums: torch.Tensor | None = None
-    fresh: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

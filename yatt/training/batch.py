@@ -13,7 +13,27 @@ from torch import Tensor
 
 from yatt.errors import BackendError
 from yatt.training.attention import Packing, packing
-from yatt.types import Denominator, PackedBatch, Sample, Share
+from yatt.types import Denominator, Sample, Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
+    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
+    [S], float64, has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S]
+    are the reference's log-probabilities of each sequence, where they were worked out beforehand. `fresh` [T] are the
+    trained tokens that were sampled under the policy's version now, where the sampler's log-probabilities are there."""
+
+    tokens: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    loss_mask: Tensor
+    advantages: Tensor
+    rewards: Tensor
+    rollout_logprobs: Tensor | None
+    denominator: Denominator
+    ref_sums: Tensor | None = None
+    fresh: Tensor | None = None
 
 
 @dataclass(slots=True)
