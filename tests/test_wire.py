@@ -15,7 +15,19 @@ from hypothesis import strategies as st
 
 from yatt.cluster.columns import pack, read
 from yatt.cluster.wire import pack_completions, pack_requests, pack_share, read_completions, read_requests, read_share
-from yatt.types import Completion, Denominator, Finish, Media, Request, Sample, SampleKey, SamplingParams, Share, Span
+from yatt.types import (
+    Completion,
+    Denominator,
+    Finish,
+    Media,
+    Pair,
+    Request,
+    Sample,
+    SampleKey,
+    SamplingParams,
+    Share,
+    Span,
+)
 
 BIG = 10**12
 keys = st.builds(SampleKey, st.integers(0, BIG), st.integers(0, 64))
@@ -62,7 +74,7 @@ def groups(draw) -> list[Request]:
     ]
 
 
-def samples(scored: bool) -> st.SearchStrategy[Sample]:
+def samples(scored: bool) -> st.SearchStrategy[Sample | Pair]:
     def sample(key: SampleKey, n: int, advantage: float, images: int) -> Sample:
         return Sample(
             key=key,
@@ -71,13 +83,16 @@ def samples(scored: bool) -> st.SearchStrategy[Sample]:
             rollout_logprobs=np.arange(n, dtype=np.float32) if scored else None,
             advantage=advantage,
             reward=-2 * advantage,
-            second=n // 2,
-            reference=(advantage, float(n)) if n % 2 else None,
+            reference=advantage if n % 2 else None,
             media=tuple(image(i, 3) for i in range(images)),
             fresh=n // 3,
         )
 
-    return st.builds(sample, keys, lengths, st.floats(-3, 3), st.integers(0, 2))
+    def pair(first: Sample, second: Sample) -> Pair:
+        return Pair(first=first, second=second)
+
+    alone = st.builds(sample, keys, lengths, st.floats(-3, 3), st.integers(0, 2))
+    return alone | st.builds(pair, alone, alone)
 
 
 @st.composite
