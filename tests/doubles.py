@@ -19,6 +19,7 @@ from yatt.reward.filter import load_filter
 from yatt.types import (
     Completion,
     Finish,
+    Pair,
     Prompt,
     Pulse,
     Request,
@@ -154,9 +155,10 @@ class RecordingTrainer:
         if not await self._received("evaluate", shares, self.evaluated):
             return None
         samples = [s for rank in self.evaluated[shares[0].step][0] for micro in rank for s in micro]
-        right = [s.second > len(s.tokens) - s.second for s in samples if s.second]
+        right = [len(s.first.tokens) > len(s.second.tokens) for s in samples if isinstance(s, Pair)]
         return UpdateReport(
-            loss=sum(float(s.tokens.sum()) for s in samples) / shares[0].denominators[0].tokens,
+            loss=sum(float(one.tokens.sum()) for s in samples for one in s.sequences)
+            / shares[0].denominators[0].tokens,
             grad_norm=0.0,
             learning_rate=0.0,
             numbers={"pair_accuracy": sum(right) / len(right)} if right else {},
@@ -168,7 +170,7 @@ class RecordingTrainer:
             return {}
         update = self.surveyed[shares[0].step][0]
         samples = [s for micro_batches in update for micro in micro_batches for s in micro]
-        return {s.key.uid: (float(s.second), float(len(s.tokens) - s.second)) for s in samples}
+        return {s.key.uid: (float(len(s.first.tokens)), float(len(s.second.tokens))) for s in samples}
 
     async def _received(self, work: str, shares: Sequence[Share], into: dict[int, list]) -> bool:
         """Waits for everyone's shares; False where there are none to send."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from yatt.types import Denominator, Sample, SampleKey, Share
+from yatt.types import Denominator, Pair, Sample, SampleKey, Share
 
 OPTIMIZER = {
     "learning_rate": 1e-3,
@@ -55,6 +56,15 @@ def make_samples(seed: int, count: int = 8) -> list[Sample]:
 
 def denominator(samples: list[Sample]) -> Denominator:
     return Denominator(tokens=sum(s.trained_tokens for s in samples), sequences=len(samples))
+
+
+def pair(uid: int, tokens: Sequence[np.ndarray], masks: Sequence[np.ndarray], reward: float) -> Pair:
+    """Of two sequences."""
+    first, second = (
+        Sample(key=SampleKey(uid, 0), tokens=one, loss_mask=mask, reward=reward)
+        for one, mask in zip(tokens, masks, strict=True)
+    )
+    return Pair(first=first, second=second)
 
 
 def shares(samples: list[Sample], replicas: int, micro_batches: int = 2, controllers: int = 1) -> list[list[Share]]:

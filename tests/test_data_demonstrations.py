@@ -47,7 +47,7 @@ def test_a_response_and_its_end_are_trained_and_nothing_else():
     # <bos> 1 + 1 = | < 2 > <eos>
     assert sample.tokens.tolist() == [2, *(plain.convert_tokens_to_ids(c) for c in "1+1=<2>"), 1]
     assert sample.loss_mask.tolist() == [False] * 5 + [True] * 4
-    assert (sample.key, sample.trained_tokens, sample.advantage, sample.second) == (SampleKey(7, 0), 4, 1.0, 0)
+    assert (sample.key, sample.trained_tokens, sample.advantage) == (SampleKey(7, 0), 4, 1.0)
     assert sample.tokens.dtype == np.int32 and sample.rollout_logprobs is None
 
 

@@ -206,21 +206,21 @@ def test_pairs(layout):
     row, settings, prompt = PAIRS[layout]
     assert len(settings) <= 2
     sample = PairEncoder(TOKENIZER, data_of(settings), CONTEXT)(row, 0, 0)
-    assert text_of(sample.tokens[: sample.second]) == prompt + "2$"
-    assert text_of(sample.tokens[sample.second :]) == prompt + "3$"
+    assert text_of(sample.first.tokens) == prompt + "2$"
+    assert text_of(sample.second.tokens) == prompt + "3$"
 
 
 def test_an_hh_pair_without_a_template_stands_as_it_is():
     talk = "\n\nHuman: a\n\nAssistant: b" + HH
     sample = PairEncoder(TOKENIZER, data_of(FULL), CONTEXT)({"chosen": talk + " 2", "rejected": talk + " 3"}, 0, 0)
-    assert text_of(sample.tokens) == talk + " 2$" + talk + " 3$"
-    assert text_of(sample.tokens[sample.loss_mask]) == " 2$ 3$"
+    assert [text_of(one.tokens) for one in sample.sequences] == [talk + " 2$", talk + " 3$"]
+    assert [text_of(one.tokens[one.loss_mask]) for one in sample.sequences] == [" 2$", " 3$"]
 
 
 def test_turns_after_a_prompt_column_go_on_from_it():
     row = {"prompt": [ASK], "chosen": [TWO, ASK, TWO], "rejected": [TWO, ASK, THREE]}
     sample = PairEncoder(TOKENIZER, DataConfig(), CONTEXT)(row, 0, 0)
-    assert text_of(sample.tokens[: sample.second]) == "user: 1+1\nassistant: 2\nuser: 1+1\nassistant: 2$"
+    assert text_of(sample.first.tokens) == "user: 1+1\nassistant: 2\nuser: 1+1\nassistant: 2$"
 
 
 class Rows(list):
@@ -257,7 +257,8 @@ LABELS = {
 def test_labels(layout):
     rows, settings = LABELS[layout]
     sample = LabelEncoder(TOKENIZER, data_of(settings), CONTEXT, Rows(rows))(rows[0], 0, 0)
-    assert text_of(sample.tokens) == READ + "2$" + READ + "5$" and sample.reward == 1.0
+    assert [text_of(one.tokens) for one in sample.sequences] == [READ + "2$", READ + "5$"]
+    assert sample.first.reward == sample.second.reward == 1.0
 
 
 PROPOSED = [

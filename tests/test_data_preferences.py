@@ -36,11 +36,12 @@ class Rows:
 
 def shown(sample):
     """The two sequences as text, and with a `.` for each token without loss; <eos> as $."""
-    text = ["$" if t == 1 else TOKENIZER.decode([t]) for t in sample.tokens.tolist()]
-    masked = [c if m else "." for c, m in zip(text, sample.loss_mask, strict=True)]
-    return tuple(
-        "".join(part) for column in (text, masked) for part in (column[: sample.second], column[sample.second :])
-    )
+    texts = [["$" if t == 1 else TOKENIZER.decode([t]) for t in one.tokens.tolist()] for one in sample.sequences]
+    masked = [
+        [c if m else "." for c, m in zip(text, one.loss_mask, strict=True)]
+        for text, one in zip(texts, sample.sequences, strict=True)
+    ]
+    return tuple("".join(part) for part in (*texts, *masked))
 
 
 def pair(row, length=60, **data):
@@ -54,8 +55,10 @@ def test_a_pair_is_the_chosen_sequence_and_then_the_rejected_one():
     sample = pair({"prompt": "1+1", "chosen": "2", "rejected": "33"}, chat_template="never")
     assert shown(sample) == ("1+12$", "1+133$", "...2$", "...33$")
     # Trained are 2 $ and 3 3 $; of the second sequence no token is without its prompt.
-    assert (sample.key, sample.second, sample.trained_tokens, sample.reward) == (SampleKey(7, 0), 5, 5, 0.0)
-    assert sample.tokens.dtype == np.int32 and sample.loss_mask.dtype == bool and sample.rollout_logprobs is None
+    assert (sample.key, sample.trained_tokens) == (SampleKey(7, 0), 5)
+    for one, length in zip(sample.sequences, (5, 6), strict=True):
+        assert (one.key, len(one.tokens), one.reward, one.rollout_logprobs) == (sample.key, length, 0.0, None)
+        assert one.tokens.dtype == np.int32 and one.loss_mask.dtype == bool
 
 
 @pytest.mark.parametrize(
@@ -81,9 +84,9 @@ def test_of_a_pair_of_talks_only_the_last_turns_are_trained():
 def test_other_columns_and_margins():
     row = {"q": "1", "better": "2", "worse": "3", "by": 2}
     keys = {"prompt_key": "q", "chosen_key": "better", "rejected_key": "worse"}
-    assert pair(row, **keys).reward == 0.0
-    assert pair(row, **keys, margin_key="by").reward == 2.0
-    assert pair({**row, "by": "-0.5"}, **keys, margin_key="by").reward == -0.5  # a file of text has no numbers
+    assert pair(row, **keys).first.reward == 0.0
+    assert pair(row, **keys, margin_key="by").first.reward == 2.0
+    assert pair({**row, "by": "-0.5"}, **keys, margin_key="by").first.reward == -0.5  # a file of text has no numbers
 
 
 GOOD_ROW = {"prompt": "1+1", "chosen": "2", "rejected": "33"}
@@ -151,8 +154,8 @@ def test_a_labelled_response_goes_with_the_next_rows_response():
     assert shown(labels(rows)) == ("1+12$", "1+15$", "...2$", "...5$")
     assert shown(labels(rows, 1)) == ("45$", "4789$", ".5$", ".789$")
     assert shown(labels(rows, 2)) == ("6789$", "62$", ".789$", ".2$")  # after the last comes the first
-    assert [labels(rows, i).reward for i in range(3)] == [1.0, -1.0, 1.0]
-    assert (labels(rows).key, labels(rows).second, labels(rows).trained_tokens) == (SampleKey(7, 0), 5, 4)
+    assert [[one.reward for one in labels(rows, i).sequences] for i in range(3)] == [[1.0] * 2, [-1.0] * 2, [1.0] * 2]
+    assert (labels(rows).key, labels(rows).trained_tokens) == (SampleKey(7, 0), 4)
 
 
 def test_rows_that_cannot_serve_as_the_other_one_are_passed_over():
@@ -191,7 +194,7 @@ def test_rows_that_cannot_serve_as_the_other_one_are_passed_over():
     ],
 )
 def test_labels(label, reward):
-    assert labels([labelled("1", "2", label), labelled("3", "4")]).reward == reward
+    assert labels([labelled("1", "2", label), labelled("3", "4")]).first.reward == reward
 
 
 @pytest.mark.parametrize("label", ["good", "", None, 2, [1], {"a": 1}, 0.5, float("nan"), "2"])
@@ -221,5 +224,6 @@ def test_the_algorithm_says_what_rows_become(tmp_path):
         assert row_encoder(config, TOKENIZER, Rows([{}, {}])) is not None
     assert [len(made) for made in found.values()] == [1, 1, 1, 2]
     # "user: 1" and a line break, "assistant: ": 19 tokens; the answer and its end two more.
-    assert [len(made[0].tokens) for made in found.values()] == [19, 21, 42, 42]
-    assert [getattr(made[0], "second", None) for made in found.values()] == [None, 0, 21, 21]
+    (asked, *_), (demonstrated, *_), *paired = found.values()
+    assert [len(asked.tokens), len(demonstrated.tokens)] == [19, 21]
+    assert [[len(one.tokens) for one in made[0].sequences] for made in paired] == [[21, 21]] * 2

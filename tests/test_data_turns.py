@@ -90,7 +90,8 @@ def ids(tokenizer, text):
 
 def both(tokenizer, sample):
     """The whole as text, and what is trained."""
-    return tokenizer.decode(sample.tokens), tokenizer.decode(sample.tokens[sample.loss_mask])
+    tokens, mask = (np.concatenate([getattr(s, n) for s in sample.sequences]) for n in ("tokens", "loss_mask"))
+    return tokenizer.decode(tokens), tokenizer.decode(tokens[mask])
 
 
 def demonstrated(tokenizer, row, **data):
@@ -247,7 +248,7 @@ def test_a_reward_model_learns_to_read_what_a_judge_reads():
     encode = row_encoder(load_config(None, words), tokenizer, None)
     sample = encode({"prompt": "1+1=", "chosen": "2", "rejected": "3"}, 0, 0)
     talk = [USER, {"role": "assistant", "content": "2"}]
-    assert sample.tokens[: sample.second].tolist() == tokenizer.apply_chat_template(talk, return_dict=False)
+    assert sample.first.tokens.tolist() == tokenizer.apply_chat_template(talk, return_dict=False)
 
 
 def test_an_end_that_the_response_brings():
@@ -282,12 +283,12 @@ def test_an_opened_thought_is_not_opened_again(template, head, end, response):
     assert demonstrated(tokenizer, {"messages": [USER, answer]}) == expected
     row = {"prompt": "1+1=", "chosen": response, "rejected": "<think>3"}
     pair = PairEncoder(tokenizer, DataConfig(), 300)(row, 0, 0)
-    assert tokenizer.decode(pair.tokens[: pair.second]) == expected[0]
-    assert tokenizer.decode(pair.tokens[pair.second :]).count("<think>") == 1
+    assert tokenizer.decode(pair.first.tokens) == expected[0]
+    assert tokenizer.decode(pair.second.tokens).count("<think>") == 1
     labelled = [{"prompt": f"{i}", "response": response, "label": True} for i in range(2)]
     source = Listed(labelled)
     label = LabelEncoder(tokenizer, DataConfig(), 300, source)(labelled[0], 0, 0)
-    assert tokenizer.decode(label.tokens).count("<think>") == 2  # one each, in its two sequences
+    assert [tokenizer.decode(one.tokens).count("<think>") for one in label.sequences] == [1, 1]
 
 
 class Listed(list):

@@ -10,7 +10,7 @@ import pytest
 from yatt import balance
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
-from yatt.types import Denominator, Sample, SampleKey
+from yatt.types import Denominator, Pair, Sample, SampleKey
 
 
 def sample(uid, length, sibling=0):
@@ -125,11 +125,11 @@ async def test_everyone_asks_for_the_same_assignment():
 
 def pair(uid, first, second):
     """Two sequences, of which all but the first token is trained."""
-    mask = np.ones(first + second, dtype=bool)
-    mask[[0, first]] = False
-    return Sample(
-        key=SampleKey(uid, 0), tokens=np.full(first + second, uid, dtype=np.int32), loss_mask=mask, second=first
+    one, other = (
+        Sample(key=SampleKey(uid, 0), tokens=np.full(n, uid, dtype=np.int32), loss_mask=np.arange(n) > 0)
+        for n in (first, second)
     )
+    return Pair(first=one, second=other)
 
 
 async def test_a_pair_costs_what_its_sequences_cost_and_counts_once():

@@ -12,7 +12,7 @@ from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.survey import Survey
 from yatt.data.loader import Loader, good_rows
-from yatt.types import Sample, SampleKey
+from yatt.types import Pair, Sample, SampleKey
 
 
 class Rows:
@@ -31,11 +31,11 @@ class Rows:
         return f"row {index}"
 
     def encode(self, row, uid, index):
-        first, second = 2 + index % 5, (2 + index % 3) * self.pairs
-        mask = np.ones(first + second, dtype=bool)
-        mask[[0, first] if self.pairs else [0]] = False
-        tokens = np.full(first + second, index, dtype=np.int32)
-        return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=mask, second=first * self.pairs)
+        first, second = (
+            Sample(key=SampleKey(uid, 0), tokens=np.full(n, index, dtype=np.int32), loss_mask=np.arange(n) > 0)
+            for n in (2 + index % 5, 2 + index % 3)
+        )
+        return Pair(first=first, second=second) if self.pairs else first
 
 
 async def run(controllers, pairs, held_out=7, surveyed=False):
@@ -85,7 +85,7 @@ async def test_rows_are_trained_and_evaluated_alike_by_any_number_of_controllers
         assert told[0][:2] == results[0][1][0][:2]
     (update,) = results[0][0].evaluated[2]  # one, where a step has two
     assert sorted(s.key.uid for rank in update for micro in rank for s in micro) == list(range(7))
-    assert all(sum(len(s.tokens) for s in micro) <= 11 for rank in update for micro in rank)
+    assert all(sum(len(one.tokens) for s in micro for one in s.sequences) <= 11 for rank in update for micro in rank)
     assert len(update[0]) > 1, "the held-out rows take several micro-batches"
     report = results[0][1][0][1]
     if not pairs:
@@ -108,7 +108,9 @@ async def test_what_the_reference_says_travels_with_every_row(controllers, monke
     assert keys(trainer.steps[2]) == keys(plain.steps[2]) and keys(trainer.evaluated[2]) == keys(plain.evaluated[2])
     for updates in (*trainer.steps.values(), *trainer.evaluated.values()):
         samples = [s for update in updates for rank in update for micro in rank for s in micro]
-        assert samples and all(s.reference == (2 + int(s.tokens[0]) % 5, 2 + int(s.tokens[0]) % 3) for s in samples)
+        assert samples and all(
+            [s.first.reference, s.second.reference] == [2 + int(s.first.tokens[0]) % n for n in (5, 3)] for s in samples
+        )
 
 
 async def test_ranks_without_held_out_rows_still_take_part():

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.megatron_cases import RATES, config, hf_logprobs, make_samples, shares, worst
+from tests.megatron_cases import RATES, config, hf_logprobs, make_samples, pair, shares, worst
 from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
-from yatt.types import Denominator, Sample, SampleKey, Share
+from yatt.types import Denominator, Pair, Sample, Share
 
 LAYOUTS = {
     "one": (1, {}),
@@ -55,7 +55,7 @@ def sequence(random: np.random.Generator, prompt: np.ndarray) -> tuple[np.ndarra
     return np.concatenate([prompt, response]).astype(np.int32), np.arange(len(prompt) + len(response)) >= len(prompt)
 
 
-def pairs(seed: int, count: int = 8, reward: float | None = None) -> list[Sample]:
+def pairs(seed: int, count: int = 8, reward: float | None = None) -> list[Pair]:
     """Two responses to a prompt each; `reward` is their margin, or alternates between +1 and -1."""
     random = np.random.default_rng(seed)
     made = []
@@ -63,24 +63,9 @@ def pairs(seed: int, count: int = 8, reward: float | None = None) -> list[Sample
         prompt = random.integers(3, 96, int(random.integers(1, 12)))
         (first, of_first), (second, of_second) = sequence(random, prompt), sequence(random, prompt)
         made.append(
-            Sample(
-                key=SampleKey(uid, 0),
-                tokens=np.concatenate([first, second]),
-                loss_mask=np.concatenate([of_first, of_second]),
-                reward=float(1 - 2 * (uid % 2)) if reward is None else reward,
-                second=len(first),
-            )
+            pair(uid, (first, second), (of_first, of_second), float(1 - 2 * (uid % 2)) if reward is None else reward)
         )
     return made
-
-
-def halves(sample: Sample) -> tuple[Sample, Sample]:
-    """The two sequences of a sample, each on its own."""
-    cut = sample.second
-    return tuple(
-        Sample(key=sample.key, tokens=sample.tokens[part], loss_mask=sample.loss_mask[part])
-        for part in (slice(0, cut), slice(cut, None))
-    )  # type: ignore[return-value]
 
 
 def adamw(model: torch.nn.Module) -> torch.optim.AdamW:
@@ -132,7 +117,7 @@ def test_a_reward_model_matches_hugging_face(scorer: str, tmp_path: Path, layout
     model = AutoModelForSequenceClassification.from_pretrained(scorer, dtype=torch.float32)
     optimizer, expected, batches = adamw(model), [], [pairs(seed, reward=0.5) for seed in range(3)]
     for batch, rate in zip(batches, RATES, strict=True):
-        scores = [tuple(score(model, half) for half in halves(pair)) for pair in batch]
+        scores = [tuple(score(model, half) for half in one.sequences) for one in batch]
         loss = -torch.stack([F.logsigmoid(chosen - rejected - 0.5) for chosen, rejected in scores]).mean()
         ahead = sum(float(chosen > rejected) for chosen, rejected in scores) / len(batch)
         expected.append((loss.item(), ahead, descend(model, optimizer, loss, rate)))
@@ -145,7 +130,7 @@ def test_a_reward_model_matches_hugging_face(scorer: str, tmp_path: Path, layout
         assert report.grad_norm == pytest.approx(norm, rel=1e-4)
     assert worst(end, weights(model)) <= 1e-5
     written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    one = halves(batches[0][0])[0]
+    one = batches[0][0].sequences[0]
     assert score(written, one).item() == pytest.approx(score(model, one).item(), abs=1e-4)
 
 
@@ -190,10 +175,10 @@ def test_preferences_match_hugging_face(folder: str, other: str, name: str, layo
     optimizer, expected, batches = adamw(model), [], [pairs(seed) for seed in range(2)]
     for batch, rate in zip(batches, RATES[:2], strict=True):
         with torch.no_grad():
-            held = [[counted(reference, half) for half in halves(pair)] for pair in batch]
+            held = [[counted(reference, half) for half in one.sequences] for one in batch]
         gaps = []
-        for pair, (chosen, rejected) in zip(batch, held, strict=True):
-            better, worse = (counted(model, half) for half in halves(pair))
+        for one, (chosen, rejected) in zip(batch, held, strict=True):
+            better, worse = (counted(model, half) for half in one.sequences)
             gaps.append((better - chosen) - (worse - rejected))
         loss = torch.stack([of_gap(gap) for gap in gaps]).mean()
         ahead = sum(float(gap > 0) for gap in gaps) / len(gaps)
@@ -220,7 +205,10 @@ def test_references_worked_out_beforehand_change_nothing(folder: str, other: str
     sums = {}
     for rank in play(world, known, [("reference", shares(batch, 1)), ("call", "forget_reference")]):
         sums |= rank[0]
-    told = [replace(pair, reference=sums[pair.key.uid]) for pair in batch]
+    told = []
+    for one in batch:
+        first, second = (replace(s, reference=r) for s, r in zip(one.sequences, sums[one.key.uid], strict=True))
+        told.append(Pair(first=first, second=second))
     script = [("call", "forget_reference"), ("update", shares(told, 1)), ("export",)]
     _, report, end = play(world, known, script)[0]
     assert report.loss == pytest.approx(expected[0].loss, rel=1e-5)
@@ -234,9 +222,9 @@ def test_kto_matches_its_definition(folder: str, other: str, layout: str) -> Non
     model, reference, beta = causal(folder), causal(other), 0.05
     batch = pairs(3)
     with torch.no_grad():
-        held = [[summed(reference, half) for half in halves(one)] for one in batch]
+        held = [[summed(reference, half) for half in one.sequences] for one in batch]
     ratios = [
-        [summed(model, half) - r for half, r in zip(halves(one), h, strict=True)]
+        [summed(model, half) - r for half, r in zip(one.sequences, h, strict=True)]
         for one, h in zip(batch, held, strict=True)
     ]
     point = max(0.0, sum(second.item() for _, second in ratios) / len(batch))

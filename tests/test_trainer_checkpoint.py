@@ -17,6 +17,7 @@ from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
 from yatt.config.schema import Config
 from yatt.training import export
+from yatt.weights import shards
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_folders_load_in_transformers(architecture: Any, tie: bool, tmp_path: Pa
 def test_large_folders_are_sharded(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     weights = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    monkeypatch.setattr(export, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
     out = tmp_path / "out"
     export.write_folder(iter(weights.items()), Config(**config(folder)), str(out), writer=True)
     total = sum(4 * value.numel() for value in weights.values())

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from tests.megatron_cases import RATES, Reference, config, make_samples, shares, worst
+from tests.megatron_cases import RATES, Reference, config, make_samples, pair, shares, worst
 from tests.megatron_pool import play
 from tests.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from yatt.config.facts import model_facts
 from yatt.errors import ConfigError
-from yatt.types import Sample, SampleKey
+from yatt.types import Pair, Sample
 
 PAD, EOS, LAST = 0, 1, 95
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -132,7 +132,7 @@ def test_a_zero_row_does_not_take_the_step(folders: dict[str, str], references: 
 # --- reward models ---------------------------------------------------------------------------------------------------
 
 
-def pairs(ends: tuple[int, ...]) -> list[Sample]:
+def pairs(ends: tuple[int, ...]) -> list[Pair]:
     """Pairs of sequences with padding tokens within, which end as `ends` says."""
     random = np.random.default_rng(0)
     made = []
@@ -143,21 +143,13 @@ def pairs(ends: tuple[int, ...]) -> list[Sample]:
             tokens[2] = ends[-1]
             halves.append(np.concatenate([tokens, ends]).astype(np.int32))
         masks = [np.arange(len(half)) > 3 for half in halves]
-        made.append(
-            Sample(
-                key=SampleKey(uid, 0),
-                tokens=np.concatenate(halves),
-                loss_mask=np.concatenate(masks),
-                reward=0.0,
-                second=len(halves[0]),
-            )
-        )
+        made.append(pair(uid, halves, masks, 0.0))
     return made
 
 
-def scores(model: Any, pair: Sample) -> list[torch.Tensor]:
-    halves = (pair.tokens[: pair.second], pair.tokens[pair.second :])
-    return [model(torch.from_numpy(half.astype(np.int64))[None]).logits[0, 0] for half in halves]
+def scores(model: Any, both: Pair) -> list[torch.Tensor]:
+    halves = [torch.from_numpy(half.tokens.astype(np.int64))[None] for half in both.sequences]
+    return [model(half).logits[0, 0] for half in halves]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +173,7 @@ def test_a_classifier_s_score_is_read_where_transformers_reads_it(
     world, train = LAYOUTS[layout]
     batch = pairs(ends)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    gaps = [chosen - rejected for chosen, rejected in (scores(model, pair) for pair in batch)]
+    gaps = [chosen - rejected for chosen, rejected in (scores(model, one) for one in batch)]
     loss = -F.logsigmoid(torch.stack(gaps)).mean()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

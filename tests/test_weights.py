@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from yatt.config.facts import tensor_shapes
 from yatt.errors import BackendError
 from yatt.types import WeightManifest
-from yatt.weights import check_names, read, verify, writer_for
+from yatt.weights import check_names, read, shards, verify, writer_for
 from yatt.weights.flat import remove_stale
 
 KINDS = ("shm", "disk")
@@ -171,3 +173,72 @@ def test_names_and_shapes_are_those_of_the_model(tmp_path):
 def test_the_disk_transport_needs_a_directory():
     with pytest.raises(BackendError, match=r"weights\.dir"):
         writer_for("disk", None, "t")
+
+
+def test_shards_hold_at_most_their_bytes_and_are_named_when_all_are_complete(tmp_path, monkeypatch):
+    """Three tensors of 400 bytes, a tensor of 1200 and one of 40, in files of at most 800 bytes."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 800)
+    sizes = {"a": 100, "b": 100, "c": 100, "large": 300, "d": 10}
+    seen = []
+
+    def stream():
+        for name, size in sizes.items():
+            seen.append({path.name for path in tmp_path.iterdir() if path.suffix == ".safetensors"})
+            yield name, torch.full((size,), float(size))
+
+    old = [tmp_path / name for name in ("model.safetensors", "model.safetensors.index.json")]
+    for path in old:
+        path.write_bytes(b"an older model")
+    old_umask = os.umask(0o077)
+    try:
+        shards.write_shards(tmp_path, stream())
+    finally:
+        os.umask(old_umask)
+    assert all(names == {"model.safetensors"} for names in seen), "none has its name before all are there"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = [f"model-{i}-of-00004.safetensors" for i in ("00001", "00002", "00003", "00004")]
+    assert index["weight_map"] == dict(zip(sizes, (files[0], files[0], *files[1:]), strict=True))
+    assert index["metadata"]["total_size"] == 4 * 610
+    assert {path.name for path in tmp_path.iterdir()} == {*files, "model.safetensors.index.json"}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}
+    monkeypatch.undo()
+    shards.write_shards(tmp_path, [("a", torch.ones(3))])
+    assert not old[1].exists() and load_file(old[0])["a"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_stream_that_breaks_leaves_no_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 8)
+
+    def broken():
+        yield "a", torch.zeros(2)
+        yield "b", torch.zeros(2)
+        raise RuntimeError("a rank died")
+
+    with pytest.raises(RuntimeError, match="a rank died"):
+        shards.write_shards(tmp_path, broken())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_versions_of_several_files_are_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100)
+    writer = writer_for("disk", tmp_path, "t")
+    manifest = writer.write(tensors(3).items(), 3)
+    assert len(list(Path(manifest.path).glob("*.safetensors"))) > 1
+    check_equal(manifest, tensors(3))
+    extra = dataclasses.replace(manifest.entries[0], name="ghost")
+    with pytest.raises(BackendError, match="ghost is missing"):
+        verify(dataclasses.replace(manifest, entries=(*manifest.entries, extra)))
+
+
+def test_a_tensor_that_the_stream_writes_again_is_kept_as_it_was(tmp_path):
+    buffer = torch.zeros(2)
+
+    def stream():
+        for value in (1.0, 2.0):
+            yield f"w{value:.0f}", buffer.fill_(value)
+
+    shards.write_shards(tmp_path, stream())
+    assert {name: t.tolist() for name, t in load_file(tmp_path / "model.safetensors").items()} == {
+        "w1": [1.0, 1.0],
+        "w2": [2.0, 2.0],
+    }

@@ -64,8 +64,8 @@ def assign(
     Over a pipeline of S `stages` a rank takes sum + (S - 1) * costliest of its micro-batches, so there are at least
     `MICROS_PER_STAGE` * S of them, or as many as the rank with fewest samples can fill.
 
-    `seconds` [N] are where the second sequence of a sample of two begins, 0 where there is one only: a sample costs
-    what its sequences cost.
+    `seconds` [N] are where the second sequence of a pair begins, end to end, 0 for a single one: a pair costs what its
+    sequences cost.
 
     `holders` [N] are the nodes that hold the samples, `rank_nodes` [ranks] those of the ranks. They decide only which
     rank takes which part; while all ranks are on one node they change nothing.

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 Finish = Literal["stop", "length", "aborted"]
 Status = Literal["ok", "failed", "timed_out"]
@@ -198,12 +195,9 @@ class Group:
 class Sample:
     """What a rank trains on: columns [T]. `advantage` is the trajectory's; 1.0 where the algorithm has none (SFT).
 
-    `reward` is the trajectory's, for ranks that work advantages out per token; of a pair it is the margin, of a
-    labelled response +1 (desirable) or -1. Two sequences that are of use only together are one sample, end to end: the
-    chosen and the rejected one of a pair, or a labelled response and one that belongs to another prompt. `second` is
-    where the second one begins; 0 where there is one only. Each begins with its prompt. `reference` is how likely the
-    reference finds the trained tokens of both, where that was worked out beforehand: sums of log-probabilities. Tokens
-    from `fresh` on were sampled under the policy's version that is trained, those before it under earlier ones.
+    `reward` is the trajectory's, for ranks that work advantages out per token. `reference` is how likely the reference
+    finds the trained tokens, where that was worked out beforehand: a sum of log-probabilities. Tokens from `fresh` on
+    were sampled under the policy's version that is trained, those before it under earlier ones.
     """
 
     key: SampleKey
@@ -212,15 +206,41 @@ class Sample:
     rollout_logprobs: np.ndarray | None = None
     advantage: float = 1.0
     reward: float = 0.0
-    second: int = 0
-    reference: tuple[float, float] | None = None
+    reference: float | None = None
     media: tuple[Media, ...] = ()
     fresh: int = 0
 
     @property
     def trained_tokens(self) -> int:
         """Tokens that carry loss. The first token of a sequence has no prediction and never counts."""
-        return int(np.count_nonzero(self.loss_mask[1:])) - bool(self.second and self.loss_mask[self.second])
+        return int(np.count_nonzero(self.loss_mask[1:]))
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        """Itself; see `Pair`."""
+        return (self,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two sequences that are of use only together: the chosen and the rejected response to a prompt, or a labelled
+    response and one that belongs to another prompt. Each begins with its prompt. The `reward` of both is the margin; of
+    a labelled response +1 (desirable) or -1."""
+
+    first: Sample
+    second: Sample
+
+    @property
+    def key(self) -> SampleKey:
+        return self.first.key
+
+    @property
+    def trained_tokens(self) -> int:
+        return self.first.trained_tokens + self.second.trained_tokens
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        return (self.first, self.second)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,7 +255,7 @@ class Denominator:
 class Share:
     """What one controller sends to data-parallel rank `rank` for one step.
 
-    `updates[u][m]` are this controller's samples of micro-batch m of optimizer update u; every sender names the same
+    `updates[u][m]` are what this controller has of micro-batch m of optimizer update u; every sender names the same
     numbers of updates and micro-batches, some of them empty. `denominators[u]` is global. `senders` are all controllers
     that send this rank a share in this step: those with samples for it; the first also without, where nobody has any
     for this rank, or it none for anyone.
@@ -245,28 +265,8 @@ class Share:
     rank: int
     controller: int
     senders: tuple[int, ...]
-    updates: tuple[tuple[tuple[Sample, ...], ...], ...]
+    updates: tuple[tuple[tuple[Sample | Pair, ...], ...], ...]
     denominators: tuple[Denominator, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedBatch:
-    """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
-    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
-    [S], float64, has each sequence's sample's reward. Where a sample is of two sequences, so are all. `ref_sums` [S]
-    are the reference's log-probabilities of each sequence, where they were worked out beforehand. `fresh` [T] are the
-    trained tokens that were sampled under the policy's version now, where the sampler's log-probabilities are there."""
-
-    tokens: torch.Tensor
-    position_ids: torch.Tensor
-    cu_seqlens: torch.Tensor
-    loss_mask: torch.Tensor
-    advantages: torch.Tensor
-    rewards: torch.Tensor
-    rollout_logprobs: torch.Tensor | None
-    denominator: Denominator
-    ref_sums: torch.Tensor | None = None
-    fresh: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

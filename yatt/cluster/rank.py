@@ -108,9 +108,10 @@ class RankActor:
     async def _do(self, work: Work, step: int, delivery: _Delivery) -> None:
         await self._home.wait()  # whoever waits for the report has a deadline
         shares = [delivery.shares[i] for i in sorted(delivery.shares)]
-        lengths = [len(sample.tokens) for share in shares for sample in chain(*chain(*share.updates))]
+        samples = [sample for share in shares for sample in chain(*chain(*share.updates))]
+        tokens = sum(len(sequence.tokens) for sample in samples for sequence in sample.sequences)
         try:
-            async with self._recorder.phase(work, samples=len(lengths), tokens=sum(lengths)):
+            async with self._recorder.phase(work, samples=len(samples), tokens=tokens):
                 report = await self._run(getattr(self._rank, work), shares)
             delivery.report.set_result(report)
         except Exception as error:

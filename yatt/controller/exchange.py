@@ -10,7 +10,7 @@ import numpy as np
 from yatt import balance
 from yatt.balance import Assignment
 from yatt.protocols import Peers
-from yatt.types import Denominator, Sample, Share
+from yatt.types import Denominator, Pair, Sample, Share
 
 
 class Exchange:
@@ -45,13 +45,17 @@ class Exchange:
         self._assign = assign
 
     async def balance(
-        self, step: int, samples: Sequence[Sample], *, work: Literal["update", "evaluate", "reference"] = "update"
+        self,
+        step: int,
+        samples: Sequence[Sample | Pair],
+        *,
+        work: Literal["update", "evaluate", "reference"] = "update",
     ) -> list[Share]:
         """One share for each data-parallel rank that gets some of these samples, in the order of the ranks; from
         controller 0 also an empty one for each that nobody has any for, and one in any case, so that it hears when the
         ranks have done. Only what is to be trained is divided into updates. Collective; waits for every controller's
         lengths."""
-        rows = [(*sample.key, len(sample.tokens), sample.second, sample.trained_tokens) for sample in samples]
+        rows = [(*sample.key, *_tokens(sample), sample.trained_tokens) for sample in samples]
         mine = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 5).T]
         tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
         tables, nodes = zip(*await self._peers.all_gather(tag, (mine, self._node)), strict=True)
@@ -88,16 +92,22 @@ class Exchange:
         ]
 
 
+def _tokens(sample: Sample | Pair) -> tuple[int, int]:
+    """All of them, and those of a pair's first sequence."""
+    lengths = [len(sequence.tokens) for sequence in sample.sequences]
+    return sum(lengths), lengths[0] if isinstance(sample, Pair) else 0
+
+
 def _narrow(column: np.ndarray) -> np.ndarray:
     """The same numbers, none below 0, in as few bytes as hold them: everyone is sent everyone's."""
     return column.astype(np.min_scalar_type(int(column.max(initial=0))))
 
 
 def _lay_out(
-    plan: Assignment, held: np.ndarray, samples: Sequence[Sample], mine: np.ndarray
-) -> dict[int, list[list[list[Sample]]]]:
+    plan: Assignment, held: np.ndarray, samples: Sequence[Sample | Pair], mine: np.ndarray
+) -> dict[int, list[list[list[Sample | Pair]]]]:
     """[update][micro-batch] -> samples, of each rank of `mine` [ranks]; `held` are the samples' places."""
-    laid: dict[int, list[list[list[Sample]]]] = {
+    laid: dict[int, list[list[list[Sample | Pair]]]] = {
         rank: [[[] for _ in range(count)] for count in plan.micros] for rank in np.flatnonzero(mine).tolist()
     }
     places = (plan.rank[held].tolist(), plan.update[held].tolist(), plan.micro[held].tolist())

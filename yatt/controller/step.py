@@ -19,9 +19,9 @@ from yatt.controller.survey import Survey
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
 from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts, in_step
-from yatt.types import Group, Prompt, Sample
+from yatt.types import Group, Pair, Prompt, Sample
 
-T = TypeVar("T", Prompt, Sample)
+T = TypeVar("T", Prompt, Sample | Pair)
 ToSamples = Callable[..., list[Sample]]
 """Of scored groups, and `version`, the policy's that is going to learn from them."""
 OnGroups = Callable[[int, Sequence[Group]], None]
@@ -226,7 +226,9 @@ class OfflineController:
     """The same program with rows to learn from in place of rollouts. `held_out` is this controller's share of the rows
     that are evaluated and never trained on. With a `survey`, what the reference says of rows is known beforehand."""
 
-    def __init__(self, *, desk: Desk[Sample], held_out: Sequence[Sample] = (), survey: Survey | None = None) -> None:
+    def __init__(
+        self, *, desk: Desk[Sample | Pair], held_out: Sequence[Sample | Pair] = (), survey: Survey | None = None
+    ) -> None:
         self.desk = desk
         self.held_out = held_out
         self._survey = survey

@@ -15,7 +15,7 @@ from yatt.data.layouts import named
 from yatt.data.prompts import as_messages
 from yatt.data.rows import BadRow, Row, RowSource
 from yatt.errors import DataError
-from yatt.types import Sample, SampleKey
+from yatt.types import Pair, Sample, SampleKey
 
 LABELS = {"true": 1, "false": 0, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 TRIES = 16
@@ -23,7 +23,7 @@ TRIES = 16
 
 
 class PairEncoder:
-    """Encodes rows as pairs, each one sample: prompt and chosen response, then prompt and rejected response.
+    """Encodes rows as pairs: prompt and chosen response, and prompt and rejected response.
 
     The columns of chosen and rejected hold text or the assistant's message, beside a prompt column; or whole talks,
     which are the same up to the last turn. `reward` is the margin, 0 without a column of margins.
@@ -36,7 +36,7 @@ class PairEncoder:
         self._data = data
         self._responses = ResponseEncoder(tokenizer, data, context_length, scored=scored)
 
-    def __call__(self, row: Row, uid: int, index: int) -> Sample:
+    def __call__(self, row: Row, uid: int, index: int) -> Pair:
         """Raises BadRow where a response is missing, both are equal or of two kinds, or their prompts differ; and as
         `ResponseEncoder` does."""
         keys = (self._data.chosen_key, self._data.rejected_key)
@@ -52,7 +52,7 @@ class PairEncoder:
         second = self._responses(prompt, rejected, what="rejected response")
         if np.array_equal(first[0], second[0]):
             raise BadRow("chosen and rejected have the same tokens behind this prompt; there is nothing to prefer")
-        return _joined(uid, first, second, reward=self._margin(row))
+        return _pair(uid, first, second, reward=self._margin(row))
 
     def _split(self, row: Row, key: str) -> tuple[Any, str]:
         """Prompt and response of one of the two."""
@@ -90,7 +90,7 @@ class PairEncoder:
 
 
 class LabelEncoder:
-    """Encodes rows as labelled responses, each one sample: prompt and response, then the same prompt with the response
+    """Encodes rows as labelled responses, each in a pair: prompt and response, and the same prompt with the response
     of another row, whose probability says how far the policy is from the reference (KTO, arXiv 2402.01306, 4.2).
 
     The other row is the next one of `source`, in a circle, that can be used and has another prompt. `reward` is +1 for
@@ -106,13 +106,13 @@ class LabelEncoder:
         self._data, self._source = data, source
         self._responses = ResponseEncoder(tokenizer, data, context_length)
 
-    def __call__(self, row: Row, uid: int, index: int) -> Sample:
+    def __call__(self, row: Row, uid: int, index: int) -> Pair:
         """Raises BadRow where the label is missing, or no row nearby has a response that fits; and as `ResponseEncoder`
         does."""
         prompt, response, _ = self._responses.split(row, "labels")
         reward = self._label(row)
         first = self._responses(prompt, response)
-        return _joined(uid, first, self._mismatched(prompt, index), reward=reward)
+        return _pair(uid, first, self._mismatched(prompt, index), reward=reward)
 
     def _mismatched(self, prompt: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
         reason = "all have the same prompt"
@@ -139,8 +139,11 @@ class LabelEncoder:
         return 1.0 if label == 1 else -1.0
 
 
-def _joined(
+def _pair(
     uid: int, first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, reward: float
-) -> Sample:
-    tokens, masks = (np.concatenate(columns) for columns in zip(first, second, strict=True))
-    return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=masks, reward=reward, second=len(first[0]))
+) -> Pair:
+    """Of tokens and masks."""
+    one, other = (
+        Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=mask, reward=reward) for tokens, mask in (first, second)
+    )
+    return Pair(first=one, second=other)

@@ -75,7 +75,7 @@ class Ranks:
             times = np.zeros((len(self.nodes), len(shares[0].updates[update]))) + costs.per_micro_batch
             for share in shares:
                 for micro, samples in enumerate(share.updates[update]):
-                    lengths = [len(sample.tokens) for sample in samples]
+                    lengths = [len(sequence.tokens) for sample in samples for sequence in sample.sequences]
                     times[share.rank, micro] += costs.per_token * sum(lengths)
                     times[share.rank, micro] += costs.per_token_squared * sum(length**2 for length in lengths)
             own = times.sum(axis=1) + (self._stages - 1) * times.max(axis=1, initial=0.0)
@@ -91,7 +91,7 @@ class Ranks:
         for key in sorted(shares):
             self._on_trained(step, shares[key])
         samples = [s for share in shares.values() for update in share.updates for micro in update for s in micro]
-        ranks, tokens = len(self.nodes), sum(len(s.tokens) for s in samples)
+        ranks, tokens = len(self.nodes), sum(len(sequence.tokens) for s in samples for sequence in s.sequences)
         self._note("update", seconds, samples=len(samples) // ranks, tokens=tokens // ranks)
         trained = sum(d.tokens for d in next(iter(shares.values())).denominators)
         self._log("ranks", "trained", step, trained)
@@ -154,7 +154,7 @@ class SimulatedTrainer:
         per_token = self._site.network.costs.bytes_per_token
         arrived = 0.0
         for share in shares:
-            samples = [sample for update in share.updates for micro in update for sample in micro]
+            samples = [s for update in share.updates for micro in update for one in micro for s in one.sequences]
             media = {id(one.handle): one for sample in samples for one in sample.media}
             nbytes = round(per_token * sum(len(sample.tokens) for sample in samples))
             arrived = max(arrived, self._site.send(self._ranks.nodes[share.rank], nbytes, tuple(media.values())))

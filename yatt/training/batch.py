@@ -13,7 +13,28 @@ from torch import Tensor
 
 from yatt.errors import BackendError
 from yatt.training.attention import Packing, packing
-from yatt.types import Denominator, PackedBatch, Sample, Share
+from yatt.types import Denominator, Pair, Sample, Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """A micro-batch on the device: S sequences end to end, T tokens. Columns [T] are aligned with their token;
+    `loss_mask` is false on each sequence's first token. `advantages` [T] repeats each sequence's advantage, `rewards`
+    [S], float64, has each sequence's. Where one sequence is of a pair, all are, the two of a pair in turn.
+    `ref_sums` [S] are the reference's log-probabilities of each sequence, where they were worked out beforehand.
+    `fresh` [T] are the trained tokens that were sampled under the policy's version now, where the sampler's
+    log-probabilities are there."""
+
+    tokens: Tensor
+    position_ids: Tensor
+    cu_seqlens: Tensor
+    loss_mask: Tensor
+    advantages: Tensor
+    rewards: Tensor
+    rollout_logprobs: Tensor | None
+    denominator: Denominator
+    ref_sums: Tensor | None = None
+    fresh: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -45,7 +66,7 @@ class Update:
     denominator: Denominator
 
 
-def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample]]]]:
+def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample | Pair]]]]:
     """Per update, its denominator and this rank's non-empty micro-batches over all senders.
 
     Samples lie in the order of their keys, so nothing depends on which controller sent them. Raises BackendError where
@@ -63,26 +84,25 @@ def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample]]
     return updates
 
 
-def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.device, multiple: int) -> MicroBatch:
-    """Lay samples end to end, the whole padded to a `multiple` of tokens."""
-    parts = [(s.second, len(s.tokens) - s.second) if s.second else (len(s.tokens),) for s in samples]
-    lengths = [length for part in parts for length in part]
-    sequences = [sample for sample, part in zip(samples, parts, strict=True) for _ in part]
+def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: torch.device, multiple: int) -> MicroBatch:
+    """Lay samples and both sequences of pairs end to end, the whole padded to a `multiple` of tokens."""
+    sequences = [sequence for sample in samples for sequence in sample.sequences]
+    lengths = [len(sequence.tokens) for sequence in sequences]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
-    mask = np.concatenate([s.loss_mask for s in samples]).astype(bool)
+    mask = np.concatenate([s.loss_mask for s in sequences]).astype(bool)
     mask[bounds[:-1]] = False
     extra = -int(bounds[-1]) % multiple
     padded = [*lengths[:-1], lengths[-1] + extra]
-    tokens = np.pad(np.concatenate([s.tokens for s in samples]), (0, extra)).astype(np.int64)
+    tokens = np.pad(np.concatenate([s.tokens for s in sequences]), (0, extra)).astype(np.int64)
     positions = np.concatenate([np.arange(n) for n in padded])
 
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
     rollout = fresh = None
-    if samples[0].rollout_logprobs is not None:
-        rollout = put(np.concatenate([s.rollout_logprobs for s in samples]).astype(np.float32))
-        fresh = put(mask & np.concatenate([np.arange(len(s.tokens)) >= s.fresh for s in samples]))
+    if sequences[0].rollout_logprobs is not None:
+        rollout = put(np.concatenate([s.rollout_logprobs for s in sequences]).astype(np.float32))
+        fresh = put(mask & np.concatenate([np.arange(len(s.tokens)) >= s.fresh for s in sequences]))
     total = int(bounds[-1])
     all_tokens, all_positions = put(tokens), put(positions)
     batch = PackedBatch(
@@ -94,7 +114,7 @@ def pack(samples: Sequence[Sample], denominator: Denominator, device: torch.devi
         rewards=put(np.float64([s.reward for s in sequences])),
         rollout_logprobs=rollout,
         denominator=denominator,
-        ref_sums=None if samples[0].reference is None else put(np.float32([s.reference for s in samples]).reshape(-1)),
+        ref_sums=None if sequences[0].reference is None else put(np.float32([s.reference for s in sequences])),
         fresh=fresh,
     )
     return MicroBatch(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -17,8 +16,8 @@ from yatt.config.facts import HEADS, architecture_of
 from yatt.config.schema import Config
 from yatt.errors import BackendError
 from yatt.training.model import Head
+from yatt.weights.shards import MODE, write_shards
 
-SHARD_BYTES = 4 << 30
 # Everything else in the model folder (config, tokenizer, templates, code) is copied.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack")
 
@@ -26,7 +25,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5",
 def write_folder(
     weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, writer: bool, head: Head = "tokens"
 ) -> None:
-    """Exhaust `weights`; the writer puts them into `path` in safetensors files of at most SHARD_BYTES, or one tensor.
+    """Exhaust `weights`; the writer puts them into `path` in safetensors files (see `write_shards`).
 
     The config and tokenizer are those of `model.path`, with the dtype of this run; with a value head, a sequence
     classifier's of one label. Raises BackendError where it cannot
@@ -48,13 +47,14 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.endswith(WEIGHTS):
             shutil.copyfile(file, target / file.name)
+            (target / file.name).chmod(MODE)
     described = json.loads((target / "config.json").read_text())
     described.pop("torch_dtype", None)
     described["dtype"] = config.model.dtype
     if head == "value":
         described |= _classifier(described, source)
     (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    _write_shards(weights, target)
+    write_shards(target, weights)
 
 
 def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -81,32 +81,3 @@ def pooled_padding(folder: Path) -> int | None:
     words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     pad = words.pad_token_id if words.pad_token_id is not None else own
     return None if pad == words.eos_token_id else pad
-
-
-def _write_shards(weights: Iterator[tuple[str, Tensor]], target: Path) -> None:
-    parts: list[list[str]] = []
-    held: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        nonlocal size
-        save_file(held, target / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
-        parts.append(list(held))
-        held.clear()
-        size = 0
-
-    for name, tensor in weights:
-        length = tensor.numel() * tensor.element_size()
-        if held and size + length > SHARD_BYTES:
-            flush()
-        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        size, total = size + length, total + length
-    flush()
-    index: dict[str, str] = {}
-    for i, names in enumerate(parts):
-        final = "model.safetensors" if len(parts) == 1 else f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors"
-        (target / f"part-{i}.safetensors").replace(target / final)
-        index.update(dict.fromkeys(names, final))
-    if len(parts) > 1:
-        described = {"metadata": {"total_size": total}, "weight_map": index}
-        (target / "model.safetensors.index.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -92,7 +92,7 @@ class Training:
         return UpdateReport(**self._report(seen.total(), seen, len(updates), {}), grad_norm=0.0, learning_rate=0.0)
 
     def reference_sums(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:
-        """By uid, how likely the reference finds the trained tokens of both sequences of a sample: sums of
+        """By uid, how likely the reference finds the trained tokens of both sequences of a pair: sums of
         log-probabilities, on the last pipeline stage. Without a model of its own it is the policy, as it is now.
         Collective over all ranks."""
         judge, found = self.reference or self.policy, dict[int, tuple[float, float]]()
