@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from yatt.config.facts import ModelFacts
+from yatt.models.facts import ModelFacts
 
 AS_IT_STANDS: dict[str, tuple[Any, ...]] = {
     "load_format": ("auto", "hf", "safetensors"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from yatt.config import folders
 from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
 from yatt.config.engines import reading_mistakes, size_mistakes
-from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
+from yatt.config.facts import local_gpus, tokenizer_size
 from yatt.config.judges import judge_facts, judge_mistakes
 from yatt.config.models import facts_beside, models_beside, policy_facts
 from yatt.config.placement import placement_mistakes, slot_memory, train_slots
@@ -20,6 +20,7 @@ from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config
+from yatt.models.facts import ModelFacts
 from yatt.placement.plan import POLICY, TRAINER, Role
 
 KV_CACHE = float(256 << 20)

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config, JudgeConfig, RolloutConfig
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 from yatt.placement.cost import RUNNING, UTILIZATION, running
 from yatt.placement.plan import POLICY, Role
 
