@@ -4,6 +4,7 @@ reads them."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -506,6 +507,12 @@ def test_sizes_that_config_leaves_out_are_those_of_transformers(make: Make) -> N
         assert facts.kv_heads == theirs.num_key_value_heads
         assert facts.head_dim == getattr(theirs, "head_dim", 64 // 32)
     assert found == {"llama": (32, 2), "qwen2": (32, 2), "qwen3": (32, 128)}
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_parameters_are_those_of_the_matrices(bases: dict[str, str], name: Architecture) -> None:
+    matrices = [tensor.shape for tensor in stored(Path(bases[name])).values() if len(tensor.shape) == 2]
+    assert model_facts(bases[name]).parameters == sum(math.prod(shape) for shape in matrices)
 
 
 @pytest.mark.parametrize(

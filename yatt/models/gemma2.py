@@ -1,5 +1,8 @@
 """Gemma-2: norms of 1 + weight before and after attention and MLP, scaled embeddings, bounded scores and logits, and
-layers that see the last tokens only."""
+layers that see the last tokens only.
+
+Scores are bounded as in vLLM and in transformers' eager attention; its SDPA passes over the bound.
+"""
 
 from __future__ import annotations
 
