@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.common import alternate, main, median
 from yatt.balance import assign, sample_cost
-from yatt.config.facts import ModelFacts
+from yatt.models.facts import ModelFacts
 
 MEDIAN, P99, BUDGET = 1_000, 10_000, 32_768
 SIGMA = math.log(P99 / MEDIAN) / NormalDist().inv_cdf(0.99)

@@ -28,11 +28,11 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common import main, significant
-from yatt.config.facts import ModelFacts
 from yatt.config.load import load_config
 from yatt.config.schema import Config
 from yatt.controller.assembly import layout_of
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 from yatt.placement import search as splits
 from yatt.placement.plan import POLICY, Layout
 from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, engine_size, from_shape

@@ -102,7 +102,8 @@ class Reference:
     """Hugging Face and torch AdamW in one process. Weight decay on matrices only, as Megatron has it."""
 
     def __init__(self, folder: str, temperature: float = 0.7) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        # Not SDPA, which passes over a Gemma-2's bound of scores.
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         self.temperature, self.clip = temperature, 1.0
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim == 1]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from yatt import balance
 from yatt.balance import assign, pack, partition, place, sample_cost
-from yatt.config.facts import ModelFacts
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 
 QUADRATIC = 2e-5
 LENGTHS = st.lists(st.integers(1, 100), max_size=60)

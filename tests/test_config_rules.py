@@ -14,6 +14,11 @@ from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.errors import ConfigError
 
+TRAINED = (
+    "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM, Phi3ForCausalLM, "
+    "Glm4ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
+)
+
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
@@ -332,10 +337,7 @@ def test_model_folders_that_cannot_be_used(settings, folder):
     (folder / "model.safetensors.index.json").unlink()
     weights.write_bytes(whole)
     spoil(folder, "config.json", architectures=["GPT2LMHeadModel"])
-    assert said() == (
-        ": architecture GPT2LMHeadModel is not supported; "
-        "use one of LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
-    )
+    assert said() == (f": architecture GPT2LMHeadModel is not supported; use one of {TRAINED}")
     spoil(folder, "config.json", architectures=["Qwen3ForCausalLM"], tie_word_embeddings=False)
     assert said() == ": its weight files have no lm_head.weight; save the model with save_pretrained"
     (folder / "config.json").write_text("{")
@@ -396,8 +398,7 @@ def test_classifiers_are_trained_as_reward_models_only(settings, tmp_path):
     score = ["algorithm.name=reward_model", "reward.function=null"]
     assert check(settings(path, *score, "data.margin_key=m")) == []
     assert model_facts(path, scalar=True).tied
-    supported = "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"
-    refusal = f"model.path={path}: architecture Qwen2ForSequenceClassification is not supported; use one of {supported}"
+    refusal = f"model.path={path}: architecture Qwen2ForSequenceClassification is not supported; use one of {TRAINED}"
     assert refused(settings(path)) == [refusal]
     assert refused(settings(path, *SFT)) == [refusal]
     spoil(tmp_path / "scorer", "config.json", id2label={"0": "a", "1": "b", "2": "c"})
@@ -405,13 +406,13 @@ def test_classifiers_are_trained_as_reward_models_only(settings, tmp_path):
         f"model.path={path}: its head has 3 labels; a reward model has one, whose logit is the reward"
     ]
     spoil(tmp_path / "scorer", "config.json", architectures=["Qwen2ForTokenClassification"])
-    assert refused(settings(path, *score))[0].endswith(
-        f"is not supported; use one of {supported}, LlamaForSequenceClassification, Qwen2ForSequenceClassification, "
-        "Qwen3ForSequenceClassification"
-    )
+    scoring = TRAINED.replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification")
+    assert refused(settings(path, *score))[0].endswith(f"is not supported; use one of {TRAINED}, {scoring}")
 
 
-@pytest.mark.parametrize(("architecture", "tie"), [("qwen3", True), ("qwen2", False), ("llama", True)])
+@pytest.mark.parametrize(
+    ("architecture", "tie"), [("qwen3", True), ("qwen2", False), ("llama", True), ("gemma2", True), ("phi3", False)]
+)
 def test_facts_are_those_transformers_sees(tmp_path, architecture, tie):
     model = tiny_model(architecture, tie=tie)
     path = save_tiny(tmp_path / "m", architecture, tie=tie)

@@ -4,6 +4,7 @@ reads them."""
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -19,22 +20,25 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.megatron_cases import config as trained
 from tests.megatron_pool import play
 from tests.tiny_models import ARCHITECTURES, Architecture, save_tiny
-from yatt.config import families, folders
+from yatt.config import folders
 from yatt.config.facts import model_facts
 from yatt.config.load import load_config
 from yatt.config.rules import check, check_plan
 from yatt.config.weight_files import INDEX, WHOLE, stored
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.init import init
+from yatt.models.fields import allowed, obeyed
+from yatt.models.table import FAMILIES
 from yatt.training.identity import DESCRIPTION, identity, verify
 
 Make = Callable[..., Path]
+TIED = ("qwen3", "gemma2", "gemma3_text")
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("bases")
-    made = {name: save_tiny(root / name, name, tie=name == "qwen3", seed=i) for i, name in enumerate(ARCHITECTURES)}
+    made = {name: save_tiny(root / name, name, tie=name in TIED, seed=i) for i, name in enumerate(ARCHITECTURES)}
     return made | {"scorer": save_tiny(root / "scorer", "qwen2", labels=1)}
 
 
@@ -134,6 +138,47 @@ def said(folder: Path, **options: Any) -> str:
         ("llama", {"num_key_value_heads": 3}, "num_key_value_heads=3 does not divide num_attention_heads=4"),
         ("llama", {"tie_word_embeddings": "no"}, 'tie_word_embeddings="no" is neither true nor false'),
         ("llama", {"rms_norm_eps": None}, "rms_norm_eps=null is no number above 0"),
+        ("mistral", {"sliding_window": 0}, "sliding_window=0 is no whole number above 0"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, 'layer_types=["full_attention", "full_attention"] cannot'),
+        ("mistral", {"attention_bias": True}, "attention_bias=true cannot be trained; only attention_bias=false can"),
+        ("olmo2", {"attention_bias": True}, "attention_bias=true cannot be trained; only attention_bias=false can"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv=8.0 cannot be trained; remove it"),
+        ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop=0.1 cannot be trained; only resid_pdrop=0.0 can"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 8}},
+            'rope_parameters has rope_type="longrope", which cannot be trained; use one of default',
+        ),
+        (
+            "phi3",
+            {"partial_rotary_factor": 0.25},
+            "partial_rotary_factor=0.25 and, in rope_parameters, partial_rotary_factor=0.5; keep one of them",
+        ),
+        ("glm4", {"attention_bias": "yes"}, 'attention_bias="yes" is neither true nor false'),
+        (
+            "glm4",
+            {"rope_parameters": {"partial_rotary_factor": 0.1}, "partial_rotary_factor": 0.1},
+            "partial_rotary_factor=0.1 turns 3 of head_dim=32; a rotary embedding turns pairs",
+        ),
+        (
+            "gemma2",
+            {"tie_word_embeddings": False},
+            "tie_word_embeddings=false cannot be trained; only tie_word_embeddings=true can",
+        ),
+        (
+            "gemma2",
+            {"hidden_activation": "gelu"},
+            'hidden_activation="gelu" cannot be trained; only hidden_activation=',
+        ),
+        ("gemma2", {"sliding_window": None}, "sliding_window=null is no whole number above 0"),
+        ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping=-1.0 is no number above 0"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention=true cannot be trained"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 cannot be trained; remove it"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"rope_theta": 10000.0}},
+            "rope_parameters has rope_theta=10000.0, which is no kind of layer; remove it",
+        ),
     ],
 )
 def test_a_field_that_is_not_trained_is_refused(make: Make, base: str, fields: dict[str, Any], line: str) -> None:
@@ -220,6 +265,7 @@ HARMLESS = {
     *("mtp_layer_types", "mlp_layer_types", "num_heads", "fusion_config", "max_window_layers"),
     *("vision_aspect_ratio", "vision_feature_layer", "vision_feature_select_strategy"),
     # Checked by functions of their own.
+    *("partial_rotary_factor", "original_max_position_embeddings"),
     *("layer_types", "rope_parameters", "rope_theta", "tie_word_embeddings", "auto_map", "sliding_window"),
 }
 
@@ -241,7 +287,7 @@ def test_every_field_that_transformers_reads_is_decided(
     monkeypatch.undo()
     generation = set(model.generation_config.to_dict())
     fields = {f for f in seen if not f.startswith("_") and not callable(getattr(made, f, None))}
-    decided = {*families.IMPLEMENTED, *families.EVERY, *families.OWN[name], *HARMLESS}
+    decided = {*obeyed(FAMILIES[name]), *allowed(FAMILIES[name]), *HARMLESS}
     assert {"rms_norm_eps", "is_causal", "attention_dropout"} <= fields
     assert fields - decided - generation == set()
 
@@ -461,6 +507,12 @@ def test_sizes_that_config_leaves_out_are_those_of_transformers(make: Make) -> N
         assert facts.kv_heads == theirs.num_key_value_heads
         assert facts.head_dim == getattr(theirs, "head_dim", 64 // 32)
     assert found == {"llama": (32, 2), "qwen2": (32, 2), "qwen3": (32, 128)}
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_parameters_are_those_of_the_matrices(bases: dict[str, str], name: Architecture) -> None:
+    matrices = [tensor.shape for tensor in stored(Path(bases[name])).values() if len(tensor.shape) == 2]
+    assert model_facts(bases[name]).parameters == sum(math.prod(shape) for shape in matrices)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ LAYERS = {
     "yatt.moments": 0,
     "yatt.reports": 0,
     "yatt.config": 0,
+    "yatt.models": 0,
     "yatt.errors": 0,
     "yatt.text": 0,
     "yatt.config.case": 1,

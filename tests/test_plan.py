@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yatt import cli
-from yatt.config.facts import ModelFacts, model_facts
+from yatt.config.facts import model_facts
 from yatt.config.load import load_config
 from yatt.errors import ConfigError
 from yatt.faces.plan_words import remarks
 from yatt.faces.rundir import RunDirectory
+from yatt.models.facts import ModelFacts
 from yatt.simulation.calibrate import calibrate, lengths_of, workload
 from yatt.simulation.calibrate_judged import calibrate_judged
 from yatt.simulation.costs import (

@@ -204,9 +204,7 @@ async def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path, d
     run = RunDirectory(tmp_path / "a").create()
     folder = await Checkpoints(run, settings("train.steps=9")).save(1, writing({}))
     (folder / damage).write_text(json.dumps({"st": 1})[:4])
-    with pytest.raises(
-        CheckpointError, match=r"half-written checkpoint .* remove it and name the run's folder"
-    ):
+    with pytest.raises(CheckpointError, match=r"half-written checkpoint .* remove it and name the run's folder"):
         read_checkpoint(folder)
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         read_checkpoint(tmp_path / "none")

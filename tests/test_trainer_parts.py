@@ -70,7 +70,7 @@ def test_every_token_has_one_place_in_a_bucket_of_its_like(lengths: list[int]) -
 def test_rotary_angles_are_those_of_transformers(scaling: dict[str, object]) -> None:
     hf = LlamaConfig(hidden_size=64, num_attention_heads=4, max_position_embeddings=256, rope_parameters=scaling)
     positions = torch.arange(200)
-    cos, sin = Rotary(hf, torch.device("cpu"), torch.float32)(positions)
+    cos, sin = Rotary(hf, torch.device("cpu"), torch.float32)(positions)[""]
     expected = LlamaRotaryEmbedding(hf)(torch.zeros(1), positions[None])
     for ours, theirs in zip((cos, sin), expected, strict=True):
         # Theirs repeats each angle for both halves of a head.

@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face folders (Qwen3, Qwen2, Llama) with a tokenizer, built offline in a second or two."""
+"""Tiny random Hugging Face folders, of every family that is trained, with a tokenizer, built offline in seconds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Glm4Config,
+    Glm4ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -19,13 +31,39 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-Architecture = Literal["qwen3", "qwen2", "llama"]
+Architecture = Literal["qwen3", "qwen2", "llama", "mistral", "olmo2", "phi3", "glm4", "gemma2", "gemma3_text"]
 
 ARCHITECTURES: dict[str, tuple[type, type]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "olmo2": (Olmo2Config, Olmo2ForCausalLM),
+    "phi3": (Phi3Config, Phi3ForCausalLM),
+    "glm4": (Glm4Config, Glm4ForCausalLM),
+    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+OWN: dict[str, dict[str, Any]] = {
+    "qwen2": {"head_dim": 16},
+    "mistral": {"sliding_window": 16},
+    "phi3": {"sliding_window": 20, "rope_parameters": PARTIAL},
+    "glm4": {"attention_bias": True},
+    "gemma2": {
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 24,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 8.0,
+    },
+    "gemma3_text": {
+        "sliding_window": 16,
+        "query_pre_attn_scalar": 24,
+        "final_logit_softcapping": 8.0,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+"""What each family alone has, small enough to be met within a few tokens."""
 SPECIALS = ("<pad>", "<eos>", "<bos>")
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-*/=.,:;?!<>()[]{}'\"_#|"
 CHAT_TEMPLATE = (
@@ -73,9 +111,7 @@ def tiny_model(
         eos_token_id=1,
         bos_token_id=2,
     )
-    if architecture == "qwen2":
-        settings["head_dim"] = 16
-    settings.update(overrides)
+    settings |= OWN.get(architecture, {}) | overrides
     torch.manual_seed(seed)
     if labels is None:
         model = model_class(config_class(**settings)).float().eval()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from yatt.config.facts import ModelFacts
 from yatt.config.load import load_config
+from yatt.models.facts import ModelFacts
 from yatt.placement.cost import Need, mistakes, needs, served
 
 # A layer: attention 2 * 8 * 4 * (2 + 1) = 192, MLP 3 * 8 * 16 = 384. Two of them, and 2 * 10 * 8 = 160 of embeddings.

@@ -9,7 +9,7 @@ from typing import Any
 
 from yatt.config import folders
 from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS, TOKEN_ADVANTAGES
-from yatt.config.facts import ModelFacts, differing_token
+from yatt.config.facts import differing_token
 from yatt.config.models import facts_beside, models_beside, scores
 from yatt.config.schema import (
     AlgorithmConfig,
@@ -23,6 +23,7 @@ from yatt.config.schema import (
     truncates,
 )
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 
 NAMED = 3
 """Algorithms an error names that have a setting."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yatt.config.facts import ModelFacts
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
+from yatt.models.facts import ModelFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.generation.table import ENGINES, option_mistakes
+from yatt.models.facts import ModelFacts
 from yatt.placement.cost import engine_of, settings_for, settings_of, shape_of
 from yatt.placement.plan import POLICY, Role
 

@@ -8,63 +8,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from yatt.config.families import SIZES, family_of, head_size, kv_heads
 from yatt.config.weight_files import read_json, stored
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
+from yatt.models.family import EMBEDDING, head_size, kv_heads, tied
+from yatt.models.fields import SIZES
+from yatt.models.table import ARCHITECTURES, CLASSIFIERS, family_of
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""What can be trained."""
-CLASSIFIERS = tuple(name.replace("ForCausalLM", "ForSequenceClassification") for name in ARCHITECTURES)
-"""What can be trained to score: with one label."""
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
 _TOKENIZER = "tokenizer.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """Sizes of a model. `embedding_rows` is the weight files', where they were read; the rest is config.json's."""
-
-    hidden_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab_size: int
-    max_positions: int
-    embedding_rows: int
-    head_dim: int
-    tied: bool
-    architecture: str = ""
-    padding: int | None = None
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the matrices and embeddings; norms and biases, under a thousandth, are left out."""
-        return self._layers + (1 if self.tied else 2) * self.embedding_rows * self.hidden_size
-
-    @property
-    def _layers(self) -> int:
-        attention = 2 * self.hidden_size * self.head_dim * (self.heads + self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
-
-    @property
-    def quadratic(self) -> float:
-        """b / a of a sample's cost (see `balance`): operations per token^2 of attention over those per token of all
-        matrices.
-
-        Causal attention multiplies and adds twice per pair of tokens and per dimension of a head (QK^T and AV), over
-        half of the T^2 pairs: 2 * layers * heads * head_dim. Matrices do so once per parameter: 2 * parameters, of q
-        and o, of grouped k and v, of a gated MLP and of the head over the vocabulary. Backward both take twice as much.
-        """
-        matrices = self._layers + self.hidden_size * self.vocab_size
-        return self.layers * self.heads * self.head_dim / matrices
 
 
 def model_facts(
@@ -100,7 +57,6 @@ def model_facts(
             f"{setting}={path}: pad_token_id={pad} is no token of its vocab_size={config['vocab_size']}, and "
             "transformers loads no such model; name one below that in config.json, or null"
         )
-    tied = bool(config.get("tie_word_embeddings")) or classifies
     shapes = tensor_shapes(path, setting) if weights else {}
     family = family_of(architecture_of(config))
     return ModelFacts(
@@ -113,7 +69,7 @@ def model_facts(
         max_positions=config["max_position_embeddings"],
         embedding_rows=shapes[EMBEDDING][0] if EMBEDDING in shapes else config["vocab_size"],
         head_dim=head_size(config, family),
-        tied=tied,
+        tied=tied(config, family) or classifies,
         architecture=architecture_of(config),
         padding=pad if isinstance(pad, int) else None,
     )

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from yatt.config.facts import EMBEDDING, HEAD, architecture_of
-from yatt.config.families import config_mistakes, family_of, tensors
+from yatt.config.facts import architecture_of
 from yatt.config.weight_files import Stored, file_mistakes, read_json, same_bytes, stored, stored_in
 from yatt.errors import ConfigError
+from yatt.models.family import EMBEDDING, HEAD, tensors, tied
+from yatt.models.fields import config_mistakes
+from yatt.models.table import family_of
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Numbers as safetensors names them. Others are codes, which mean something with their scales only."""
@@ -34,7 +36,9 @@ def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = Fal
     """
     folder = Path(path)
     config = read_json(folder / "config.json", setting)
-    found = [] if judge else list(config_mistakes(config, architecture_of(config)))
+    architecture = architecture_of(config)
+    family = family_of(architecture)
+    found = [] if judge or family is None else list(config_mistakes(config, family, architecture))
     if weights:
         found += _weights(folder, setting, config, judge)
     return [f"{setting}={path}: {one}" for one in found]
@@ -56,12 +60,14 @@ def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool)
         for file in sorted(folder.rglob("consolidated*.safetensors"))[:1]:
             yield f"an engine would read {file.relative_to(folder)} in place of the model; move it away"
     held, architecture = stored(folder, setting), architecture_of(config)
-    if family_of(architecture) is None or (judge and config.get("quantization_config")):
+    family = family_of(architecture)
+    if family is None or (judge and config.get("quantization_config")):
         return
-    yield from _missing(held, tensors(config, architecture), config)
+    expected = tensors(config, family, architecture)
+    yield from _missing(held, expected, config)
     if not judge:
-        yield from _left_over(held, tensors(config, architecture), classifies=not architecture.endswith("CausalLM"))
-        if config.get("tie_word_embeddings") and architecture.endswith("CausalLM"):
+        yield from _left_over(held, expected, classifies=architecture == family.scoring)
+        if tied(config, family) and architecture == family.causal:
             yield from _tied(folder, setting, held)
 
 

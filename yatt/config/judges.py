@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from yatt.config import folders
-from yatt.config.facts import ModelFacts, model_facts, tokenizer_size
+from yatt.config.facts import model_facts, tokenizer_size
 from yatt.config.schema import JudgeConfig
 from yatt.config.secrets import masked
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 
 FIELDS = ("question", "response", "answer")
 FIELD = re.compile(r"\{(\w+)\}")

@@ -7,11 +7,11 @@ from contextlib import suppress
 
 from yatt.config.case import Case
 from yatt.config.engines import serving_mistakes, size_mistakes
-from yatt.config.facts import ModelFacts
 from yatt.config.judges import judge_facts
 from yatt.config.placement import slot_memory
 from yatt.errors import ConfigError
 from yatt.generation.kind import Device
+from yatt.models.facts import ModelFacts
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
 

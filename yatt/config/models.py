@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from yatt.config.facts import ModelFacts, model_facts
+from yatt.config.facts import model_facts
 from yatt.config.schema import Config
+from yatt.models.facts import ModelFacts
 
 
 def scores(config: Config) -> bool:

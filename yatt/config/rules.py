@@ -12,7 +12,7 @@ from yatt.config import folders
 from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
 from yatt.config.case import Case
 from yatt.config.engines import engine_mistakes, size_mistakes
-from yatt.config.facts import ModelFacts, local_gpus, tokenizer_size
+from yatt.config.facts import local_gpus, tokenizer_size
 from yatt.config.judges import judge_mistakes
 from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import facts_beside, models_beside, policy_facts
@@ -21,6 +21,7 @@ from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from yatt.config import folders, yaml_core
-from yatt.config.facts import ModelFacts, local_gpus, model_facts
+from yatt.config.facts import local_gpus, model_facts
 from yatt.config.load import REQUIRED, describe
 from yatt.config.names import fitting
 from yatt.errors import ConfigError
 from yatt.faces.command import command
+from yatt.models.facts import ModelFacts
 
 TRAIN_ROWS, EVAL_ROWS = 200, 40
 

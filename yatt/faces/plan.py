@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from yatt.config.facts import ModelFacts
 from yatt.config.load import load_config
 from yatt.config.placement import train_slots
 from yatt.config.rules import check_plan
@@ -25,6 +24,7 @@ from yatt.errors import ConfigError
 from yatt.faces.plan_page import page
 from yatt.faces.plan_words import COLUMNS, cells, choices, remarks
 from yatt.faces.rundir import RunDirectory
+from yatt.models.facts import ModelFacts
 from yatt.placement.cost import mistakes, needs
 from yatt.placement.plan import POLICY, Role, Split
 from yatt.placement.search import TRIES, search

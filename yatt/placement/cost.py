@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config, EngineName, JudgeConfig, RolloutConfig
 from yatt.errors import ConfigError
 from yatt.generation.kind import Device, EngineShape, Need
 from yatt.generation.table import ENGINES, number_mistakes
+from yatt.models.facts import ModelFacts
 from yatt.placement.plan import POLICY, TRAINER, Role
 
 

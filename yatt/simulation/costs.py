@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from yatt.config.facts import ModelFacts
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
+from yatt.models.facts import ModelFacts
 from yatt.placement.cost import kv_token, settings_of, shape_of
 from yatt.placement.plan import POLICY, Role
 

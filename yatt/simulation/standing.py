@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from yatt.config.facts import ModelFacts
 from yatt.config.judges import judge_facts
 from yatt.config.schema import Config
 from yatt.controller.assembly import layout_of, responses_per_prompt
+from yatt.models.facts import ModelFacts
 from yatt.placement.forecast import SPREAD, Forecast, Load, Loads, Speed, row
 from yatt.placement.plan import POLICY, Layout, Role, Split
 from yatt.placement.search import search

@@ -95,10 +95,21 @@ class _Unpad(torch.autograd.Function):
         return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.inverse, grad), None
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing) -> Tensor:
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
     """Causal grouped-query attention within each sequence.
 
-    query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]."""
+    query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]. `scale` multiplies scores, d^-0.5 by default.
+    With `window`, a token sees the last so many, itself included. With `soft_cap` c, a score is c tanh(score / c), for
+    which all scores of a bucket are held at once."""
     query, key, value = (_Pad.apply(x, packing.index, packing.inverse) for x in (query, key, value))
     outputs, offset = [], 0
     for sequences, length in packing.shapes:
@@ -106,7 +117,26 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing
         q, k, v = (
             x[offset : offset + size].view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
         )
-        output = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        seen = None if window is None or window >= length else _band(length, window, q.device)
+        if soft_cap is not None:
+            output = _soft_capped(q, k, v, scale, soft_cap, _band(length, length, q.device) if seen is None else seen)
+        else:
+            output = F.scaled_dot_product_attention(
+                q, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
         outputs.append(output.transpose(1, 2).reshape(size, -1))
         offset += size
     return _Unpad.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    """Which tokens [length, length] each sees: itself and those before, `window` in all."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def _soft_capped(q: Tensor, k: Tensor, v: Tensor, scale: float | None, cap: float, seen: Tensor) -> Tensor:
+    """q [S, heads, L, d], k and v [S, groups, L, d] -> [S, heads, L, d]."""
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    scores = grouped @ k[:, :, None].transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (cap * torch.tanh(scores / cap)).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from yatt.config.facts import HEADS, architecture_of
 from yatt.config.schema import Config
 from yatt.errors import BackendError
+from yatt.models.table import FAMILIES
 from yatt.training.model import Head
 from yatt.weights.shards import MODE, write_shards
 
@@ -59,9 +60,8 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
 
 def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """What a config says of a classifier with one label."""
-    family = described["architectures"][0].partition("For")[0]
     return {
-        "architectures": [f"{family}ForSequenceClassification"],
+        "architectures": [FAMILIES[described["model_type"]].scoring],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
         "pad_token_id": pooled_padding(source),

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from yatt.config.families import IMPLEMENTED
 from yatt.errors import CheckpointError
+from yatt.models.fields import obeyed
+from yatt.models.table import FAMILIES
 
 DESCRIPTION = "trainer.json"
 
 
 def identity(hf: Any, dtype: str) -> dict[str, Any]:
     """The fields in which a checkpoint and a model must agree."""
-    return {name: getattr(hf, name, None) for name in IMPLEMENTED} | {"dtype": dtype}
+    return {name: getattr(hf, name, None) for name in obeyed(FAMILIES[hf.model_type])} | {"dtype": dtype}
 
 
 def verify(path: str, described: dict[str, Any]) -> None:

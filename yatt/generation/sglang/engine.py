@@ -22,7 +22,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams as SglangParams
 from sglang.srt.server_args import ServerArgs
 
 import yatt.generation.sglang.attention  # noqa: F401  (takes the place of SGLang's)
-from yatt.config.facts import ModelFacts, model_facts, tensor_shapes
+from yatt.config.facts import model_facts, tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.generation.engine import Read, Sampled, Step
@@ -31,6 +31,7 @@ from yatt.generation.sglang.arguments import arguments, shape
 from yatt.generation.sglang.ranks import end_ranks, start_ranks
 from yatt.generation.sglang.scheduler import Done, FreeMemory, LoadWeights, TakeMemory, build
 from yatt.generation.table import check_options
+from yatt.models.facts import ModelFacts
 from yatt.placement.cost import kv_token
 from yatt.types import Finish, SamplingParams, WeightManifest
 from yatt.weights import check_names, verify

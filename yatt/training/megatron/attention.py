@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,20 +13,21 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from yatt.errors import ConfigError
+from yatt.models.family import Attention, Family, head_size
+from yatt.models.table import FAMILIES
 from yatt.training.attention import Packing, packed_attention
 
-# Types whose frequencies do not depend on the batch.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+Angles = tuple[Tensor, Tensor]
+"""cos and sin [T, 1, half of the dimensions that are turned]."""
 
 
 @dataclass
 class Turned(PackedSeqParams):
     """What Megatron hands to each layer: how a micro-batch's T tokens lie, and the rotary angles of one model, made
-    once for all its layers: `cos`, `sin` [T, 1, d / 2]."""
+    once for all its layers, by their kind where a family has several."""
 
     packing: Packing | None = None
-    cos: Tensor | None = None
-    sin: Tensor | None = None
+    angles: dict[str, Angles] = field(default_factory=dict)
 
 
 class Rotary:
@@ -33,43 +35,80 @@ class Rotary:
 
     def __init__(self, hf: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        kind = hf.rope_parameters["rope_type"]
-        if kind not in ROPE_TYPES:
-            raise ConfigError(f"model.path: rope_type={kind!r} cannot be trained; use one of {', '.join(ROPE_TYPES)}")
-        if kind == "default":
-            size = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-            powers = torch.arange(0, size, 2, dtype=torch.float32) / size
-            self.frequencies, self.scale = 1.0 / (hf.rope_parameters["rope_theta"] ** powers), 1.0
-        else:
-            self.frequencies, self.scale = ROPE_INIT_FUNCTIONS[kind](hf, torch.device("cpu"))
-        self.frequencies = self.frequencies.to(device)
+        family = FAMILIES[hf.model_type]
+        self.tables = {
+            kind: (frequencies.to(device), scale)
+            for kind in family.rope_layers or ("",)
+            for frequencies, scale in [_frequencies(hf, family, kind)]
+        }
 
-    def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angles = position_ids[:, None, None].float() * self.frequencies
-        return (angles.cos() * self.scale).to(self.dtype), (angles.sin() * self.scale).to(self.dtype)
+    def __call__(self, position_ids: Tensor) -> dict[str, Angles]:
+        found = {}
+        for kind, (frequencies, scale) in self.tables.items():
+            angles = position_ids[:, None, None].float() * frequencies
+            found[kind] = ((angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype))
+        return found
 
     def turned(self, packing: Packing, position_ids: Tensor) -> Turned:
         """This layout with this model's angles at positions [T]."""
-        cos, sin = self(position_ids)
-        return Turned(qkv_format="thd", packing=packing, cos=cos, sin=sin)
+        return Turned(qkv_format="thd", packing=packing, angles=self(position_ids))
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+def _frequencies(hf: Any, family: Family, kind: str) -> tuple[Tensor, float]:
+    """Angle per position of each pair of dimensions, and what cos and sin are multiplied by."""
+    rope = hf.rope_parameters[kind] if kind else hf.rope_parameters
+    method = rope["rope_type"]
+    if method not in family.rope_types:
+        able = ", ".join(family.rope_types)
+        raise ConfigError(f"model.path: rope_type={method!r} cannot be trained; use one of {able}")
+    if method != "default":
+        frequencies, scale = ROPE_INIT_FUNCTIONS[method](
+            hf, torch.device("cpu"), **({"layer_type": kind} if kind else {})
+        )
+        return frequencies, scale
+    size = head_size(hf.to_dict(), family)
+    if family.partial_rotary:
+        size = int(size * rope.get("partial_rotary_factor", 1.0))
+    powers = torch.arange(0, size, 2, dtype=torch.float32) / size
+    return 1.0 / (rope["rope_theta"] ** powers), 1.0
+
+
+def _rotate(x: Tensor, angles: Angles, interleaved: bool) -> Tensor:
+    """Turn the first dimensions of each head, as many as there are angles for twice."""
+    cos, sin = angles
+    turned = 2 * cos.shape[-1]
+    rest = x[..., turned:]
+    if interleaved:
+        first, second = x[..., 0:turned:2], x[..., 1:turned:2]
+        pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+        return torch.cat([pairs, rest], dim=-1)
+    first, second = x[..., :turned].chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
 
 
 class PackedAttention(MegatronModule):
-    """Rotary embedding, then causal grouped-query attention within each sequence."""
+    """Rotary embedding, then causal grouped-query attention within each sequence. `kinds`: of all layers."""
 
-    def __init__(self, config: Any, layer_number: int, *unused: object, **options: object) -> None:
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        *unused: object,
+        kinds: Sequence[Attention],
+        interleaved: bool,
+        **options: object,
+    ) -> None:
         super().__init__(config)
+        self.kind, self.interleaved = kinds[layer_number - 1], interleaved
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, mask: None, *, packed_seq_params: Turned, **unused: object
     ) -> Tensor:
         """query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]."""
-        turned = packed_seq_params
-        assert turned.packing is not None and turned.cos is not None and turned.sin is not None
-        query, key = _rotate(query, turned.cos, turned.sin), _rotate(key, turned.cos, turned.sin)
-        return packed_attention(query, key, value, turned.packing)
+        turned, kind = packed_seq_params, self.kind
+        assert turned.packing is not None
+        angles = turned.angles[kind.angles]
+        query, key = (_rotate(x, angles, self.interleaved) for x in (query, key))
+        return packed_attention(
+            query, key, value, turned.packing, scale=kind.scale, window=kind.window, soft_cap=kind.soft_cap
+        )

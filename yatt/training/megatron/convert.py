@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,33 +17,31 @@ from torch import Tensor
 
 from yatt.config.weight_files import weight_files
 from yatt.errors import ConfigError
+from yatt.models.family import CUTS, EMBEDDING, HEAD, NORM, SCORE, Cut, Names, Shape, layer_shapes
+from yatt.models.table import FAMILIES
 from yatt.training.layout import Layout
 from yatt.training.megatron.model import shard_rows
 from yatt.training.model import Head
 
-# How a tensor is cut over TP: not at all, by rows of the vocabulary, by columns, by rows of two stacked matrices, by
-# attention group.
-Cut = Literal["whole", "rows", "columns", "gate_up", "qkv"]
-OUTER: dict[str, tuple[tuple[str, ...], Cut]] = {
-    "embedding.word_embeddings.weight": (("model.embed_tokens.weight",), "rows"),
-    "output_layer.weight": (("lm_head.weight",), "rows"),
-    "decoder.final_layernorm.weight": (("model.norm.weight",), "whole"),
+OUTER: dict[str, tuple[str, Cut]] = {
+    "embedding.word_embeddings.weight": (EMBEDDING, "rows"),
+    "output_layer.weight": (HEAD, "rows"),
+    "decoder.final_layernorm.weight": (NORM, "whole"),
 }
-LAYER: dict[str, tuple[tuple[str, ...], Cut]] = {
-    "input_layernorm.weight": (("input_layernorm.weight",), "whole"),
-    "self_attention.linear_qkv.weight": (tuple(f"self_attn.{x}_proj.weight" for x in "qkv"), "qkv"),
-    "self_attention.linear_qkv.bias": (tuple(f"self_attn.{x}_proj.bias" for x in "qkv"), "qkv"),
-    "self_attention.q_layernorm.weight": (("self_attn.q_norm.weight",), "whole"),
-    "self_attention.k_layernorm.weight": (("self_attn.k_norm.weight",), "whole"),
-    "self_attention.linear_proj.weight": (("self_attn.o_proj.weight",), "columns"),
-    "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), "whole"),
-    "mlp.linear_fc1.weight": (("mlp.gate_proj.weight", "mlp.up_proj.weight"), "gate_up"),
-    "mlp.linear_fc2.weight": (("mlp.down_proj.weight",), "columns"),
+PARTS = {
+    "input_layernorm.weight": "input_norm",
+    "self_attention.linear_qkv.weight": "qkv",
+    "self_attention.linear_qkv.bias": "qkv_bias",
+    "self_attention.q_layernorm.weight": "q_norm",
+    "self_attention.k_layernorm.weight": "k_norm",
+    "self_attention.linear_proj.weight": "output",
+    "post_attention_layernorm.weight": "attention_norm",
+    "pre_mlp_layernorm.weight": "mlp_input_norm",
+    "mlp.linear_fc1.weight": "gate_up",
+    "mlp.linear_fc2.weight": "down",
+    "post_mlp_layernorm.weight": "mlp_norm",
 }
-
-
-VALUE_HEAD = "score.weight"
-"""What Hugging Face calls the head [1, H] of a sequence classifier of one label."""
+"""Parameter of a Megatron layer -> the part of a family's layer that it is."""
 
 
 class Entry(NamedTuple):
@@ -60,6 +58,9 @@ class Converter:
 
     def __init__(self, hf: Any, model: GPTModel, layout: Layout, head: Head = "tokens") -> None:
         self.hf, self.model, self.layout, self.head = hf, model, layout, head
+        config = hf.to_dict()
+        self.family = FAMILIES[hf.model_type]
+        self._layer, self._shapes = self.family.layer(config), layer_shapes(config, self.family)
         offset = get_transformer_layer_offset(model.config)
         self.parameters = {
             re.sub(r"(?<=^decoder\.layers\.)\d+", lambda found: str(int(found.group()) + offset), name): parameter
@@ -73,23 +74,28 @@ class Converter:
         # The last stage's copy of a tied embedding is the first stage's.
         self.entries = [e for stage in stages for e in stage if not (tied and e.name == "output_layer.weight")]
 
-    def names(self, name: str) -> tuple[tuple[str, ...], Cut]:
-        """The Hugging Face names that make up this parameter, and how it is cut."""
+    def names(self, name: str) -> tuple[Names, Cut, list[Shape]]:
+        """The Hugging Face names that make up this parameter, how it is cut, and the shapes of its matrices, where it
+        has several."""
         if name == "output_layer.weight" and self.head == "value":
-            return (VALUE_HEAD,), "whole"
+            return (SCORE,), "whole", []
         if name == "output_layer.weight" and self.tied:
             name = "embedding.word_embeddings.weight"
         if name in OUTER:
-            return OUTER[name]
+            own, cut = OUTER[name]
+            return (own,), cut, []
         _, _, layer, rest = name.split(".", 3)
-        parts, cut = LAYER[rest]
-        return tuple(f"model.layers.{layer}.{part}" for part in parts), cut
+        part = PARTS[rest]
+        cut = "heads" if self.family.whole_qk_norm and part in ("q_norm", "k_norm") else CUTS[part]
+        return tuple(f"model.layers.{layer}.{own}" for own in self._layer[part]), cut, self._shapes[part]
 
     def shard(self, tensors: list[Tensor], cut: Cut) -> Tensor:
         """Full Hugging Face tensors -> this rank's shard."""
         n, r = self.layout.tp.size(), self.layout.tp.rank()
         if cut == "whole":
             return tensors[0]
+        if cut == "heads":
+            return tensors[0].chunk(n)[r]
         if cut == "columns":
             return tensors[0].chunk(n, dim=1)[r]
         if cut == "rows":
@@ -105,6 +111,8 @@ class Converter:
         """The shards of all TP ranks -> full Hugging Face tensors."""
         if cut == "whole":
             return [shards[0]]
+        if cut == "heads":
+            return [torch.cat(shards)]
         if cut == "columns":
             return [torch.cat(shards, dim=1)]
         if cut == "rows":
@@ -121,10 +129,13 @@ class Converter:
     def load(self, read: Reader) -> None:
         """Set this rank's weights from a folder. A value head that is not there keeps its zeros."""
         for name, parameter in self.parameters.items():
-            names, cut = self.names(name)
-            if names == (VALUE_HEAD,) and VALUE_HEAD not in read.where:
+            names, cut, shapes = self.names(name)
+            if names == (SCORE,) and SCORE not in read.where:
                 continue
-            shard = self.shard([read(n) for n in names], cut)
+            tensors = [read(n) for n in names]
+            if len(tensors) < len(shapes):
+                tensors = list(tensors[0].split([shape[0] for shape in shapes]))
+            shard = self.shard(tensors, cut)
             if shard.shape != parameter.shape:
                 raise ConfigError(
                     f"{names[0]} has {tuple(shard.shape)} per rank, its config says {tuple(parameter.shape)}"
@@ -138,7 +149,7 @@ class Converter:
         Collective over the model-parallel ranks: each must exhaust it."""
         tp, pp = self.layout.tp, self.layout.pp
         for entry in self.entries:
-            names, cut = self.names(entry.name)
+            names, cut, shapes = self.names(entry.name)
             tensor = self.parameters.get(entry.name) if entry.stage == pp.rank() else None
             if tensor is None:
                 tensor = torch.empty(entry.shape, dtype=entry.dtype, device=self.layout.device)
@@ -149,7 +160,10 @@ class Converter:
             if cut != "whole" and tp.size() > 1:
                 shards = [torch.empty_like(tensor) for _ in range(tp.size())]
                 dist.all_gather(shards, tensor, group=tp)
-            yield from zip(names, self.merge(shards, cut), strict=True)
+            tensors = self.merge(shards, cut)
+            if len(names) < len(shapes):
+                tensors = [torch.cat(tensors)]
+            yield from zip(names, tensors, strict=True)
 
 
 class Reader:

@@ -1,15 +1,15 @@
-"""A GPTModel of Megatron-Core from a Hugging Face config: Llama, Qwen2 and Qwen3, dense."""
+"""A GPTModel of Megatron-Core from a Hugging Face config, of a family in `yatt.models`."""
 
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import VocabParallelEmbedding, gather_from_sequence_parallel_region
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -19,28 +19,21 @@ from transformers import AutoConfig
 from yatt.config.facts import no_folder, padding_row
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
+from yatt.models.family import head_size
+from yatt.models.table import FAMILIES
 from yatt.training.layout import Layout
-from yatt.training.megatron.attention import PackedAttention
+from yatt.training.megatron.layer import NORMS, layer_spec
 from yatt.training.model import Head
 
 PADDED = -1e30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# (bias on q, k and v; norm on q and k)
-ARCHITECTURES = {"llama": (False, False), "qwen2": (True, False), "qwen3": (False, True)}
+ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 # Kernels of TransformerEngine and Apex, and what is not in these models.
 UNUSED = (
     *("bias_activation_fusion", "masked_softmax_fusion", "bias_dropout_fusion", "apply_rope_fusion"),
     *("gradient_accumulation_fusion", "persist_layer_norm", "add_bias_linear"),
     *("hidden_dropout", "attention_dropout"),
 )
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, marked so that its gradient is summed where the sequence is sharded."""
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **options: object) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel
 
 
 class ValueHead(torch.nn.Module):
@@ -67,9 +60,9 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
         hf = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ConfigError(f"{setting}={path}: no model config can be read there: {error}") from error
-    if hf.model_type not in ARCHITECTURES:
+    if hf.model_type not in FAMILIES:
         raise ConfigError(
-            f"{setting}={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(ARCHITECTURES)}"
+            f"{setting}={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(FAMILIES)}"
         )
     return hf
 
@@ -77,6 +70,11 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
 def shard_rows(hf: Any, layout: Layout) -> int:
     """Rows of the vocabulary that each rank has. Where they do not come out even, the last ones are padding."""
     return -(-hf.vocab_size // layout.tp.size())
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits within the bound that their family has, if it has one."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def without_padding(logits: Tensor, hf: Any, layout: Layout) -> Tensor:
@@ -89,14 +87,12 @@ def without_padding(logits: Tensor, hf: Any, layout: Layout) -> Tensor:
     return logits
 
 
-def head_size(hf: Any) -> int:
-    return getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-
-
 def transformer_config(hf: Any, config: Config) -> TransformerConfig:
     """Megatron's settings for this model and layout. Gradients are summed, never averaged: the loss carries its own
     denominator."""
-    qkv_bias, qk_norm = ARCHITECTURES[hf.model_type]
+    described = hf.to_dict()
+    family = FAMILIES[hf.model_type]
+    layer = family.layer(described)
     dtype = DTYPES[config.model.dtype]
     train = config.train
 
@@ -108,14 +104,15 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
         hidden_size=hf.hidden_size,
         num_attention_heads=hf.num_attention_heads,
         num_query_groups=hf.num_key_value_heads,
-        kv_channels=head_size(hf),
+        kv_channels=head_size(described, family),
         ffn_hidden_size=hf.intermediate_size,
         normalization="RMSNorm",
         layernorm_epsilon=hf.rms_norm_eps,
         gated_linear_unit=True,
-        activation_func=F.silu,
-        add_qkv_bias=qkv_bias,
-        qk_layernorm=qk_norm,
+        activation_func=ACTIVATIONS[family.activation],
+        add_qkv_bias="qkv_bias" in layer,
+        # Megatron sums the gradients of norms that each rank applies to its own heads.
+        qk_layernorm="q_norm" in layer and not family.whole_qk_norm,
         tensor_model_parallel_size=train.tp,
         pipeline_model_parallel_size=train.pp,
         sequence_parallel=train.sequence_parallel and train.tp > 1,
@@ -133,14 +130,9 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
 
 def build(hf: Any, settings: TransformerConfig, layout: Layout, head: Head = "tokens") -> GPTModel:
     """This rank's part of the model, weights not yet set. Rotary embedding is left to the core attention."""
-    layer = get_gpt_layer_local_spec(qk_layernorm=settings.qk_layernorm, normalization="RMSNorm")
-    parts = layer.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention = parts.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if settings.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    block = TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(settings), layer_norm=RMSNorm)
+    spec = layer_spec(hf.to_dict(), FAMILIES[hf.model_type])
+    norm = NORMS[FAMILIES[hf.model_type].unit_offset]
+    block = TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(settings), layer_norm=norm)
     model = GPTModel(
         settings,
         block,
@@ -155,8 +147,17 @@ def build(hf: Any, settings: TransformerConfig, layout: Layout, head: Head = "to
     if head == "value" and layout.last_stage:
         model.output_layer = ValueHead(settings)
     if layout.first_stage:
+        _scale(model.embedding.word_embeddings, hf)
         _hold_padding(model.embedding.word_embeddings, hf, layout)
     return model.to(layout.device)
+
+
+def _scale(embedding: VocabParallelEmbedding, hf: Any) -> None:
+    """Multiply embeddings as their family does, in their own precision."""
+    scale = FAMILIES[hf.model_type].embedding_scale(hf.to_dict())
+    if scale != 1:
+        rounded = torch.tensor(scale, dtype=embedding.weight.dtype).item()
+        embedding.register_forward_hook(lambda module, given, output: output * rounded)
 
 
 def _hold_padding(embedding: VocabParallelEmbedding, hf: Any, layout: Layout) -> None:

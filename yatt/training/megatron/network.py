@@ -12,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from yatt.config.schema import Config, OptimizerConfig
+from yatt.models.table import FAMILIES
 from yatt.training.batch import MicroBatch
 from yatt.training.identity import identity
 from yatt.training.layout import Layout
@@ -39,7 +40,7 @@ class Network:
         """Collective over the pipeline. Raises ConfigError for a folder that cannot be read or trained."""
         self.hf = model.read_hf_config(path, setting)
         self.identity = identity(self.hf, config.model.dtype)
-        self.layout = layout
+        self.layout, self._cap = layout, FAMILIES[self.hf.model_type].soft_cap(self.hf.to_dict())
         self._predicts = head == "tokens" and layout.last_stage
         self._rotary = Rotary(self.hf, layout.device, model.DTYPES[config.model.dtype])
         self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), layout, head)
@@ -69,7 +70,7 @@ class Network:
             packing = self._rotary.turned(micro.packing, micro.position_ids[0])
             output = part(micro.tokens, micro.position_ids, None, packed_seq_params=packing)
             if self._predicts:
-                output = model.without_padding(output, self.hf, self.layout)
+                output = model.without_padding(model.soft_capped(output, self._cap), self.hf, self.layout)
             # A loss, a number of tokens (which would divide it again: none), and nothing to log.
             none = torch.zeros((), dtype=torch.int, device=output.device)
             return output, lambda output: (loss(micro, output), none, {})

@@ -1,0 +1,45 @@
+"""Sizes of a model and what its passes cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """Sizes of a model. `embedding_rows` is the weight files', where they were read; the rest is config.json's."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    max_positions: int
+    embedding_rows: int
+    head_dim: int
+    tied: bool
+    architecture: str = ""
+    padding: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices and embeddings; norms and biases, under a thousandth, are left out."""
+        return self._layers + (1 if self.tied else 2) * self.embedding_rows * self.hidden_size
+
+    @property
+    def _layers(self) -> int:
+        attention = 2 * self.hidden_size * self.head_dim * (self.heads + self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def quadratic(self) -> float:
+        """b / a of a sample's cost (see `balance`): operations per token^2 of attention over those per token of all
+        matrices.
+
+        Causal attention multiplies and adds twice per pair of tokens and per dimension of a head (QK^T and AV), over
+        half of the T^2 pairs: 2 * layers * heads * head_dim. Matrices do so once per parameter: 2 * parameters, of q
+        and o, of grouped k and v, of a gated MLP and of the head over the vocabulary. Backward both take twice as much.
+        """
+        matrices = self._layers + self.hidden_size * self.vocab_size
+        return self.layers * self.heads * self.head_dim / matrices

@@ -1,0 +1,28 @@
+"""The families that are trained."""
+
+from __future__ import annotations
+
+from yatt.models.family import Family
+from yatt.models.gemma2 import GEMMA2
+from yatt.models.gemma3 import GEMMA3
+from yatt.models.glm4 import GLM4
+from yatt.models.llama import LLAMA
+from yatt.models.mistral import MISTRAL
+from yatt.models.olmo2 import OLMO2
+from yatt.models.phi3 import PHI3
+from yatt.models.qwen2 import QWEN2
+from yatt.models.qwen3 import QWEN3
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, OLMO2, PHI3, GLM4, GEMMA2, GEMMA3)
+}
+"""model_type -> family."""
+ARCHITECTURES = tuple(family.causal for family in FAMILIES.values())
+"""What can be trained."""
+CLASSIFIERS = tuple(family.scoring for family in FAMILIES.values())
+"""What can be trained to score: with one label."""
+
+
+def family_of(architecture: str) -> Family | None:
+    """The family of an architecture that is trained; None for others."""
+    return next((family for family in FAMILIES.values() if architecture in (family.causal, family.scoring)), None)
