@@ -180,7 +180,8 @@ def layer_shapes(config: Config, family: Family) -> dict[str, list[Shape]]:
 
 def tensors(config: Config, family: Family, architecture: str) -> dict[str, Shape]:
     """Name -> shape of every tensor that the model of this config.json has. A head that is tied is not among them."""
-    shapes, layer = layer_shapes(config, family), {}
+    shapes = layer_shapes(config, family)
+    layer: dict[str, Shape] = {}
     for part, names in family.layer(config).items():
         given = shapes[part]
         if len(names) < len(given):  # below each other in one tensor
