@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.generator_vllm_suite import gap, make
+from tests.generator_suite import gap, make
 from tests.tiny_models import save_tiny, tiny_model
 
 TIED = {"mistral": False, "olmo2": False, "phi3": False, "glm4": False, "gemma2": True, "gemma3_text": True}

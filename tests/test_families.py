@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from yatt.generation.environment import environment
 
 from tests.megatron_cases import RATES, Reference, config, make_samples, shares, worst
 from tests.megatron_pool import play
 from tests.tiny_models import Architecture, save_tiny
 from yatt.config import folders
+from yatt.generation.table import ENGINES
 
 LAYOUTS = {"one": (1, {}), "pp2": (2, {"pp": 2}), "tp2+sp": (2, {"tp": 2, "sequence_parallel": True})}
 TIED = {"mistral": False, "olmo2": False, "phi3": False, "glm4": False, "gemma2": True, "gemma3_text": True}
@@ -65,7 +65,7 @@ def test_an_engine_samples_what_transformers_computes() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)],
         cwd=suite.parents[1],
-        env={**os.environ, **environment("cpu"), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **ENGINES["vllm"].environment("cpu"), "OMP_NUM_THREADS": "1", "YATT_TEST_ENGINE": "vllm"},
         capture_output=True,
         text=True,
         timeout=850,
