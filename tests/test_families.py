@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.megatron_cases import RATES, Reference, config, make_samples, shares, worst
 from tests.megatron_pool import play
 from tests.tiny_models import Architecture, save_tiny
 from yatt.config import folders
 from yatt.generation.table import ENGINES
+from yatt.training.attention import packed_attention, packing
 
 LAYOUTS = {"one": (1, {}), "pp2": (2, {"pp": 2}), "tp2+sp": (2, {"tp": 2, "sequence_parallel": True})}
 TIED = {"mistral": False, "olmo2": False, "phi3": False, "glm4": False, "gemma2": True, "gemma3_text": True}
@@ -73,3 +75,34 @@ def test_an_engine_samples_what_transformers_computes() -> None:
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("window", "cap", "scale"), [(None, None, None), (4, None, 0.3), (None, 2.0, 0.5), (7, 2.0, None), (100, None, 0.2)]
+)
+def test_windows_and_bounds_of_packed_attention(window: int | None, cap: float | None, scale: float | None) -> None:
+    """Against the whole matrix of scores of each sequence, with gradients."""
+    draws = torch.Generator().manual_seed(0)
+    lengths, heads, groups, size = [5, 40, 17, 63, 1], 4, 2, 8
+    query, key, value = (
+        torch.randn(sum(lengths), count, size, generator=draws).requires_grad_() for count in (heads, groups, groups)
+    )
+    ours = packed_attention(
+        query, key, value, packing(lengths, torch.device("cpu")), scale=scale, window=window, soft_cap=cap
+    )
+    rows = []
+    for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
+        k, v = (x.repeat_interleave(heads // groups, 1) for x in (k, v))
+        scores = torch.einsum("ihd,jhd->hij", q, k) * (scale or size**-0.5)
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        before = torch.arange(len(q))[:, None] - torch.arange(len(q))
+        hidden = (before < 0) | (before >= (window or len(q)))
+        rows.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(hidden, -1e30).softmax(-1), v).flatten(1))
+    theirs, weight = torch.cat(rows), torch.randn(ours.shape, generator=draws)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    for mine, other in zip(
+        torch.autograd.grad(ours, (query, key, value), weight),
+        torch.autograd.grad(theirs, (query, key, value), weight),
+        strict=True,
+    ):
+        assert torch.allclose(mine, other, atol=1e-5)

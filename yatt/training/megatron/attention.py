@@ -77,13 +77,14 @@ def _rotate(x: Tensor, angles: Angles, interleaved: bool) -> Tensor:
     """Turn the first dimensions of each head, as many as there are angles for twice."""
     cos, sin = angles
     turned = 2 * cos.shape[-1]
-    rest = x[..., turned:]
+    if turned < x.shape[-1]:
+        own, rest = x.split([turned, x.shape[-1] - turned], dim=-1)
+        return torch.cat([_rotate(own, angles, interleaved), rest], dim=-1)
     if interleaved:
-        first, second = x[..., 0:turned:2], x[..., 1:turned:2]
-        pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
-        return torch.cat([pairs, rest], dim=-1)
-    first, second = x[..., :turned].chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+        first, second = x[..., 0::2], x[..., 1::2]
+        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class PackedAttention(MegatronModule):
