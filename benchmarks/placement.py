@@ -34,8 +34,9 @@ from yatt.controller.assembly import layout_of
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
 from yatt.placement import search as splits
+from yatt.placement.cost import shape_of
 from yatt.placement.plan import POLICY, Layout
-from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, engine_size, from_shape
+from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, from_shape
 from yatt.simulation.lengths import LengthModel
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.types import SampleKey
@@ -146,7 +147,7 @@ def bound(case: Case) -> tuple[float, str]:
     config, costs = _world(case)
     judge = costs.judges["judge"]
     lengths, answers = LengthModel(case.trace, 0), LengthModel(judge.answers, 0, "judge")
-    sizes = (engine_size(config.rollout), engine_size(config.reward.models["judge"]))
+    sizes = tuple(shape_of(config, role).tensor_parallel for role in (POLICY, "judge"))
     each = case.prompts * case.devices
     found: list[tuple[float, str]] = []
     for step in range(2, case.steps + 1):
