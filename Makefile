@@ -64,8 +64,9 @@ lint: $(STAMP) ## Style, format, types of layers 0-2
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+# Two at a time: whole runs wait for processes to start most of the time. A file stays together, for its fixtures.
 test: lint ## Lint, then every test
-	@$(BIN)/python -m pytest --durations=15
+	@$(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
 
 bench: $(STAMP) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks
