@@ -22,16 +22,7 @@ from yatt.cluster.rank import RankHandle, RemoteTrainer
 from yatt.cluster.samplelog import SampleLog
 from yatt.config.models import policy_facts
 from yatt.config.schema import Config
-from yatt.controller.assembly import (
-    Assembly,
-    Engines,
-    Parts,
-    Reading,
-    exchange_of,
-    mode_of,
-    offline_controller,
-    resident,
-)
+from yatt.controller.assembly import Assembly, Engines, Parts, Reading, mode_of, offline_controller
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
@@ -71,6 +62,8 @@ class Wiring:
     parameters: Mapping[Role, float]
     generators: tuple[GeneratorHandle, ...]
     ranks: tuple[RankHandle, ...]
+    dp_size: int
+    resident: bool
 
 
 class ControllerActor:
@@ -161,14 +154,18 @@ class ControllerActor:
             layout=wiring.layout,
             mode=mode_of(self._config, wiring.layout, wiring.parameters),
             generators=generators,
-            resident=resident(self._config, trains=bool(wiring.ranks)),
+            resident=wiring.resident,
         )
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
+        train = self._config.train
         nodes = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}
-        return exchange_of(
-            self._config,
+        return Exchange(
             peers,
+            ranks=wiring.dp_size,
+            updates=train.updates_per_step,
+            budget=train.tokens_per_micro_batch,
+            stages=train.pp,
             quadratic=policy_facts(self._config).quadratic,
             node=_node(),
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],

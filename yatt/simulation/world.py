@@ -18,14 +18,13 @@ from yatt.controller.assembly import (
     Parts,
     Reading,
     engine_sites,
-    exchange_of,
     layout_of,
     mode_of,
-    resident,
     responses_per_prompt,
     train_slots,
 )
 from yatt.controller.carry import CarriedGroup
+from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub
 from yatt.controller.router import Router
 from yatt.controller.step import Controller
@@ -279,10 +278,13 @@ class World:
         config, trainer = self.config, self.costs.trainer
         count = len(self.sites)
         peers = SimulatedPeers(site, count, hub, self.sites[0].node)
-        exchange = exchange_of(
-            config,
+        exchange = Exchange(
             peers,
+            ranks=len(self.ranks.nodes),
+            updates=config.train.updates_per_step,
+            budget=config.train.tokens_per_micro_batch,
             quadratic=trainer.per_token_squared / trainer.per_token if trainer.per_token else 0.0,
+            stages=config.train.pp,
             node=site.node.name,
             rank_nodes=[node.name for node in self.ranks.nodes],
             assign=assign,
@@ -298,7 +300,7 @@ class World:
             layout=self.layout,
             mode=self.mode,
             generators={role: [RemoteGenerator(e, site) for e in engines] for role, engines in self.engines.items()},
-            resident=resident(config, trains=True),
+            resident=not config.rollout.sleep or config.placement.mode == "disaggregated",
         )
         assembly = Assembly(parts, engines)
         self.scorers.append(self._scorer(assembly.routers))
