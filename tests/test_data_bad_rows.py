@@ -105,9 +105,8 @@ def test_in_demonstrations_pairs_and_labels_too():
 
     rows = Rows({"prompt": str(i), "response": "A" if i == 1 else "2", "label": True} for i in range(3))
     label = LabelEncoder(tokenizer, data, 40, rows)
-    assert (
-        tokenizer.decode(label(rows[0], 0, 0).tokens) == "02<eos>02<eos>"
-    )  # the next row cannot be used: the one after
+    both = label(rows[0], 0, 0).sequences  # the next row cannot be used: the one after
+    assert [tokenizer.decode(one.tokens) for one in both] == ["02<eos>", "02<eos>"]
     with pytest.raises(BadRow, match="no token for 'A'"):
         label(rows[1], 1, 1)
 

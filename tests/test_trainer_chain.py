@@ -230,7 +230,7 @@ def test_kto_matches_its_definition(folder: str, other: str, layout: str) -> Non
     point = max(0.0, sum(second.item() for _, second in ratios) / len(batch))
     losses = []
     for one, (ratio, _) in zip(batch, ratios, strict=True):
-        good = one.reward > 0
+        good = one.first.reward > 0
         value = torch.sigmoid(beta * (ratio - point) if good else beta * (point - ratio))
         losses.append((1.5 if good else 1.0) * (1 - value))
     loss = torch.stack(losses).mean()
