@@ -44,7 +44,7 @@ def train(config: Config) -> int:
     free_port()
     run = ready(config)
     with run.lock():
-        checkpoints = Checkpoints(ready(config), config)
+        checkpoints = Checkpoints(ready(config), config)  # asked again: another process may have had the folder
         checkpoints.contents = contents(config)
         resume = checkpoints.resume()
         if resume:
