@@ -168,9 +168,12 @@ async def test_a_slow_endpoint_times_out_and_leaves_the_others_alone(endpoint):
 
 @pytest.mark.parametrize("asked", ["1", "date"])
 async def test_it_waits_as_long_as_it_is_asked_to(endpoint, asked):
-    # A date has whole seconds: two from now is more than one away.
-    when = asked if asked == "1" else formatdate(time.time() + 2, usegmt=True)
-    endpoint.behave = lambda body, number: says("ok") if number else refuses(429, "slow down", Retry_After=when)
+    def behave(body, number):
+        # A date has whole seconds: two from now is more than one away.
+        when = asked if asked == "1" else formatdate(time.time() + 2, usegmt=True)
+        return says("ok") if number else refuses(429, "slow down", Retry_After=when)
+
+    endpoint.behave = behave
     assert await ask(endpoint) == ["ok"]
     assert len(endpoint.times) == 2 and endpoint.times[1] - endpoint.times[0] >= 0.95
 
