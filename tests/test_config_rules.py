@@ -92,6 +92,8 @@ train.tp=2 | cluster.slots=3
     cluster.slots=3 is not a multiple of train.tp=2 x train.pp=1; use 2 or 4 slots
 train.sequence_parallel=true
     train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false
+train.attention=flex
+    train.attention=flex is a kernel for GPUs; use auto
 model.context_length=1024
     model.context_length=1024 is over the model's max_position_embeddings=512; use at most 512
 rollout.max_tokens=64
