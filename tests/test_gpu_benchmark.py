@@ -24,6 +24,7 @@ from benchmarks.gpu.receiver import checksum
 from benchmarks.gpu.right import plain_attention
 from benchmarks.gpu.tables import Tables
 from yatt.config.load import load_config
+from yatt.faces.plan import plan
 from yatt.models.facts import ModelFacts
 from yatt.simulation.calibrate import from_file
 
@@ -70,7 +71,9 @@ def closure(names: tuple[str, ...]) -> set[str]:
 def hidden_modules() -> set[str]:
     """What is installed here and may not be there: engines, Ray, the rest of what YATT asks for, tools."""
     there = closure(wheels.THERE) | {canonical(name) for name in wheels.CARRIED}
-    found = importlib.metadata.packages_distributions()
+    # In a process of its own: setuptools, once imported, shows distributions within itself.
+    ask = "import importlib.metadata as m, json; print(json.dumps(m.packages_distributions()))"
+    found = json.loads(subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout)
     return {module for module, owners in found.items() if not {canonical(o) for o in owners} & there} - {"yatt"}
 
 
@@ -124,11 +127,15 @@ def test_the_comparison_has_all_sides_and_checks(rehearsal):
     assert one == pytest.approx(other, rel=1e-2)
 
 
-def test_a_plan_takes_the_calibration(rehearsal):
-    words = ["train.tp=1", "rollout.engine_args.tensor_parallel_size=1", "reward.models.judge=null"]
-    config = load_config(str(ROOT / "examples/plan/paper.yaml"), [words[0], words[1]])
-    costs = from_file(str(rehearsal[1] / "calibration.json"), config)
-    assert costs.trainer.per_token > 0 and costs.source.startswith("calibration of a trainer on")
+def test_a_plan_takes_the_calibration(rehearsal, capsys):
+    file = rehearsal[1] / "calibration.json"
+    words = [f"model.path={ROOT / 'examples/plan/policy-7b'}", "train.steps=2", "train.batch_size=4", "rollout.n=2"]
+    words += ["rollout.max_tokens=50", "data.max_prompt_tokens=20", f"plan.calibration={file}"]
+    config = load_config(None, words)
+    assert from_file(str(file), config).trainer.per_update > 0
+    assert plan(config, devices="2", controllers=1, steps=1, seed=0, as_json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["calibrated"] and shown["costs"].startswith("calibration of a trainer on")
 
 
 def test_a_part_that_fails_keeps_its_rows_and_the_others_go_on(tmp_path):
