@@ -424,6 +424,21 @@ def test_facts_are_those_transformers_sees(tmp_path, architecture, tie):
     assert tokenizer_size(path) == 91
 
 
+def test_kernels_of_attention_that_cannot_do_what_a_model_needs(settings, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("yatt.config.rules.local_gpus", lambda: 1)
+    capped = save_tiny(tmp_path / "gemma2", "gemma2")
+    wide = ["train.attention=varlen", "model.dtype=float32"]
+    assert refused(settings(tiny, *wide)) == [
+        "train.attention=varlen takes model.dtype=bfloat16, not float32; use auto"
+    ]
+    assert refused(settings(capped, wide[0])) == [
+        "train.attention=varlen cannot bound scores, as a Gemma2 does; use auto"
+    ]
+    for kernel in ("flex", "buckets", "auto"):
+        check(settings(capped, f"train.attention={kernel}"))
+    check(settings(tiny, wide[0]))
+
+
 def test_visible_gpus(monkeypatch):
     monkeypatch.setattr(facts.os, "listdir", lambda _: ["nvidia0", "nvidia1", "nvidiactl", "null"])
     for visible, count in ((None, 2), ("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("0,1,2", 2)):
