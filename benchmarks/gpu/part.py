@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -70,8 +71,10 @@ def main() -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits of a float."""
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    """Four digits of a float; one that is none in words, which JSON has no number for."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.4g}") if math.isfinite(value) else str(value)
 
 
 if __name__ == "__main__":
