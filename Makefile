@@ -59,7 +59,7 @@ genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that 
 chain: $(STAMP) ## The same sums through the whole chain: SFT, preferences, a reward model, PPO (SEED=0 CONTROLLERS=2)
 	@$(BIN)/python examples/chain/run.py --seed $(SEED) --controllers $(CONTROLLERS)
 
-lint: $(STAMP) ## Style, format, types of layers 0-2
+lint: $(STAMP) ## Style, format, types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy

@@ -122,7 +122,7 @@ class ControllerActor:
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
-            held_out = held_out_rows(config, tokenizer, **place, store=store())
+            held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
         if wiring.ranks:
             drop = load_filter(config.rollout)
@@ -134,7 +134,7 @@ class ControllerActor:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
         encode, survey = row_encoder(config, tokenizer, source), None
-        held_out = held_out_rows(config, tokenizer, **place)
+        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count)
         if config.algorithm.precompute_reference:
             rows = good_rows(source, encode, **place)
             survey = Survey(
@@ -185,18 +185,22 @@ class ControllerActor:
 
     async def prepare(self) -> int:
         """See `OfflineController.prepare`."""
+        assert isinstance(self._controller, OfflineController)
         return await _first(self._controller.prepare())
 
     async def step(self, step: int) -> StepReport:
+        assert self._controller is not None
         return await _first(self._controller.step(step))
 
     async def evaluate(self, step: int) -> EvaluationReport:
         if isinstance(self._controller, Controller):
             await _first(self._controller.settle())
+        assert self._evaluator is not None
         return await _first(self._evaluator.evaluate(step))
 
     async def save(self, folder: str) -> dict[str, Any]:
         """Write the groups carried over into `folder`; returns the state that is the same for all. Collective."""
+        assert self._controller is not None
         state, carried = await self._controller.state()
         if carried:
             with open(Path(folder) / f"controller-{self._index}.jsonl", "w", encoding="utf-8") as out:
@@ -205,6 +209,7 @@ class ControllerActor:
 
     async def restore(self, state: dict[str, Any], folder: str) -> None:
         """Go on from what `save` returned and what all controllers wrote into `folder`. Collective."""
+        assert self._controller is not None
         lines = [line for file in sorted(Path(folder).glob("controller-*.jsonl")) for line in file.open()]
         await self._controller.restore(state, [CarriedGroup(**json.loads(line)) for line in lines])
 
@@ -228,10 +233,12 @@ class HubOverTheWire:
         self._actor = actor
 
     async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
-        return await self._actor.meet.remote(tag, index, value)
+        values: list[Any] = await self._actor.meet.remote(tag, index, value)
+        return values
 
     async def hear(self, seen: int) -> tuple[int, Any]:
-        return await self._actor.hear.remote(seen)
+        news: tuple[int, Any] = await self._actor.hear.remote(seen)
+        return news
 
 
 def _node() -> str:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -32,6 +32,8 @@ from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.simulation.standing import costs_for, divided
+
+T = TypeVar("T")
 
 OnPhase = Callable[[str, str], None]
 """Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
@@ -212,7 +214,7 @@ class ClusterCrew:
         timeout = self._config.cluster.step_timeout
         return list((await wait_all(f"{method} on the controllers", calls, timeout)).values())
 
-    def _receive(self, answers: Sequence[Any]) -> Any:
+    def _receive(self, answers: Sequence[T]) -> T:
         self.payload += payload_bytes(answers)
         return answers[0]
 
@@ -242,11 +244,12 @@ class ClusterCrew:
         raise error
 
     async def evaluate(self, step: int) -> EvaluationReport:
-        return self._receive(await self._on_controllers("evaluate", step))
+        reports: list[EvaluationReport] = await self._on_controllers("evaluate", step)
+        return self._receive(reports)
 
     async def write_state(self, folder: Path) -> dict[str, Any]:
         """Have ranks and controllers write what they hold into `folder`; returns what all controllers share."""
-        states = await self._on_controllers("save", str(folder / "controllers"))
+        states: list[dict[str, Any]] = await self._on_controllers("save", str(folder / "controllers"))
         await self.trainer.on_all("save", str(folder / "trainer"))
         return self._receive(states)
 

@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from yatt.cluster.backends import Backends, load
@@ -115,7 +116,10 @@ class GeneratorActor:
         """Begin generating; each stream is one `generate` call. Its images are let go when it ends."""
         for stream, part in read_requests(requests, opened(images)):
             task = self._tasks[client][stream] = asyncio.create_task(self._run(client, stream, part))
-            task.add_done_callback(lambda _, stream=stream: self._tasks[client].pop(stream))
+            task.add_done_callback(partial(self._ended, client, stream))
+
+    def _ended(self, client: str, stream: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[client][stream]
 
     async def _run(self, client: str, stream: int, requests: Sequence[Request]) -> None:
         box, left = self._box(client), len(requests)
@@ -254,11 +258,10 @@ class RemoteGenerator:
     def _deliver(self, stream: int, ended: list[Completion] | str) -> None:
         if stream not in self._out:
             return
-        failed = isinstance(ended, str)
-        self._out[stream] -= self._out[stream] if failed else len(ended)
+        self._out[stream] -= self._out[stream] if isinstance(ended, str) else len(ended)
         if not self._out[stream]:
             del self._out[stream]
-        self._streams[stream].put_nowait(BackendError(f"{self.name}: {ended}") if failed else ended)
+        self._streams[stream].put_nowait(BackendError(f"{self.name}: {ended}") if isinstance(ended, str) else ended)
 
     async def _call(self, method: Command, *arguments: Any) -> Any:
         return await wait_one(method, self.name, self._actor.call.remote(method, *arguments), self._timeout)
@@ -274,19 +277,23 @@ class RemoteGenerator:
         await self._call("resume")
 
     async def load(self, manifest: WeightManifest) -> int:
-        return await self._call("load", manifest)
+        version: int = await self._call("load", manifest)
+        return version
 
     async def sleep(self) -> int:
-        return await self._call("sleep")
+        freed: int = await self._call("sleep")
+        return freed
 
     async def wake(self) -> None:
         await self._call("wake")
 
     async def version(self) -> int:
-        return await self._call("version")
+        version: int = await self._call("version")
+        return version
 
     async def pulse(self) -> Pulse:
-        return await self._call("pulse")
+        pulse: Pulse = await self._call("pulse")
+        return pulse
 
     async def close(self) -> None:
         await wait_one("close", self.name, self._actor.close.remote(), self._timeout)

@@ -81,15 +81,18 @@ class RankActor:
     async def update(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """Collective over the senders that the share names, and over ranks. Every rank answers with the report.
         Raises WaitTimeout naming the controllers whose shares did not come."""
-        return await self._deliver("update", read_share(columns, opened(images)))
+        report: UpdateReport = await self._deliver("update", read_share(columns, opened(images)))
+        return report
 
     async def evaluate(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """As `update`, but the weights stay as they are."""
-        return await self._deliver("evaluate", read_share(columns, opened(images)))
+        report: UpdateReport = await self._deliver("evaluate", read_share(columns, opened(images)))
+        return report
 
     async def reference(self, columns: ShareColumns, *images: Any) -> dict[int, tuple[float, float]]:
         """As `evaluate`: what the reference says of the samples of this rank."""
-        return await self._deliver("reference", read_share(columns, opened(images)))
+        sums: dict[int, tuple[float, float]] = await self._deliver("reference", read_share(columns, opened(images)))
+        return sums
 
     async def _deliver(self, work: Work, share: Share) -> Any:
         loop, key = asyncio.get_running_loop(), (work, share.step)

@@ -15,8 +15,9 @@ from yatt.config.schema import DataConfig
 from yatt.data.columns import missing
 from yatt.data.masks import AssistantMask
 from yatt.data.prompts import PromptEncoder, as_messages, tokenize
-from yatt.data.rows import BadRow, Row
+from yatt.data.rows import Row
 from yatt.data.turns import Messages, Turn
+from yatt.errors import BadRow
 from yatt.types import Sample, SampleKey
 
 
@@ -73,7 +74,7 @@ class ResponseEncoder:
         if not len(ends):
             return read(body + after) if after else np.append(tail, np.int32(self._tokenizer.eos_token_id))
         left = [token for token in tail[ends[0] :].tolist() if token not in stops]
-        if self._tokenizer.decode(left).strip():
+        if str(self._tokenizer.decode(left)).strip():
             end = self._tokenizer.decode([int(tail[ends[0]])])
             raise BadRow(f"the {what} goes on after {end!r}, at which a response ends; cut it there")
         return tail[: ends[0] + 1]

@@ -51,7 +51,7 @@ class Layout:
         data = self._data
         row = named(row, data.prompt_key, data.answer_key, data.media_key, *(data.metadata_keys or ()))
         row = self._with_prompt(row)
-        prompt = row.get(data.prompt_key)
+        prompt: Any = row.get(data.prompt_key)
         talk = data.prompt_key.rpartition(".")[2] in TALKS and isinstance(prompt, list) and len(prompt) > 1
         if talk and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
             row[data.prompt_key] = prompt[:-1]
@@ -80,20 +80,20 @@ class Layout:
         row = named(row, data.prompt_key, *keys, data.margin_key)
         row |= {key: self._messages(row[key], key) for key in keys if key in row}
         if row.get(data.prompt_key) is None and not self._chat and all(_is_spoken(row.get(key)) for key in keys):
-            (prompt, better), (other, worse) = (_cut(row[key]) for key in keys)
-            if prompt != other:
+            (before, better), (other, worse) = (_cut(row[key]) for key in keys)
+            if before != other:
                 raise BadRow("chosen and rejected differ before their last turn; give both the same prompt")
-            return {**row, data.prompt_key: prompt, data.chosen_key: better, data.rejected_key: worse}
+            return {**row, data.prompt_key: before, data.chosen_key: better, data.rejected_key: worse}
         replies = [isinstance(row.get(key), str) or _begins(row.get(key), "assistant") for key in keys]
         if row.get(data.prompt_key) is None and any(replies):
             talk = next((row[name] for name in TALKS if row.get(name) is not None), None)
             row = row if talk is None else {**row, data.prompt_key: talk}
         row = self._with_prompt(row)
-        prompt = row.get(data.prompt_key)
+        prompt: Any = row.get(data.prompt_key)
         for key, reply in zip(keys, replies, strict=True):
             if reply and isinstance(row[key], list) and len(row[key]) > 1 and prompt:
-                before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-                row[key] = [*before, *row[key]]
+                opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+                row[key] = [*opening, *row[key]]
             elif not reply and isinstance(row.get(key), list):
                 row[key] = self._opened(row[key], row)
         return row

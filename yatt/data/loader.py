@@ -10,8 +10,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from yatt.data.rows import BadRow, BadRows, Row, RowSource
-from yatt.errors import CheckpointError, DataError, YattError
+from yatt.data.rows import BadRows, Row, RowSource
+from yatt.errors import BadRow, CheckpointError, DataError, YattError
 from yatt.functions import describe
 from yatt.text import one_line
 

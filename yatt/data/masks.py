@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.data.rows import BadRow
 from yatt.data.turns import Messages, Turn, render
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -54,10 +54,10 @@ class AssistantMask:
             return one_line(error)
 
     def _marks(self, messages: Messages) -> np.ndarray | str:
-        found = self._tokenizer.apply_chat_template(
+        marked: Any = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        mask = np.array(found["assistant_masks"], dtype=bool)
+        mask = np.array(marked["assistant_masks"], dtype=bool)
         return mask if mask.any() else "its generation marks hold no token"
 
     def _places(self, messages: Messages) -> np.ndarray | str:

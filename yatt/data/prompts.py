@@ -15,10 +15,10 @@ from yatt.data.answers import answer_text
 from yatt.data.columns import column_names, missing
 from yatt.data.layouts import Layout
 from yatt.data.media import read_media
-from yatt.data.rows import BadRow, Row
+from yatt.data.rows import Row
 from yatt.data.turns import Messages, render
 from yatt.data.values import without_nulls
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.protocols import MediaStore
 from yatt.text import one_line
 from yatt.types import Media, Prompt
@@ -132,7 +132,7 @@ def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenize
     model could sample."""
     try:
         # Not AutoTokenizer: importing it costs seconds in every process, and tokenizer.json says everything.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parts raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{setting}={path!r}: its tokenizer cannot be loaded: {reason}") from None
@@ -169,7 +169,9 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool, cl
             raise
         raise BadRow(_unreadable(tokenizer, text, error)) from None
     tokens = np.asarray(read["input_ids"], dtype=np.int32)
-    own = np.flatnonzero(np.asarray(read["special_tokens_mask"]) == 0) if special else ()
+    if not special:
+        return tokens
+    own = np.flatnonzero(np.asarray(read["special_tokens_mask"]) == 0)
     if not len(own):
         return tokens
     before, inside = tokens[: own[0]], tokens[own[0] : own[-1] + 1]
@@ -216,7 +218,7 @@ def as_messages(prompt: Any) -> Messages:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise BadRow(f"the prompt is {type(prompt).__name__} {prompt!r:.40}; it must be text or chat messages")
-    messages = without_nulls(prompt)
+    messages: list[Any] = without_nulls(prompt)
     for number, message in enumerate(messages, start=1):
         if isinstance(message, dict) and message.get("tool_calls"):
             message.setdefault("content", "")  # a turn that only calls tools may have none

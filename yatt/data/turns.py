@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.data.rows import BadRow
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
 
 Messages = list[dict[str, Any]]

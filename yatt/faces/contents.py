@@ -11,8 +11,9 @@ from typing import Any
 import xxhash
 
 from yatt.config.schema import Config
-from yatt.data.rows import BadRow, RowSource
+from yatt.data.rows import RowSource
 from yatt.data.source import open_source
+from yatt.errors import BadRow
 
 PART, PARTS = 1 << 20, 16
 """Of a file of weights this many parts of so many bytes are looked at, evenly spread: it may be large."""

@@ -143,8 +143,9 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
     with suppress(ConfigError):  # a line of its own says it
         environ |= ray_environment()
     command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
+    child = subprocess.Popen(
+        command, env=environ, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         out, err = child.communicate(timeout=probe.limit)
     except subprocess.TimeoutExpired:

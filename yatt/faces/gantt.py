@@ -147,8 +147,12 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
             bar = f'<rect rx="2" x="{x(span.start)}" width="{width:.3f}%" {place}'
             marks.append(f'{bar} fill="{_colour(span)}"><title>{escape(_tip(span, start))}</title></rect>')
     moves = [span for span in spans if span.role == DECISION and start <= span.start <= stop][:MOST_BARS]
-    for at, move in ((x(move.start), move) for move in moves):
-        line = f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/><circle r="5" cx="{at}" cy="{TOP + LANE / 2:g}"/>'
+    for move in moves:
+        moved = x(move.start)
+        line = (
+            f'<line x1="{moved}" x2="{moved}" y1="{TOP}" y2="{bottom}"/>'
+            f'<circle r="5" cx="{moved}" cy="{TOP + LANE / 2:g}"/>'
+        )
         marks.append(f'<g class="move"><title>{escape(_tip(move, start))}</title>{line}</g>')
     for step, (begun, _) in windows.items():
         marks.append(f'<line class="cut" x1="{x(begun)}" x2="{x(begun)}" y1="4" y2="{bottom}"/>')

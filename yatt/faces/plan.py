@@ -126,8 +126,8 @@ def _left_out(config: Config, facts: ModelFacts, devices: int) -> dict[str, str]
             why[mode] = str(error)
             continue
         if config.plan.calibration is None:
-            room = {"train_slots": train_slots(case, devices), "capacity": device(config.plan.device).memory}
-            if lines := list(mistakes(case, models, kind="cuda", **room)):
+            slots, memory = train_slots(case, devices), device(config.plan.device).memory
+            if lines := list(mistakes(case, models, train_slots=slots, kind="cuda", capacity=memory)):
                 why[mode] = "\n".join(lines)
     if len(why) == len(MODES):
         raise ConfigError("\n".join(dict.fromkeys(why.values())))
@@ -225,7 +225,7 @@ def calibrate_run(run: Path, out: Path | None) -> int:
     rows, source = folder.read_metrics(), str(run)
     if config.reward.served:
         costs, fits = calibrate_judged(config, rows, folder.read_spans(), source=source)
-        unseen = UNSEEN_JUDGED
+        unseen: tuple[str, ...] = UNSEEN_JUDGED
     else:
         costs, fits = calibrate(config, rows, source=source, devices=devices)
         unseen = UNSEEN

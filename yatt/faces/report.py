@@ -23,23 +23,25 @@ from yatt.faces.trajectories import first_and_last
 from yatt.reports import first_failures
 
 Row = Mapping[str, Any]
-FROM_ZERO = {"zero": True}
+Curve = tuple[str, str, dict[str, str], bool]
+"""Title, unit, lines (by their name, the column), and whether the axis begins at 0."""
+FROM_ZERO, ANYWHERE = True, False
 FIRST_SAID, LAST_SAID = 5, 5
 """Warnings shown of those that steps had; the others are counted."""
 LARGEST = ("longest_response", "rollout_gap_max")
 SIDES = {side: f"{side}_reward" for side in ("chosen", "rejected", "desirable", "undesirable")}
 KL = {"to rollout policy": "kl", "to reference": "kl_ref", "in the reward": "kl_reward"}
 LENGTHS = {"median": "response_length_p50", "90 %": "response_length_p90", "longest": "longest_response"}
-CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
+CURVES: tuple[Curve, ...] = (
     ("Response length", "tokens", LENGTHS, FROM_ZERO),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
-    ("Loss", "loss", {"trained": "loss", "held-out": "held_out_loss"}, {}),
-    ("Rewards of responses", "mean over rows", SIDES, {}),
+    ("Loss", "loss", {"trained": "loss", "held-out": "held_out_loss"}, ANYWHERE),
+    ("Rewards of responses", "mean over rows", SIDES, ANYWHERE),
     ("Critic's loss", "squared error", {"loss": "critic_loss"}, FROM_ZERO),
-    ("Variance the critic explains", "share", {"share": "explained_variance"}, {}),
+    ("Variance the critic explains", "share", {"share": "explained_variance"}, ANYWHERE),
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
     ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
-    ("KL divergence", "nats / token", KL, {}),
+    ("KL divergence", "nats / token", KL, ANYWHERE),
     ("Weight of the KL in the reward", "coefficient", {"coefficient": "kl_coefficient"}, FROM_ZERO),
     ("Advantages", "mean size", {"size": "advantage_abs"}, FROM_ZERO),
     ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, FROM_ZERO),
@@ -185,25 +187,25 @@ def _charts(config: Row, rows: Sequence[Row]) -> str:
         stacked_chart("Time per step", "seconds", layers, OF_SPAN),
         _lengths_chart(updates),
     ]
-    for title, unit, lines, options in (*CURVES, *_others(updates)):
+    for title, unit, lines, zero in (*CURVES, *_others(updates)):
         series = [
             Series(name=name, points=points_of(told, key), keep="max" if key in LARGEST else "mean")
             for name, key in lines.items()
             for told in [rows if key == "held_out_loss" else updates]
             if any(row.get(key) for row in told)
         ]
-        charts.append(line_chart(title, unit, series, **options))
+        charts.append(line_chart(title, unit, series, zero=zero))
     return "".join(charts)
 
 
-def _others(rows: Sequence[Row]) -> Iterator[tuple[str, str, dict[str, str], dict[str, bool]]]:
+def _others(rows: Sequence[Row]) -> Iterator[Curve]:
     """Numbers that only some algorithms have, and no chart shows yet."""
     shown = {"pair_accuracy", *SHARES.values(), *(key for _, _, lines, _ in CURVES for key in lines.values())}
     shown |= first_row(None, controllers=0).keys()
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
     for name in names:
         if name not in shown:
-            yield name.replace("_", " ").capitalize(), "mean", {"value": name}, {}
+            yield name.replace("_", " ").capitalize(), "mean", {"value": name}, ANYWHERE
 
 
 def _reward_chart(rows: Sequence[Row]) -> str:

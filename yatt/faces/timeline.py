@@ -34,8 +34,8 @@ Thread = tuple[int, str]
 
 def mark(decision: Decision) -> PhaseSpan:
     """A decision as what the driver did in no time; its counts are the slots of each role."""
-    when = {"start": decision.at, "stop": decision.at}
-    return PhaseSpan(name=decision.text, actor="driver", role=DECISION, counts=decision.slots, **when)
+    at = decision.at
+    return PhaseSpan(name=decision.text, actor="driver", role=DECISION, start=at, stop=at, counts=decision.slots)
 
 
 class Timeline:

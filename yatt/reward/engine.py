@@ -13,9 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from yatt.config.judges import judge_context, judge_facts
 from yatt.config.schema import JudgeConfig
 from yatt.data.prompts import load_tokenizer, tokenize
-from yatt.data.rows import BadRow
 from yatt.data.turns import Messages, ResponseText, render
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.reward.judge import Failure
 from yatt.reward.judge import render as fill
 from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory

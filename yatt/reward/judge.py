@@ -15,7 +15,7 @@ from yatt.config.schema import JudgeConfig
 from yatt.functions import describe
 from yatt.reward.function import BadResult, as_number, shown
 from yatt.reward.parsers import load_parser
-from yatt.types import Prompt, Score, Trajectory
+from yatt.types import Prompt, Score, Status, Trajectory
 
 UNPARSED_BEFORE_WARNING = 32
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def combine(name: str, judgements: Sequence[float | Failure], unparsed: int) -> 
         parts = {name: value, f"{name}.judgements": float(len(given)), f"{name}.unparsed": float(unparsed)}
         return Score(status="ok", value=value, parts=parts)
     failures = [judgement for judgement in judgements if isinstance(judgement, Failure)]
-    status = "timed_out" if all(failure.status == "timed_out" for failure in failures) else "failed"
+    status: Status = "timed_out" if all(failure.status == "timed_out" for failure in failures) else "failed"
     return Score(status=status, detail=f"{name}: {failures[-1].detail}")
 
 

@@ -20,7 +20,7 @@ from yatt.reward.judge import JudgeScorer, render
 from yatt.reward.parsers import load_parser
 from yatt.reward.pool import FunctionScorer, check_reward
 from yatt.text import printable
-from yatt.types import Completion, Prompt, Request, Score, Trajectory
+from yatt.types import Completion, Prompt, Request, Score, Status, Trajectory
 
 if TYPE_CHECKING:
     from yatt.reward.remote import RemoteAsker
@@ -103,7 +103,7 @@ def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
         except (BadResult, OverflowError) as error:
             return Score(status="failed", parts=parts, detail=str(error))
     bad = [score for score in scores if score.status != "ok"]
-    status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
+    status: Status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
     return Score(status=status, parts=parts, detail=printable("; ".join(score.detail for score in bad)))
 
 

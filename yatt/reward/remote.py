@@ -36,7 +36,8 @@ class RemoteAsker:
 
     def __init__(self, name: str, config: JudgeConfig) -> None:
         self._at = f"reward.models.{name}"
-        self._config = config
+        assert config.model is not None  # as the rules of a judge at a url have seen
+        self._config, self._model = config, config.model
         self._slots = asyncio.Semaphore(config.concurrency)
         self._key = ""
         self._client: openai.AsyncOpenAI
@@ -60,7 +61,7 @@ class RemoteAsker:
         """One call of one token, within `PROBE_SECONDS`. Raises ConfigError where the endpoint refuses it: the key, the
         model or the request; cannot be reached; or does not answer."""
         await self.start()
-        url, model = masked(self._config.url), self._config.model
+        url, model = masked(self._config.url), self._model
         try:
             reply = _read(await self._complete("Say yes.", 0, max_tokens=1, seconds=PROBE_SECONDS))
             if isinstance(reply, Failure) and not reply.unparsed:
@@ -101,7 +102,7 @@ class RemoteAsker:
             try:
                 async with asyncio.timeout_at(deadline):
                     return await self._client.chat.completions.create(
-                        model=self._config.model,
+                        model=self._model,
                         messages=[{"role": "user", "content": text}],
                         temperature=self._config.temperature,
                         max_tokens=max_tokens,

@@ -109,7 +109,9 @@ def _engine(
         per_request=token,
         per_kv_token=0.0,
         prefill=read,
-        **{name: _mean(spans, role, name) for name in ("load", "sleep", "wake")},
+        load=_mean(spans, role, "load"),
+        sleep=_mean(spans, role, "sleep"),
+        wake=_mean(spans, role, "wake"),
         max_running=running(config, role),
         parameters=sizes.get(role, 0.0),
     )

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -72,7 +72,7 @@ class SimulatedGenerator:
         self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         self._check()
         answers = Answers()
         drawings = [self._drawing(request, answers) for request in requests]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -172,7 +172,7 @@ class RemoteGenerator:
         self.pause, self.resume, self.sleep, self.wake = engine.pause, engine.resume, engine.sleep, engine.wake
         self.load, self.version, self.pulse, self.close = engine.load, engine.version, engine.pulse, engine.close
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         prompts = {id(request.tokens): TOKEN_BYTES * len(request.tokens) for request in requests}
         media = {id(one.handle): one for request in requests for one in request.media}
         arrived = self._site.send(self._node, sum(prompts.values()), tuple(media.values()))

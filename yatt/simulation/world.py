@@ -11,6 +11,7 @@ import numpy as np
 
 from yatt.algorithm.rewards import part_weights
 from yatt.balance import Assignment, assign
+from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import (
     Assembly,
@@ -21,7 +22,6 @@ from yatt.controller.assembly import (
     layout_of,
     mode_of,
     responses_per_prompt,
-    train_slots,
 )
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.exchange import Exchange
@@ -148,7 +148,8 @@ class World:
 
     def take_spans(self) -> tuple[PhaseSpan, ...]:
         """What engines and ranks did since the last call."""
-        actors = [self.ranks, *self.gone, *(engine for engines in self.engines.values() for engine in engines)]
+        actors: list[Ranks | SimulatedGenerator] = [self.ranks, *self.gone]
+        actors += [engine for engines in self.engines.values() for engine in engines]
         spans = tuple(span for actor in actors for span in actor.spans)
         for actor in actors:
             actor.spans.clear()

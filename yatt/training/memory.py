@@ -49,7 +49,8 @@ class Shelf:
 
 
 def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    return storage.clone() if storage.device.type == "cpu" else storage.cpu()
+    copy: torch.UntypedStorage = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+    return copy
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:

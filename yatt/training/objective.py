@@ -14,7 +14,7 @@ from yatt.algorithm.loss import divisor, sft_loss
 from yatt.algorithm.packed import sequence_sums
 from yatt.algorithm.preference import bradley_terry, kto, pair_losses
 from yatt.config.schema import Config
-from yatt.training.batch import MicroBatch, final_scores, token_logprobs
+from yatt.training.batch import MicroBatch, final_scores, known, token_logprobs
 from yatt.training.export import pooled_padding
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
@@ -49,7 +49,7 @@ class Objective(Protocol):
 class FromRows:
     """What objectives that learn from rows share: most know all they need from the loss's own forward pass."""
 
-    temperature = 1.0
+    temperature: float = 1.0
 
     def asks_policy(self, updates: int) -> bool:
         return False
@@ -62,7 +62,7 @@ class Likelihood(FromRows):
     """Supervised fine-tuning: the negative log-likelihood of the trained tokens."""
 
     head: Head = "tokens"
-    sums = ("entropy",)
+    sums: tuple[str, ...] = ("entropy",)
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self._settings, self._longest, self._layout = config.algorithm, config.rollout.max_tokens, layout
@@ -71,8 +71,14 @@ class Likelihood(FromRows):
         batch, kind = micro.batch, self._settings.aggregate
         logprobs, entropy = token_logprobs(output, batch, self.temperature, self._layout.tp)
         seen.add(entropy=entropy[batch.loss_mask].sum())
-        shape = dict(aggregate=kind, max_tokens=self._longest, denominator=divisor(kind, batch.denominator))
-        return sft_loss(logprobs, batch.loss_mask, batch.cu_seqlens, **shape)
+        return sft_loss(
+            logprobs,
+            batch.loss_mask,
+            batch.cu_seqlens,
+            aggregate=kind,
+            max_tokens=self._longest,
+            denominator=divisor(kind, batch.denominator),
+        )
 
     def report(self, total: Mapping[str, float]) -> dict[str, Any]:
         return {"entropy": total["entropy"] / max(1.0, total["tokens"])}
@@ -81,7 +87,7 @@ class Likelihood(FromRows):
 class Pairs(FromRows):
     """What objectives on pairs share: how often, and by how much, the chosen response is ahead."""
 
-    sums = ("pairs", "ahead", "chosen", "rejected")
+    sums: tuple[str, ...] = ("pairs", "ahead", "chosen", "rejected")
 
     def count(self, chosen: Tensor, rejected: Tensor, seen: Measurements) -> None:
         """Take note of the rewards [P] of both sides of some pairs."""
@@ -136,7 +142,7 @@ class Labels(FromRows):
     """KTO. Every second sequence is a response to another prompt: it tells how far the policy has come as a whole."""
 
     head: Head = "tokens"
-    sums = ("desirable", "undesirable", "desirable_reward", "undesirable_reward", "reference_point")
+    sums: tuple[str, ...] = ("desirable", "undesirable", "desirable_reward", "undesirable_reward", "reference_point")
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self._settings, self._layout = config.algorithm, layout
@@ -198,4 +204,4 @@ def _sums(micro: MicroBatch, logprobs: Tensor) -> Tensor:
     batch = micro.batch
     if batch.ref_sums is not None:
         return sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens) - batch.ref_sums
-    return sequence_sums(logprobs - micro.ref_logprobs, batch.loss_mask, batch.cu_seqlens)
+    return sequence_sums(logprobs - known(micro.ref_logprobs), batch.loss_mask, batch.cu_seqlens)

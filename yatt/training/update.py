@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,7 @@ from yatt.training.reinforce import Reinforcement
 from yatt.types import Share
 
 # By the loss of the algorithm's recipe; the others reinforce.
-OFFLINE: dict[str, type[Any]] = {
+OFFLINE: dict[str, Callable[[Config, Layout], Objective]] = {
     "likelihood": Likelihood,
     "bradley_terry": Scoring,
     **dict.fromkeys(PAIR_LOSSES, Preference),
@@ -86,9 +86,13 @@ class Training:
     def evaluate(self, shares: Sequence[Share]) -> UpdateReport:
         """The loss of samples under the weights as they are. Collective, as `update`."""
         updates, seen = self._begin(shares, 1)
+
+        def evaluate(micro: MicroBatch, output: Tensor) -> None:
+            self._loss(micro, output, seen)
+
         with self.policy.aboard(), seen.timed("forward"):
             for update in updates:
-                self.policy.infer(update.micro_batches, lambda micro, output: self._loss(micro, output, seen))
+                self.policy.infer(update.micro_batches, evaluate)
         return UpdateReport(**self._report(seen.total(), seen, len(updates), {}), grad_norm=0.0, learning_rate=0.0)
 
     def reference_sums(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:

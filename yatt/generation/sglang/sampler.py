@@ -33,7 +33,7 @@ class SeededSampler(Sampler):
         logprob_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One token id [B] for each request, its logprob written into `logits_output`."""
-        logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info).float()
+        logits: torch.Tensor = self._preprocess_logits(logits_output.next_token_logits, sampling_info).float()
         greedy = sampling_info.top_ks == GREEDY
         if not sampling_info.is_all_greedy:
             logits = logits / sampling_info.temperatures

@@ -88,6 +88,11 @@ class InboxReceiver(SchedulerRequestReceiver):
 class SteppedScheduler(Scheduler):
     """A scheduler that does nothing between two calls of `advance`."""
 
+    # SGLang's own.
+    request_receiver: Any
+    running_batch: Any
+    last_batch: Any
+
     def init_ipc_channels(self, port_args: PortArgs) -> None:
         if get_parallel().tp_rank != 0:
             super().init_ipc_channels(port_args)
@@ -234,7 +239,7 @@ def build(arguments: ServerArgs, architecture: str, rank: int) -> SteppedSchedul
     scheduler.model_config.hf_eos_token_id = set()  # a request says itself where it stops
     runner = scheduler.tp_worker.model_runner
     runner.sampler = SeededSampler()
-    head = getattr(runner.model, "score", None)
-    if getattr(head, "bias", None) is not None:  # transformers' heads have none: it was drawn at random, and stays
-        torch.nn.init.zeros_(head.bias)
+    bias = getattr(getattr(runner.model, "score", None), "bias", None)
+    if bias is not None:  # transformers' heads have none: it was drawn at random, and stays
+        torch.nn.init.zeros_(bias)
     return scheduler

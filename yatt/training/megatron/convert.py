@@ -179,4 +179,5 @@ class Reader:
         """Raises ConfigError where there is none of that name."""
         if name not in self.where:
             raise ConfigError(f"{self._at}: weight {name} is missing from its safetensors file(s)")
-        return self.where[name].get_tensor(name)
+        tensor: Tensor = self.where[name].get_tensor(name)
+        return tensor

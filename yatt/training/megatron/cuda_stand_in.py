@@ -53,7 +53,7 @@ class Stream:
 
 Event = current_stream = Stream
 stream = device
-default_generators = defaultdict(lambda: torch.default_generator)
+default_generators: dict[int, torch.Generator] = defaultdict(lambda: torch.default_generator)
 manual_seed = torch.manual_seed
 random = sys.modules[__name__]
 set_device = synchronize = empty_cache = _lazy_init = _nothing
