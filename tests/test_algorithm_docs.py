@@ -107,7 +107,7 @@ def own(monkeypatch):
 
 def test_the_examples_advantage_by_hand(own):
     def responses(uid, rewards):
-        prompt = Prompt(uid=uid, row=uid, text="p", tokens=np.zeros(1, np.int32))
+        prompt = Prompt(uid=uid, text="p", tokens=np.zeros(1, np.int32))
         made = [
             Trajectory(
                 prompt=prompt,

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yatt.algorithm.advantage import gae, gdpo, grpo, opo, reinforce_plus_plus, remax, rloo, token_rewards, whiten
+from yatt.algorithm.advantage import gdpo, grpo, opo, remax, rloo
 from yatt.algorithm.correction import LEVELS, MODES, weights
 from yatt.algorithm.loss import AGGREGATES, LOSSES, divisor, policy_loss, value_loss
+from yatt.algorithm.token_advantage import gae, reinforce_plus_plus, token_rewards, whiten
 from yatt.types import Denominator
 
 few = settings(max_examples=20, derandomize=True)

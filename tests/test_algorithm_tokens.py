@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from yatt.algorithm.advantage import (
+from yatt.algorithm.token_advantage import (
     TOKEN_ESTIMATORS,
     TokenOutcomes,
     distillation,

@@ -42,7 +42,7 @@ def by_text(response, metadata):
 
 
 def trajectory(text, answer="yes", metadata=None, sibling=0):
-    prompt = Prompt(uid=1, row=1, text="say", tokens=np.arange(2), answer=answer, metadata=metadata or {})
+    prompt = Prompt(uid=1, text="say", tokens=np.arange(2), answer=answer, metadata=metadata or {})
     return Trajectory(
         prompt=prompt,
         sibling=sibling,

@@ -55,10 +55,6 @@ class Generator(Protocol):
         """Take back what `sleep` freed, weights first. Does not resume."""
         ...
 
-    async def version(self) -> int:
-        """The policy version now served."""
-        ...
-
     async def pulse(self) -> Pulse:
         """What it is doing now; answered while it samples."""
         ...

@@ -35,12 +35,11 @@ class Media:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included);
-    `row` is its row in the dataset. `text` is what the policy reads; `question` what the row asks, without the marks of
-    a chat template, for a judge to read."""
+    """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included).
+    `text` is what the policy reads; `question` what the row asks, without the marks of a chat template, for a judge to
+    read."""
 
     uid: int
-    row: int
     text: str
     tokens: np.ndarray
     question: str = ""

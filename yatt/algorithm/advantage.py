@@ -12,14 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS as TOKEN_ESTIMATORS
-from yatt.algorithm.token_advantage import TokenEstimator as TokenEstimator
-from yatt.algorithm.token_advantage import TokenOutcomes as TokenOutcomes
-from yatt.algorithm.token_advantage import distillation as distillation
-from yatt.algorithm.token_advantage import gae as gae
-from yatt.algorithm.token_advantage import reinforce_plus_plus as reinforce_plus_plus
-from yatt.algorithm.token_advantage import token_rewards as token_rewards
-from yatt.algorithm.token_advantage import whiten as whiten
 from yatt.config.schema import AlgorithmConfig
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from yatt.algorithm.kl import MAX_LOG_RATIO
 from yatt.algorithm.packed import sequence_ids, sequence_means, sequence_sums
-from yatt.algorithm.preference import pairwise_loss as pairwise_loss
-from yatt.algorithm.preference import preference_loss as preference_loss
 from yatt.errors import ConfigError
 from yatt.types import Denominator
 

@@ -7,15 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from yatt.algorithm.advantage import (
-    ESTIMATORS,
-    TOKEN_ESTIMATORS,
-    Estimator,
-    Outcomes,
-    TokenEstimator,
-    TokenOutcomes,
-)
+from yatt.algorithm.advantage import ESTIMATORS, Estimator, Outcomes
 from yatt.algorithm.loss import LOSSES, LossSettings, LossTokens, TokenLoss
+from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS, TokenEstimator, TokenOutcomes
 from yatt.config.schema import AlgorithmConfig
 from yatt.functions import find, guarded
 

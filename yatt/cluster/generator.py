@@ -37,7 +37,7 @@ one call."""
 POLL = 30.0
 """Seconds an empty answer is held back."""
 
-Command = Literal["abort", "pause", "resume", "load", "sleep", "wake", "version", "pulse"]
+Command = Literal["abort", "pause", "resume", "load", "sleep", "wake", "pulse"]
 RECORDED: tuple[Command, ...] = ("load", "sleep", "wake")
 PAUSES: dict[Command, bool] = {"pause": True, "sleep": True, "resume": False}
 
@@ -286,10 +286,6 @@ class RemoteGenerator:
 
     async def wake(self) -> None:
         await self._call("wake")
-
-    async def version(self) -> int:
-        version: int = await self._call("version")
-        return version
 
     async def pulse(self) -> Pulse:
         pulse: Pulse = await self._call("pulse")

@@ -67,7 +67,6 @@ class PromptEncoder:
         answer = answer_text(row.get(data.answer_key), data.answer_key, data.answer_after)
         return Prompt(
             uid=uid,
-            row=index,
             text=text,
             tokens=tokens,
             question=encodable(_question(row[data.prompt_key]), data.prompt_key),

@@ -113,7 +113,7 @@ def _has_functions(config: RewardConfig) -> bool:
 
 async def _read_once(name: str, judge: JudgeConfig, probe: Item) -> None:
     """Let a served judge's tokenizer and template read the first row and an empty response."""
-    prompt = Prompt(uid=0, row=0, text=probe.prompt, tokens=np.zeros(0, np.int32), answer=probe.answer)
+    prompt = Prompt(uid=0, text=probe.prompt, tokens=np.zeros(0, np.int32), answer=probe.answer)
     engines = Engines(name, judge, _nobody)
     part = ClassifierScorer(engines) if judge.kind == "classifier" else EngineAsker(engines)
     await part.start()

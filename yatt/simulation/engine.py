@@ -143,10 +143,6 @@ class SimulatedGenerator:
             await self._spend("wake", self._costs.wake)
             self._asleep = False
 
-    async def version(self) -> int:
-        self._check()
-        return self._served
-
     async def pulse(self) -> Pulse:
         self._check()
         now = self._now()

@@ -170,7 +170,7 @@ class RemoteGenerator:
         self._delivered = 0.0
         self.slots, self.node = engine.slots, engine.node
         self.pause, self.resume, self.sleep, self.wake = engine.pause, engine.resume, engine.sleep, engine.wake
-        self.load, self.version, self.pulse, self.close = engine.load, engine.version, engine.pulse, engine.close
+        self.load, self.pulse, self.close = engine.load, engine.pulse, engine.close
 
     async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         prompts = {id(request.tokens): TOKEN_BYTES * len(request.tokens) for request in requests}

@@ -320,7 +320,7 @@ class World:
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         nbytes = self.costs.workload.image_bytes
         media = (site.read(nbytes),) if nbytes else ()
-        return Prompt(uid=uid, row=index, text="", tokens=self._prompt, media=media)
+        return Prompt(uid=uid, text="", tokens=self._prompt, media=media)
 
 
 def _check(config: Config, devices: int) -> None:

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yatt.algorithm import correction
-from yatt.algorithm.advantage import TokenOutcomes, token_rewards, whiten
 from yatt.algorithm.kl import AdaptiveCoefficient, kl
 from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
 from yatt.algorithm.own import load_loss, load_token_estimator
+from yatt.algorithm.token_advantage import TokenOutcomes, token_rewards, whiten
 from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import Config, truncates
 from yatt.training.batch import MicroBatch, known, token_logprobs, token_values
