@@ -81,7 +81,7 @@ def test_token_advantages_and_corrections_do_not_depend_on_neighbours(lengths, s
             for level in LEVELS
             for mode in MODES
         ]
-        to_go = reinforce_plus_plus(rewards, mask, cu, gamma=0.9, whiten=False)
+        to_go = reinforce_plus_plus(rewards, mask, cu, gamma=0.9)
         found[:, where] = torch.stack([*gae(rewards, values, mask, cu, gamma=0.9, lam=0.8), to_go, *corrected])
         return found
 
@@ -130,7 +130,7 @@ def test_where_scale_and_shift_do_count():
     assert advantages(rewards + 1, 1.0) == [1.5, 3.5, 3.5]
 
     def whitened(rewards, gamma):
-        return reinforce_plus_plus(token_rewards(rewards, mask, cu), mask, cu, gamma=gamma)
+        return whiten(reinforce_plus_plus(token_rewards(rewards, mask, cu), mask, cu, gamma=gamma), mask)
 
     # One reward per sequence and gamma 1: a shift moves every token alike, and whitening takes it away. With a discount
     # it moves earlier tokens less, and does not go away.

@@ -52,11 +52,11 @@ AGGREGATES = {
 
 
 def divisor(kind: str, denominator: Denominator) -> int:
-    """Which of an update's global counts is `aggregate`'s denominator under this kind; 1 where there is none."""
+    """Which of an update's global counts is the denominator of `to_scalar` under this kind; 1 where there is none."""
     return max(1, denominator.tokens if kind == "token_mean" else denominator.sequences)
 
 
-def aggregate(
+def to_scalar(
     values: Tensor,
     loss_mask: Tensor,
     cu_seqlens: Tensor,
@@ -75,10 +75,6 @@ def aggregate(
     counts = sequence_sums(loss_mask, loss_mask, cu_seqlens)
     total, own = AGGREGATES[kind](sums, counts, max_tokens)
     return (total / (own.clamp(min=1) if denominator is None else denominator)).to(values.dtype)
-
-
-# The losses have a setting of the same name.
-_aggregate = aggregate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +198,7 @@ def policy_loss(
     """The policy's loss on packed tokens: columns [T], of which those under `loss_mask` count, to a scalar.
 
     `kind` is a name of LOSSES or a function like theirs. `weights` [T] multiply token losses, without a gradient.
-    `aggregate`, `max_tokens` and `denominator` are those of the function `aggregate`. `clip_fraction` is over this
+    `aggregate`, `max_tokens` and `denominator` are those of `to_scalar`. `clip_fraction` is over this
     batch's own trained tokens: weigh it by their number when batches are put together.
     """
     mask = loss_mask.bool()
@@ -265,7 +261,7 @@ def sft_loss(
     denominator: float | None = None,
 ) -> Tensor:
     """Negative log-likelihood of the tokens under `loss_mask`, as a scalar; settings as in `policy_loss`."""
-    return _aggregate(-logprobs, loss_mask, cu_seqlens, aggregate, max_tokens, denominator)
+    return to_scalar(-logprobs, loss_mask, cu_seqlens, aggregate, max_tokens, denominator)
 
 
 def _reduced(
@@ -278,6 +274,6 @@ def _reduced(
     denominator: float | None,
 ) -> Loss:
     return Loss(
-        loss=_aggregate(values, mask, cu_seqlens, kind, max_tokens, denominator),
+        loss=to_scalar(values, mask, cu_seqlens, kind, max_tokens, denominator),
         clip_fraction=(clipped & mask).sum() / mask.sum().clamp(min=1),
     )

@@ -21,10 +21,6 @@ class Shelf:
         self._kept, self._scratch = kept, scratch
         self._away: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None, int]] = []
 
-    @property
-    def away(self) -> bool:
-        return bool(self._away)
-
     def put_away(self) -> int:
         """Free the device's memory; returns the bytes freed, 0 where they are away already."""
         if self._away:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yatt.algorithm import correction
 from yatt.algorithm.kl import AdaptiveCoefficient, kl
-from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
+from yatt.algorithm.loss import divisor, policy_loss, to_scalar, value_loss
 from yatt.algorithm.own import load_loss, load_token_estimator
 from yatt.algorithm.token_advantage import TokenOutcomes, token_rewards, whiten
 from yatt.config.algorithms import TOKEN_ADVANTAGES
@@ -188,7 +188,7 @@ class Reinforcement:
     def _aggregate(self, values: Tensor, micro: MicroBatch) -> Tensor:
         kind, batch = self._settings.aggregate, micro.batch
         longest, denominator = self._config.rollout.max_tokens, divisor(kind, batch.denominator)
-        return aggregate(values, batch.loss_mask, batch.cu_seqlens, kind, longest, denominator)
+        return to_scalar(values, batch.loss_mask, batch.cu_seqlens, kind, longest, denominator)
 
     def _weights(self, micro: MicroBatch, old: Tensor, seen: Measurements) -> Tensor | None:
         """What each token's loss is multiplied by, since the sampler's probabilities were not quite the trainer's."""
