@@ -141,8 +141,8 @@ def cispo(tokens: LossTokens, settings: LossSettings) -> tuple[Tensor, Tensor]:
     MiniMax 2025 (arXiv 2506.13585, eq. 4 and 5); its lower bound is no bound, `clip_low` 1.
     """
     ratio = tokens.ratio.detach()
-    held = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    return -tokens.advantages * held * tokens.logprobs, held != ratio
+    bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    return -tokens.advantages * bounded * tokens.logprobs, bounded != ratio
 
 
 def sapo(tokens: LossTokens, settings: LossSettings) -> tuple[Tensor, Tensor]:
@@ -246,8 +246,8 @@ def value_loss(
     square, clipped = error.square(), torch.zeros_like(mask)
     if clip is not None:
         change = (values - old_values).masked_fill(~mask, 0.0)
-        held = (error - change + change.clamp(-clip, clip)).square()
-        square, clipped = torch.maximum(square, held), held > square
+        bounded = (error - change + change.clamp(-clip, clip)).square()
+        square, clipped = torch.maximum(square, bounded), bounded > square
     return _reduced(square / 2, clipped, mask, cu_seqlens, aggregate, max_tokens, denominator)
 
 

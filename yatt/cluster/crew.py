@@ -86,8 +86,10 @@ class ClusterCrew:
             self._start_ranks(ranks, timeout),
         )
         for judge in judges:  # one after another: each takes memory of its slots before it sleeps
-            mine = {name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge}
-            await self._start("judges", mine, timeout)
+            calls = {
+                name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge
+            }
+            await self._start("judges", calls, timeout)
         handles: tuple[RankHandle, ...] = started[1]
         dp_size = len({h.dp_rank for h in handles})
         wiring = Wiring(

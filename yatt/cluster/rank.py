@@ -183,7 +183,7 @@ class RemoteTrainer:
 
     async def reference(self, shares: Sequence[Share]) -> Mapping[int, tuple[float, float]]:
         """Sent as in `update`; every rank answers for its own samples, and only the last pipeline stage at all."""
-        return {uid: sums for found in await self._send("reference", shares) for uid, sums in found.items()}
+        return {uid: sums for answer in await self._send("reference", shares) for uid, sums in answer.items()}
 
     async def _send(self, work: Work, shares: Sequence[Share]) -> list[Any]:
         """What every rank that was sent something answers."""
@@ -191,9 +191,9 @@ class RemoteTrainer:
         for share in shares:
             columns, handles = pack_share(share)
             images = address(handles)
-            mine = [rank for rank in self._ranks if rank.dp_rank == share.rank]
-            stored = ray.put(columns) if len(mine) > 1 else columns
-            calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in mine}
+            group = [rank for rank in self._ranks if rank.dp_rank == share.rank]
+            stored = ray.put(columns) if len(group) > 1 else columns
+            calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in group}
         answers = await wait_all(f"{work} of step {shares[0].step}", calls, self._timeout) if calls else {}
         return list(answers.values())
 

@@ -67,7 +67,7 @@ def proposal(names: Iterable[str], data: DataConfig, kind: Rows) -> dict[str, st
     """Settings that would find columns of these names where those of now find none."""
     names = list(names)
     taken = {getattr(data, role) for role in ROLES[kind]} & set(names)
-    found: dict[str, str] = {}
+    columns_by_role: dict[str, str] = {}
     for role in ROLES[kind]:
         now = getattr(data, role)
         free = [name for name in names if name not in taken]
@@ -77,9 +77,9 @@ def proposal(names: Iterable[str], data: DataConfig, kind: Rows) -> dict[str, st
         near = get_close_matches(now, free, n=1, cutoff=0.75)
         column = next(iter([*near, *known] if now not in KNOWN[role] else [*known, *near]), None)
         if column is not None:
-            found[f"data.{role}"] = column
+            columns_by_role[f"data.{role}"] = column
             taken.add(column)
-    return found
+    return columns_by_role
 
 
 def missing(row: dict[str, Any], data: DataConfig, kind: Rows, *roles: str) -> str:

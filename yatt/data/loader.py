@@ -12,8 +12,8 @@ import numpy as np
 
 from yatt.data.rows import BadRows, Row, RowSource
 from yatt.errors import BadRow, CheckpointError, DataError, YattError
-from yatt.functions import describe
 from yatt.text import one_line
+from yatt.user_functions import describe
 
 T = TypeVar("T")
 Encode = Callable[[Row, int, int], T]

@@ -198,8 +198,8 @@ def _reads(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
 
 
 def _half(text: str) -> str:
-    found = _SURROGATE.findall(text)
-    return f"holds a lone surrogate ({found[0]!r}), half a character, as text that was cut; mend or remove it"
+    surrogates = _SURROGATE.findall(text)
+    return f"holds a lone surrogate ({surrogates[0]!r}), half a character, as text that was cut; mend or remove it"
 
 
 def encodable(text: T, column: str) -> T:

@@ -48,10 +48,10 @@ class Turn:
     def _probe(self) -> tuple[str, str]:
         talk = [{"role": "user", "content": "Is 1 + 1 = 2?"}, {"role": "assistant", "content": _PROBE}]
         try:
-            _, found, rest = render(self._tokenizer, talk, opened=False).rpartition(_PROBE)
+            _, seen, rest = render(self._tokenizer, talk, opened=False).rpartition(_PROBE)
         except BadRow:
             return "", ""
-        if not found or not rest:
+        if not seen or not rest:
             return "", ""
         read = self._tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
         added = self._tokenizer.added_tokens_decoder

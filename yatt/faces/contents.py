@@ -28,9 +28,9 @@ def contents(config: Config) -> dict[str, str]:
     folders |= {"critic.path": config.critic.path or model.path} if "critic" in loads else {}
     frozen = {"reference": model.reference, "teacher": model.teacher}
     folders |= {f"model.{name}": path for name, path in frozen.items() if path and name in loads}
-    found = {setting: of_folder(Path(path)) for setting, path in folders.items()}
+    described = {setting: of_folder(Path(path)) for setting, path in folders.items()}
     rows = open_source(config.data, config.run.seed) if config.data.path is not None else None
-    return found if rows is None else found | {"data.path": of_rows(rows)}
+    return described if rows is None else described | {"data.path": of_rows(rows)}
 
 
 def of_folder(folder: Path) -> str:

@@ -13,12 +13,12 @@ from yatt.config.algorithms import RECIPES
 from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
+from yatt.faces.evaluations import SHARES, by_source, interval_text, measured, points_of
 from yatt.faces.gantt import OF_SPAN, devices
-from yatt.faces.heldout import SHARES, by_source, interval_text, measured, points_of
 from yatt.faces.metrics import first_row
 from yatt.faces.page import PAGE, SCRIPT, STYLE
+from yatt.faces.placement import placement_section
 from yatt.faces.rundir import RunDirectory, replace_text
-from yatt.faces.split import split
 from yatt.faces.trajectories import first_and_last
 from yatt.reports import first_failures
 
@@ -79,7 +79,7 @@ def write_report(run_dir: Path) -> Path:
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
         _section("Held-out accuracy by source", by_source(rows)),
-        _section("Placement", split(rows)),
+        _section("Placement", placement_section(rows)),
         _section("Devices", devices(run.read_spans())),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
         _section("Rollouts, first and last", first_and_last(run.samples, "step")),
@@ -153,7 +153,7 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
     texts = "".join(
         f"; {text!r}" for text in first_failures(text for row in rows for text in row.get("failures") or ())
     )
-    found = {
+    remarks = {
         f"The run stands at step {last} of {planned}.": bool(planned) and last < planned,
         f"Rewards that failed, their responses left out: {total('reward_failures')} "
         f"({total('reward_timeouts')} by running out of time){escape(texts)}.": total("reward_failures"),
@@ -167,7 +167,9 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
     left = len(said) - FIRST_SAID - LAST_SAID
     if left > 0:
         said[FIRST_SAID:-LAST_SAID] = [f"({left:,} more warnings, in metrics.jsonl)"]
-    items = [f"<li>{text}</li>" for text, true in found.items() if true] + [f"<li>{escape(text)}</li>" for text in said]
+    items = [f"<li>{text}</li>" for text, true in remarks.items() if true] + [
+        f"<li>{escape(text)}</li>" for text in said
+    ]
     return f'<ul class="warn">{"".join(items)}</ul>' if items else ""
 
 

@@ -51,10 +51,10 @@ class Timeline:
     def append(self, step: int, spans: Sequence[PhaseSpan]) -> None:
         """Add to a step: the last one so far, or a later one."""
         steps = self._load()
-        held = steps.get(step, []) + [
+        every = steps.get(step, []) + [
             replace(span, slots=slots) for span in spans for slots in (zip(span.slots) if span.slots else [()])
         ]
-        kept = nlargest(MOST_OF_STEP, held, key=lambda s: (s.role == DECISION, s.stop - s.start))
+        kept = nlargest(MOST_OF_STEP, every, key=lambda s: (s.role == DECISION, s.stop - s.start))
         steps[step] = sorted(kept, key=lambda s: s.start)
         new = {_thread(span) for span in steps[step]} - self._threads
         self._threads |= new

@@ -51,9 +51,10 @@ class EngineShape:
         `token` bytes a token. Asleep, a GPU's engine has its weights in the host's memory, a CPU's keeps them."""
         if device == "cuda":
             return Need(capacity * self.device_share, 0.0)
-        held = weights / self.tensor_parallel
+        weight_bytes = weights / self.tensor_parallel
         tokens = self.cache_tokens
-        return Need(held + (self.cache_bytes if tokens is None else tokens * token / self.tensor_parallel), held)
+        cache = self.cache_bytes if tokens is None else tokens * token / self.tensor_parallel
+        return Need(weight_bytes + cache, weight_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,8 @@ class EngineKind:
 
 def folder_of(module: str) -> Path | None:
     """Where an installed package lies, without importing it."""
-    found = find_spec(module)
-    folders = found.submodule_search_locations if found is not None else None
+    spec = find_spec(module)
+    folders = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(folders))) if folders else None
 
 

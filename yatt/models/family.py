@@ -122,13 +122,13 @@ class Family:
         """How each layer attends, from a config that transformers completed."""
         cap = config.get("attn_logit_softcapping") if "attn_logit_softcapping" in self.obeys else None
         scalar = config["query_pre_attn_scalar"] if "query_pre_attn_scalar" in self.obeys else head_size(config, self)
-        found = []
+        kinds = []
         for i in range(config["num_hidden_layers"]):
             kind = config["layer_types"][i] if self.windows == "by layer_types" else "full_attention"
             slides = self.windows == "every" or kind == "sliding_attention"
             window = config.get("sliding_window") if slides else None
-            found.append(Attention(window, cap, scalar**-0.5, kind if self.rope_layers else ""))
-        return found
+            kinds.append(Attention(window, cap, scalar**-0.5, kind if self.rope_layers else ""))
+        return kinds
 
     def soft_cap(self, config: Config) -> float | None:
         """The bound of the logits; None for none."""
@@ -188,11 +188,11 @@ def tensors(config: Config, family: Family, architecture: str) -> dict[str, Shap
             given = [(sum(shape[0] for shape in given), *given[0][1:])]
         layer |= dict(zip(names, given, strict=True))
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    found: dict[str, Shape] = {EMBEDDING: (vocabulary, hidden), NORM: (hidden,)}
+    every: dict[str, Shape] = {EMBEDDING: (vocabulary, hidden), NORM: (hidden,)}
     for i in range(config["num_hidden_layers"]):
-        found |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+        every |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     if architecture == family.scoring:
-        found[SCORE] = (1, hidden)
+        every[SCORE] = (1, hidden)
     elif not tied(config, family):
-        found[HEAD] = (vocabulary, hidden)
-    return found
+        every[HEAD] = (vocabulary, hidden)
+    return every

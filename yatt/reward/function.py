@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from yatt.errors import ConfigError
-from yatt.functions import find, nearest
+from yatt.user_functions import find, nearest
 
 BUILTINS = {
     "exact_match": "yatt.reward.exact_match:exact_match",

@@ -1,5 +1,5 @@
 """Says when a reward function imports modules, so that no item pays for it. The file's name keeps it out of the lines
-that errors are said to come from (`yatt.functions.describe`). Light."""
+that errors are said to come from (`yatt.user_functions.describe`). Light."""
 
 from __future__ import annotations
 

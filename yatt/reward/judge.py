@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig
-from yatt.functions import describe
 from yatt.reward.function import BadResult, as_number, shown
 from yatt.reward.parsers import load_parser
 from yatt.types import Prompt, Score, Status, Trajectory
+from yatt.user_functions import describe
 
 UNPARSED_BEFORE_WARNING = 32
 _log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class JudgeScorer:
             seeds = [judge_seed(self._name, trajectory, judgement, attempt) for judgement in wanted]
             answers = await self._asker.ask([text] * len(seeds), seeds)
             judgements |= zip(wanted, map(self._read, answers), strict=True)
-            wanted = [j for j in wanted if isinstance(found := judgements[j], Failure) and found.unparsed]
+            wanted = [j for j in wanted if isinstance(given := judgements[j], Failure) and given.unparsed]
             unparsed += len(wanted)
             if not wanted:
                 break

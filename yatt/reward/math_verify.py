@@ -56,10 +56,10 @@ def _wanted(answer: str) -> list[Any] | None:
     text = _written(answer)
     if _are_words(_inside(text)):
         return None
-    found = [one for one in _read(text) if isinstance(one, Basic | MatrixBase)]
-    if not found or any(one in (nan, zoo) for one in found if isinstance(one, Basic)):
+    expressions = [one for one in _read(text) if isinstance(one, Basic | MatrixBase)]
+    if not expressions or any(one in (nan, zoo) for one in expressions if isinstance(one, Basic)):
         raise ValueError(f"answer {answer!r:.80} cannot be read as mathematics")
-    return found
+    return expressions
 
 
 def _read(text: str) -> list[Any]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from yatt.algorithm import correction
 from yatt.algorithm.kl import AdaptiveCoefficient, kl
+from yatt.algorithm.load import load_loss, load_token_estimator
 from yatt.algorithm.loss import divisor, policy_loss, to_scalar, value_loss
-from yatt.algorithm.own import load_loss, load_token_estimator
 from yatt.algorithm.token_advantage import TokenOutcomes, token_rewards, whiten
 from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import Config, truncates

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from yatt.algorithm.advantage import ESTIMATORS, Outcomes
+from yatt.algorithm.load import load_estimator, load_loss, load_token_estimator
 from yatt.algorithm.loss import LOSSES, policy_loss
-from yatt.algorithm.own import load_estimator, load_loss, load_token_estimator
 from yatt.algorithm.samples import samples
 from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS, TokenOutcomes
 from yatt.config.algorithms import RECIPES, TOKEN_ADVANTAGES

@@ -11,7 +11,7 @@ from yatt.algorithm.advantage import ESTIMATORS, Estimator, Outcomes
 from yatt.algorithm.loss import LOSSES, LossSettings, LossTokens, TokenLoss
 from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS, TokenEstimator, TokenOutcomes
 from yatt.config.schema import AlgorithmConfig
-from yatt.functions import find, guarded
+from yatt.user_functions import find, guarded
 
 
 def load_estimator(config: AlgorithmConfig) -> Estimator:
@@ -54,8 +54,8 @@ def load_loss(config: AlgorithmConfig) -> TokenLoss:
     return guarded("algorithm.loss", config.loss, loss)
 
 
-def _like(column: Tensor, found: Any, name: str) -> Tensor:
-    if not isinstance(found, Tensor) or found.shape != column.shape:
-        what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+def _like(column: Tensor, returned: Any, name: str) -> Tensor:
+    if not isinstance(returned, Tensor) or returned.shape != column.shape:
+        what = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         raise ValueError(f"its {name} are {what}; return a tensor of shape {list(column.shape)}")
-    return found
+    return returned
