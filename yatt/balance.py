@@ -1,8 +1,7 @@
 """Which rank trains which sample, in which micro-batch: an equal share of cost, within a budget of tokens.
 
-Pure functions of numbers: whoever calls them with the same numbers gets the same answer. Every tie goes to the lower
-index.
-"""
+Pure functions of numbers: every process that calls them with the same numbers gets the same answer. Every tie goes to
+the lower index."""
 
 from __future__ import annotations
 

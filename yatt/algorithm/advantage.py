@@ -87,7 +87,7 @@ def _float_type(rewards: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What group estimators see: of each of N trajectories its reward, group and response tokens; the reward of its
+    """The input of group estimators: of each of N trajectories its reward, group and response tokens; the reward of its
     prompt's greedy response, where one is drawn; and the rewards it is made of, [N, K] with weights [K], for `gdpo`."""
 
     rewards: Tensor
@@ -99,7 +99,7 @@ class Outcomes:
 
 
 Estimator = Callable[[Outcomes, AlgorithmConfig], Tensor]
-"""What happened to N trajectories, and the settings -> their advantages [N]."""
+"""(the outcomes of N trajectories, the settings) -> their advantages [N]."""
 
 
 def _given(column: Tensor | None) -> Tensor:

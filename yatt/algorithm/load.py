@@ -15,8 +15,8 @@ from yatt.user_functions import find, guarded
 
 
 def load_estimator(config: AlgorithmConfig) -> Estimator:
-    """What gives a trajectory its advantage, for algorithms that compare siblings. Raises ConfigError where
-    `algorithm.advantage` names no function, and BackendError when that fails or returns something else."""
+    """The function from outcomes to advantages per trajectory, for algorithms that compare siblings. Raises ConfigError
+    where `algorithm.advantage` names no function, and BackendError when that fails or returns something else."""
     if config.advantage is None:
         return ESTIMATORS[config.recipe.advantage]
     function = find("algorithm.advantage", config.advantage)
@@ -28,7 +28,8 @@ def load_estimator(config: AlgorithmConfig) -> Estimator:
 
 
 def load_token_estimator(config: AlgorithmConfig) -> TokenEstimator:
-    """What gives a token its advantage, for algorithms that work them out per token. Raises as `load_estimator`."""
+    """The function from outcomes to advantages per token, for algorithms that work them out so. Raises as
+    `load_estimator`."""
     if config.advantage is None:
         return TOKEN_ESTIMATORS[config.recipe.advantage]
     function = find("algorithm.advantage", config.advantage)
@@ -42,7 +43,8 @@ def load_token_estimator(config: AlgorithmConfig) -> TokenEstimator:
 
 
 def load_loss(config: AlgorithmConfig) -> TokenLoss:
-    """What gives a token its loss, for algorithms that reinforce. Raises as `load_estimator`, of `algorithm.loss`."""
+    """The function from tokens to their losses, for algorithms that reinforce. Raises as `load_estimator`, of
+    `algorithm.loss`."""
     if config.loss is None:
         return LOSSES[config.recipe.loss]
     function = find("algorithm.loss", config.loss)

@@ -79,7 +79,7 @@ def to_scalar(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTokens:
-    """What a token loss sees: packed columns [T]; those of numbers are 0 outside `mask`. `log_ratio` is logp - old
+    """The input of a token loss: packed columns [T]; those of numbers are 0 outside `mask`. `log_ratio` is logp - old
     logp; gradients flow through it and through `logprobs`."""
 
     logprobs: Tensor

@@ -100,8 +100,8 @@ def _spread(values: Tensor, mask: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutcomes:
-    """What token estimators see, packed: rewards at tokens, the policy's logprobs before the update, a critic's values
-    and a teacher's logprobs. Those that the recipe or its settings do not ask for are None."""
+    """The input of token estimators, packed: rewards at tokens, the policy's logprobs before the update, a critic's
+    values and a teacher's logprobs. Those that the recipe or its settings do not ask for are None."""
 
     token_rewards: Tensor
     loss_mask: Tensor
@@ -112,7 +112,7 @@ class TokenOutcomes:
 
 
 TokenEstimator = Callable[[TokenOutcomes, AlgorithmConfig], tuple[Tensor, Tensor | None]]
-"""What happened along S sequences, and the settings -> advantages [T], and the critic's targets [T] if it has one."""
+"""(the outcomes along S sequences, the settings) -> advantages [T], and the critic's targets [T] if it has one."""
 
 
 def _gae(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
-    """What a cluster is made of, each as "module:name", called as its default is."""
+    """The classes that a cluster is made of, each as "module:name", called as its default is."""
 
     generator: str = "yatt.generation.stepped:SteppedGenerator"
     classifier: str = "yatt.generation.stepped:SteppedClassifier"
@@ -19,6 +19,6 @@ class Backends:
 
 
 def load(backend: str) -> Any:
-    """What stands at "module:name"."""
+    """The object at "module:name"."""
     module, name = backend.split(":")
     return getattr(importlib.import_module(module), name)

@@ -44,7 +44,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorHandle:
-    """A started generator: its actor, what it is called, whom it serves, and where it stands."""
+    """A started generator: its actor, its name, the role it serves, and where it stands."""
 
     actor: Any
     name: str
@@ -55,7 +55,7 @@ class GeneratorHandle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """Whom a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate."""
+    """The actors that a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate."""
 
     hub: Any
     layout: Layout
@@ -88,7 +88,7 @@ class ControllerActor:
         return await self._hub.gather(tag, index, value)
 
     async def hear(self, seen: int) -> tuple[int, Any]:
-        """What the leader has announced; only controller 0 is asked."""
+        """The leader's announcements; only controller 0 is asked."""
         return await self._hub.hear(seen)
 
     async def start(self, wiring: Wiring) -> None:
@@ -219,7 +219,7 @@ class ControllerActor:
 
 
 async def _first(work: Awaitable[R]) -> R:
-    """What `work` gives; of several errors at once, the one that tells why."""
+    """The result of `work`; of several errors at once, the one that tells why is raised."""
     try:
         return await work
     except BaseExceptionGroup as group:

@@ -226,9 +226,9 @@ class ClusterCrew:
         return replace(self._receive(reports), spans=spans)
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What engines and ranks have done since the last call, numbers only. It costs one empty call to each of them,
-        all at once, and an answer of about 100 bytes per span. Whoever does not answer within PATIENCE seconds, or is
-        dead, is left out: a picture is not worth a step."""
+        """The spans of engines and ranks since the last call, numbers only. It costs one empty call to each of them,
+        all at once, and an answer of about 100 bytes per span. Those that do not answer within PATIENCE seconds, or are
+        dead, are left out: a picture is not worth a step."""
         calls = {name: actor.take_spans.remote() for name, actor in self._on_slots.items()}
         waits = (wait_one("spans", name, call, PATIENCE) for name, call in calls.items())
         answers = [a for a in await asyncio.gather(*waits, return_exceptions=True) if isinstance(a, tuple)]

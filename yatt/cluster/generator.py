@@ -160,7 +160,7 @@ class GeneratorActor:
         return self._mail.setdefault(client, asyncio.Queue())
 
     async def call(self, method: Command, *arguments: Any) -> Any:
-        """What the engine does by itself."""
+        """Call a method that takes no requests."""
         if method in PAUSES:
             self._sampling.pause(PAUSES[method], await self._generator.pulse())
         if method == "abort":
@@ -172,7 +172,7 @@ class GeneratorActor:
             return await work
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What the engine has done since the last call."""
+        """The engine's spans since the last call."""
         return self._recorder.take()
 
     async def close(self) -> None:
@@ -220,7 +220,7 @@ class RemoteGenerator:
                 self._forsake(stream)
 
     def _forsake(self, stream: int) -> None:
-        """Whoever asked has left: take its requests back, or end them in the actor."""
+        """Take the requests of a stream that nobody reads any more back, or end them in the actor."""
         waiting = [entry for entry in self._outbox if entry[0] != stream]
         if len(waiting) < len(self._outbox):
             self._outbox = waiting

@@ -70,8 +70,8 @@ class RayMediaStore:
 
 
 def address(handles: Sequence[ImageHandle]) -> tuple[Any, ...]:
-    """What a message carries of these images: of each, which parcel it lies in and where in that; then the parcels,
-    which Ray hands over opened."""
+    """The arguments that carry these images: of each, its parcel and its number there; then the parcels, which Ray
+    hands over opened."""
     parcels = {id(handle.parcel): handle.parcel for handle in handles}
     positions = {name: position for position, name in enumerate(parcels)}
     places = [(positions[id(handle.parcel)], handle.number) for handle in handles]

@@ -1,4 +1,4 @@
-"""What every actor process is told when it starts: where it runs, how many threads it has, where its words go."""
+"""The settings of an actor process: where it runs, how many threads it has, where its output goes."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from yatt.weights import WeightWriter, writer_for
 T = TypeVar("T")
 Collective = Literal["save", "load", "save_folder", "offload", "onload", "forget_reference"]
 Work = Literal["update", "evaluate", "reference"]
-"""What a rank does with shares."""
+"""The methods of a rank that take shares."""
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ class RankActor:
         return None
 
     async def call(self, method: Collective, *arguments: Any) -> None:
-        """What the model does by itself."""
+        """Call a method that takes no samples."""
         if method == "offload":
             self._home.clear()
         async with self._recorder.phase(method):
@@ -144,7 +144,7 @@ class RankActor:
             self._home.set()
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What the rank has done since the last call."""
+        """The rank's spans since the last call."""
         return self._recorder.take()
 
     async def close(self) -> None:
@@ -186,7 +186,7 @@ class RemoteTrainer:
         return {uid: sums for answer in await self._send("reference", shares) for uid, sums in answer.items()}
 
     async def _send(self, work: Work, shares: Sequence[Share]) -> list[Any]:
-        """What every rank that was sent something answers."""
+        """The answers of all ranks that were sent something."""
         calls: dict[str, ObjectRef[Any]] = {}
         for share in shares:
             columns, handles = pack_share(share)

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder and this machine say of themselves, read without torch or transformers."""
+"""Facts of a Hugging Face folder and of this machine, read without torch or transformers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def padding_row(pad: int | None, rows: int) -> int | None:
 
 
 def no_folder(setting: str, path: str) -> str:
-    """What to say of a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
+    """The error for a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
     hub = "/".join(Path(path).parts[-2:])
     if not _HUB.fullmatch(hub) or Path(path).parent.is_dir():
         return f"{setting}={path}: no such folder; name a Hugging Face model folder"
@@ -137,7 +137,7 @@ def differing_token(path: str, other: str, setting: str) -> tuple[int, str | Non
 
 
 def _tokens(path: str, setting: str) -> dict[int, str]:
-    """What each token id of the folder's tokenizer.json stands for, added tokens included."""
+    """The text of each token id of the folder's tokenizer.json, added tokens included."""
     file = Path(path) / _TOKENIZER
     tokenizer = read_json(file, setting)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}

@@ -25,7 +25,7 @@ from yatt.errors import ConfigError
 REQUIRED = "required"
 _OBEYS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
 BESIDE_SAVED = ("metrics.jsonl", "complete.json")
-"""What stands beside a config that a run, or its checkpoint, has written."""
+"""Files beside a config that a run, or its checkpoint, has written."""
 MOST_MEANT = 3
 """Settings named where one of them was meant."""
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -331,7 +331,7 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, int]:
 
 
 def _expected(field: FieldInfo | None) -> str:
-    """What a setting takes, in words: `a whole number >= 1`."""
+    """The values that a setting takes, in words: `a whole number >= 1`."""
     if field is None or _section(field.annotation):
         return "a section of settings"
     words = " or ".join(_words(member) for member in _members(field.annotation))

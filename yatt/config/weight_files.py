@@ -70,7 +70,7 @@ def weight_files(folder: Path, setting: str) -> list[Path]:
 
 
 def stored_in(file: Path, setting: str) -> dict[str, Stored]:
-    """What a file's header says of its tensors. Raises ConfigError where it is torn."""
+    """The tensors of a file, from its header. Raises ConfigError where it is torn."""
     try:
         with safe_open(file, framework="np") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118

@@ -132,7 +132,7 @@ def _lacking(row: Row, data: DataConfig) -> list[str]:
 
 
 def last_turn(messages: Messages) -> tuple[Messages, str]:
-    """What comes before the last message, and its text. Raises BadRow where it says more than its text."""
+    """The messages before the last one, and its text. Raises BadRow where it says more than its text."""
     if more := [name for name in ("tool_calls", "function_call", "reasoning_content") if messages[-1].get(name)]:
         raise BadRow(f"the last turn has {more[0]!r} beside its text, which would not be trained; write it in the text")
     return messages[:-1], messages[-1]["content"]

@@ -22,7 +22,7 @@ ROLES = {
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
-"""Who speaks in a ShareGPT talk, and the role that chat templates know."""
+"""Speakers of a ShareGPT talk -> the role that chat templates know."""
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _TURNS = {"Human": "user", "Assistant": "assistant"}
@@ -109,7 +109,7 @@ class Layout:
         return row if key not in row else {**row, key: prompt}
 
     def _input(self, row: dict[str, Any]) -> str:
-        """What an Alpaca row's instruction is about."""
+        """The text that an Alpaca row's instruction is about."""
         data = self._data
         name = data.prompt_key.removesuffix("instruction") + "input"
         taken = (data.response_key, data.answer_key, data.chosen_key, data.rejected_key)
@@ -207,7 +207,7 @@ def _spoken(text: str) -> list[dict[str, str]]:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """What comes before the assistant's last words, and these. Raises BadRow where they are not the end."""
+    """The text before the assistant's last words, and these. Raises BadRow where they are not the end."""
     before, mark, reply = text.rpartition("\n\nAssistant:")
     if "\n\nHuman:" in reply:
         raise BadRow("the text does not end with the assistant's turn")

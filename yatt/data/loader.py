@@ -187,8 +187,8 @@ def share_of_rows(
 
 
 def good_rows(source: RowSource, encode: Encode[T], index: int, count: int) -> Iterator[T]:
-    """As `share_of_rows`, one after another as they are asked for. Bad ones are passed over: whoever draws them says
-    so."""
+    """As `share_of_rows`, one after another as they are asked for. Bad ones are passed over: the loader that draws them
+    says so."""
     for row in range(index, len(source), count):
         with suppress(BadRow):
             yield encode_row(source, encode, row, row)

@@ -227,7 +227,7 @@ def as_messages(prompt: Any) -> Messages:
 
 
 def _question(prompt: Any) -> str:
-    """What a judge is told was asked: the text, the only message, or the turns of a talk; no system message."""
+    """The question for a judge to read: the text, the only message, or the turns of a talk; no system message."""
     turns = [message for message in as_messages(prompt) if message["role"] != "system"]
     if len(turns) == 1:
         return str(turns[0]["content"])

@@ -1,4 +1,4 @@
-"""What stands around a response: how the chat template opens the assistant's turn and ends it, the tokens at which an
+"""The text around a response: how the chat template opens the assistant's turn and ends it, the tokens at which an
 engine stops, and the text of sampled tokens."""
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Turn:
         return tuple(dict.fromkeys(ids))
 
     def body(self, messages: Messages, prompt: str, response: str) -> str:
-        """What of a response stands behind the rendered prompt: without what the prompt has already opened, and with
-        the blanks around it that the template gives it."""
+        """The response as it stands behind the rendered prompt: without the part that the prompt has already opened,
+        and with the blanks around it that the template gives it."""
         expected = self.unopened(messages, prompt, response)
         try:
             whole = render(self._tokenizer, [*messages, {"role": "assistant", "content": response}], opened=False)
@@ -95,7 +95,7 @@ class Turn:
         return rest.lstrip() if blanks.startswith(begun) else rest.removeprefix(blanks)
 
     def _opened(self, messages: Messages, prompt: str) -> str:
-        """What the rendered prompt adds to its messages."""
+        """The text that the rendered prompt adds to its messages."""
         try:
             closed = render(self._tokenizer, messages, opened=False)
         except BadRow:

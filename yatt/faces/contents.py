@@ -1,5 +1,5 @@
-"""What the folders and rows that a run reads hold, in a few letters: kept with a checkpoint, so that a run does not go
-on from it with others under the same names."""
+"""Digests of the folders and rows that a run reads: kept with a checkpoint, so that a run does not go on from it with
+others under the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed, what works here, and the line that mends what does not.
+"""Checks of the installation and the machine, each with the line that mends it.
 
 Every probe of a library runs in a process of its own with a deadline: a broken package cannot kill or hang the doctor.
 """

@@ -80,7 +80,7 @@ def _window(spans: Sequence[PhaseSpan]) -> Window | None:
 
 
 def _lanes(spans: Iterable[PhaseSpan], window: Window) -> dict[Lane, list[PhaseSpan]]:
-    """What lies within the window, by slot and role."""
+    """The spans within the window, by slot and role."""
     lanes: defaultdict[Lane, list[PhaseSpan]] = defaultdict(list)
     for span in spans:
         start, stop = max(span.start, window[0]), min(span.stop, window[1])

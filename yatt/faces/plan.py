@@ -103,7 +103,7 @@ def plan(
 def _plan(
     devices: int, controllers: int, simulated: Mapping[str, SimulationReport], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What one number of devices comes to. Chosen is the shortest step, of several within a percent the simplest."""
+    """The plan for one number of devices. Chosen is the shortest step, of several within a percent the simplest."""
     modes = {mode: summary(report) for mode, report in simulated.items()}
     best = min(mode["step_s"] for mode in modes.values())
     choice = next(mode for mode in SIMPLE if mode in modes and modes[mode]["step_s"] <= 1.01 * best)

@@ -19,8 +19,8 @@ Reports = Mapping[int, Mapping[str, SimulationReport]]
 
 
 def page(name: str, head: Mapping[str, Any], plans: Sequence[Plan], reports: Reports) -> str:
-    """What the terminal says, step times and idle shares over the numbers of devices, and the last steps of each mode
-    on the fewest."""
+    """The terminal's words, step times and idle shares over the numbers of devices, and the last steps of each mode on
+    the fewest."""
     count, simulated = next(iter(reports.items()))
     body = [f'<header><div class="meta">YATT plan</div><h1>{escape(name)}</h1></header>']
     body += [f"<p><b>{escape(line)}</b></p>" for line in choices(plans)]

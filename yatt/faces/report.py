@@ -229,7 +229,7 @@ def _parts_charts(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _lengths_chart(rows: Sequence[Row]) -> str:
-    """What share of the responses was shorter than each length: in the first, the middle and the last step."""
+    """The share of responses shorter than each length: in the first, the middle and the last step."""
     rows = [row for row in rows if row.get("response_lengths")]
     series = []
     for row in [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})] if rows else ():

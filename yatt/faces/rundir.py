@@ -108,7 +108,7 @@ class RunDirectory:
         self._timeline.append(step, spans)
 
     def read_spans(self) -> Steps:
-        """What the timeline holds, by step."""
+        """The timeline's spans, by step."""
         return self._timeline.read()
 
     def checkpoints(self) -> list[Path]:

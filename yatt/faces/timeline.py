@@ -128,7 +128,7 @@ def _event(step: int, span: PhaseSpan) -> dict[str, Any]:
 
 
 def _span(event: Any) -> tuple[int, PhaseSpan]:
-    """What `_event` made it of. Raises KeyError for any other event."""
+    """The step and span that `_event` made it of. Raises KeyError for any other event."""
     counts, start, slot = event["args"], event["ts"] / 1e6, event["pid"] - SLOTS
     times = {"start": start, "stop": start + event.get("dur", 0) / 1e6}
     place = {"role": event["cat"], "slots": (slot,) if slot >= 0 else ()}
@@ -137,7 +137,7 @@ def _span(event: Any) -> tuple[int, PhaseSpan]:
 
 
 def _names(threads: Iterable[Thread]) -> Iterable[dict[str, Any]]:
-    """What processes and threads are called, in their order: the driver, controllers, then slot by slot."""
+    """The names of processes and threads, in their order: the driver, controllers, then slot by slot."""
     kinds = sorted(threads, key=lambda t: (t[0], t[1] != "driver", t[1].rpartition(" ")[0], len(t[1]), t[1]))
     for order, (pid, actor) in enumerate(kinds):
         process = "driver, controllers" if pid == CONTROL else f"slot {pid - SLOTS}"

@@ -232,7 +232,7 @@ class RunJournal:
         self._progress.step(row)
 
     def spans(self, step: int, spans: tuple[PhaseSpan, ...]) -> None:
-        """What was done in a step, or after it."""
+        """Write the spans of a step, or after it."""
         self._run.append_spans(step, spans)
 
     def saved(self, step: int) -> None:

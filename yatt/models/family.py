@@ -1,4 +1,4 @@
-"""What every family says of itself, for whoever reads a folder, cuts its weights or builds the model."""
+"""The description of a family: how its folder is read, its weights are cut and its model is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ columns, by rows of two stacked matrices, by attention group."""
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 SCORE = "score.weight"
-"""What Hugging Face calls the head [1, H] of a sequence classifier of one label."""
+"""Hugging Face's name of the head [1, H] of a sequence classifier of one label."""
 
 CUTS: dict[str, Cut] = {
     "input_norm": "whole",
@@ -72,7 +72,7 @@ class Family:
     optional: Mapping[str, str] = field(default_factory=dict)
     """Part -> the field of config.json that says whether it is there."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes where a field is left out, and it is not what a Llama has."""
+    """Values that transformers takes where a field is left out, where a Llama has another."""
     values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of this family -> the values that are trained, the first of which is offered; see `fields.EVERY`."""
     obeys: Names = ()
@@ -136,7 +136,7 @@ class Family:
         return self.value(config, name) if name in self.obeys else None
 
     def embedding_scale(self, config: Config) -> float:
-        """What embeddings are multiplied by."""
+        """The factor of embeddings."""
         return math.sqrt(config["hidden_size"]) if self.scaled_embedding else 1.0
 
 

@@ -32,7 +32,7 @@ def exact_match(
 
 
 def last_tag(text: str) -> str | None:
-    """What stands in the last <answer>...</answer>."""
+    """The content of the last <answer>...</answer>."""
     tags = ANSWER_TAG.findall(text)
     return tags[-1].strip() if tags else None
 

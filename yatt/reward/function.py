@@ -27,7 +27,7 @@ LONGEST_NAME = 100
 
 
 class Item(NamedTuple):
-    """What a reward function is told of a trajectory: the names are its keyword arguments."""
+    """A trajectory as a reward function sees it: the names are its keyword arguments."""
 
     prompt: str
     response: str

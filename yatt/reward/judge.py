@@ -32,7 +32,7 @@ class Failure:
 
 
 class Asker(Protocol):
-    """Whom a judge's question is put to: engines, or an endpoint."""
+    """Answers a judge's questions: engines, or an endpoint."""
 
     async def start(self) -> None:
         """Returns once questions can be asked."""

@@ -102,14 +102,14 @@ def _written(text: str) -> str:
 
 
 def _inside(text: str) -> str:
-    """What an answer's only box, dollars or brackets hold; else the text."""
+    """The content of an answer's only box, dollars or brackets; else the text."""
     box = _last_box(text)
     bare = text if box is None else box
     return re.sub(r"\A(?:\$+|\\\(|\\\[)\s*(.*?)\s*(?:\$+|\\\)|\\\])\Z", r"\1", bare.strip(), flags=re.DOTALL)
 
 
 def _last_box(text: str) -> str | None:
-    r"""What the last \boxed{...} holds; None where there is none, or it is not closed."""
+    r"""The content of the last \boxed{...}; None where there is none, or it is not closed."""
     start = text.rfind("\\boxed{")
     depth, begin = 0, start + len("\\boxed{")
     for at in range(begin, len(text)) if start >= 0 else ():

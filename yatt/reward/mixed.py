@@ -33,9 +33,9 @@ _log = logging.getLogger(__name__)
 def open_scorer(
     config: RewardConfig, engines: Mapping[str, Ask] | None = None, *, index: int = 0, count: int = 1
 ) -> MixedScorer:
-    """What scores a run, with 0 where there is neither function nor judge: to be started, and closed. `engines` says of
-    each served judge how its engines are asked from here, controller `index` of `count`. Raises ConfigError for what no
-    scorer can be made of."""
+    """The scorer of a run, not yet started; it scores 0 where there is neither function nor judge. `engines` are the
+    ways to ask each served judge's engines from here, controller `index` of `count`. Raises ConfigError for settings
+    that no scorer can be made of."""
     weighted: list[tuple[float, Part]] = [(1.0, FunctionScorer(config))] if _has_functions(config) else []
     for name, judge in config.models.items():
         if judge.url is not None:

@@ -79,7 +79,7 @@ class RemoteAsker:
             await self.close()
 
     async def close(self) -> None:
-        """What is under way fails."""
+        """Requests that are under way fail."""
         if hasattr(self, "_client"):
             await self._client.close()
 
@@ -122,7 +122,7 @@ class RemoteAsker:
             await asyncio.sleep(pause)
 
     async def _served(self) -> str:
-        """What the endpoint says it has, for whom it refuses a model."""
+        """The models that the endpoint has, for the error about one that it refuses."""
         with suppress(openai.OpenAIError, TimeoutError, ValueError, AttributeError):
             async with asyncio.timeout(PROBE_SECONDS):
                 page = await self._client.models.list()
@@ -130,7 +130,7 @@ class RemoteAsker:
         return f"see whether {self._at}.url={masked(self._config.url)} is right: most end in /v1"
 
     def _words(self, error: openai.OpenAIError) -> str:
-        """What the endpoint said, in one line and without the key."""
+        """The endpoint's message, in one line and without the key."""
         text = str(error)
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message", error.body) if isinstance(error.body, dict) else error.message

@@ -1,4 +1,4 @@
-"""What a model learns from rows: responses to imitate, pairs, labelled responses."""
+"""Losses of models that learn from rows: responses to imitate, pairs, labelled responses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Objective(Protocol):
 
 
 class FromRows:
-    """What objectives that learn from rows share: most know all they need from the loss's own forward pass."""
+    """Shared by objectives that learn from rows: most know all they need from the loss's own forward pass."""
 
     temperature: float = 1.0
 
@@ -85,7 +85,7 @@ class Likelihood(FromRows):
 
 
 class Pairs(FromRows):
-    """What objectives on pairs share: how often, and by how much, the chosen response is ahead."""
+    """Shared by objectives on pairs: how often, and by how much, the chosen response is ahead."""
 
     sums: tuple[str, ...] = ("pairs", "ahead", "chosen", "rejected")
 

@@ -1,4 +1,4 @@
-"""What a policy learns from responses of its own, and its critic with it."""
+"""The losses of a policy that learns from responses of its own, and of its critic."""
 
 from __future__ import annotations
 
@@ -191,7 +191,8 @@ class Reinforcement:
         return to_scalar(values, batch.loss_mask, batch.cu_seqlens, kind, longest, denominator)
 
     def _weights(self, micro: MicroBatch, old: Tensor, seen: Measurements) -> Tensor | None:
-        """What each token's loss is multiplied by, since the sampler's probabilities were not quite the trainer's."""
+        """Factors of the tokens' losses that correct for the sampler's probabilities, which are not quite the
+        trainer's."""
         rule, batch = self._settings.correction, micro.batch
         if rule.level == "none" or batch.rollout_logprobs is None:
             return None

@@ -177,7 +177,7 @@ class Training:
     def _report(
         self, total: Mapping[str, float], seen: Measurements, updates: int, numbers: Mapping[str, float]
     ) -> dict[str, Any]:
-        """What the step's sums say: fields of UpdateReport."""
+        """Fields of UpdateReport, from the step's sums."""
         of_objective = self.objective.report(total)
         return {
             **of_objective,
@@ -195,7 +195,7 @@ def mean_norm(norms: Sequence[tuple[float, bool]]) -> float:
 
 
 def open_objective(config: Config, layout: Layout) -> Objective:
-    """What the algorithm's models learn."""
+    """The objective of the algorithm."""
     recipe = config.algorithm.recipe
     return Reinforcement(config, layout) if recipe.reinforces else OFFLINE[recipe.loss](config, layout)
 

@@ -13,7 +13,7 @@ from sglang.srt.layers.sampler import Sampler
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 GREEDY = 1
-"""What SGLang makes of temperature 0: top-k 1, at temperature 1."""
+"""SGLang turns temperature 0 into top-k 1 at temperature 1."""
 # Odd constants of splitmix64 (Steele et al. 2014), as signed numbers.
 STEP, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 

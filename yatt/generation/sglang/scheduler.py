@@ -32,7 +32,7 @@ from yatt.weights import read
 
 NOWHERE = "ipc:///dev/null"
 SLEEPING = ("kv_cache", "weights")
-"""What an engine on CUDA gives back: parts that SGLang's memory saver knows by these names."""
+"""The parts that an engine on CUDA gives back, by the names of SGLang's memory saver."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class TakeMemory:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """What all ranks together answer to one of the messages above."""
+    """The answer of all ranks together to one of the messages above."""
 
     amount: int = 0
     error: str = ""

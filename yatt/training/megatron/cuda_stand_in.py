@@ -1,4 +1,4 @@
-"""What `torch.cuda` means inside megatron.core on a machine without CUDA: the CPU, seen as device 0.
+"""Takes the place of `torch.cuda` inside megatron.core on a machine without CUDA: the CPU, seen as device 0.
 
 Only code rewritten by `yatt.training.megatron.cpu` sees this module; `torch.cuda` itself stays untouched. Names not
 defined here are those of `torch.cuda`.
