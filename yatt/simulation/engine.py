@@ -293,7 +293,7 @@ class SimulatedGenerator:
             self._spell = None
 
     def _done(self) -> dict[str, int]:
-        """What it has done by the end of the last step; a prefill that is still to do is not."""
+        """Its counts at the end of the last step; a prefill that is still to do is not in them."""
         read = self._read - round(self._debt / self._costs.prefill if self._costs.prefill else 0)
         return {"requests": self._answered, "tokens": self._sampled, "steps": self._step, "read": read}
 

@@ -136,9 +136,9 @@ class DistantHub:
         self._site, self._hub, self._host = site, hub, host
 
     async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
-        mine = size(value)
-        await until(self._site.send(self._host, mine))
-        brought = await self._hub.gather(tag, index, (value, mine))
+        nbytes = size(value)
+        await until(self._site.send(self._host, nbytes))
+        brought = await self._hub.gather(tag, index, (value, nbytes))
         await self._site.hear_from(self._host, sum(size for _, size in brought))
         return [value for value, _ in brought]
 

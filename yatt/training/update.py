@@ -99,7 +99,7 @@ class Training:
         """By uid, how likely the reference finds the trained tokens of both sequences of a pair: sums of
         log-probabilities, on the last pipeline stage. Without a model of its own it is the policy, as it is now.
         Collective over all ranks."""
-        judge, found = self.reference or self.policy, dict[int, tuple[float, float]]()
+        judge, by_uid = self.reference or self.policy, dict[int, tuple[float, float]]()
         every = [micro for update in self._pack(shares) for micro in update.micro_batches]
         parts = [samples for _, micro_batches in merge(shares) for samples in micro_batches]
         uids = {id(micro): [sample.key.uid for sample in samples] for micro, samples in zip(every, parts, strict=True)}
@@ -108,11 +108,11 @@ class Training:
             batch = micro.batch
             logprobs, _ = token_logprobs(logits, batch, self.objective.temperature, self.layout.tp)
             sums = sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens).view(-1, 2).tolist()
-            found.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
+            by_uid.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
 
         with judge.aboard():
             judge.infer(every, keep)
-        return found
+        return by_uid
 
     def forget_reference(self) -> None:
         """All it had to say is known: free its memory."""

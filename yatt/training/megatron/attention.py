@@ -23,8 +23,8 @@ Angles = tuple[Tensor, Tensor]
 
 @dataclass
 class Turned(PackedSeqParams):
-    """Passed by Megatron to each layer: how a micro-batch's T tokens lie, and the rotary angles of one model, made once
-    for all its layers, by their kind where a family has several."""
+    """What Megatron hands to each layer: how a micro-batch's T tokens lie, and the rotary angles of one model, made
+    once for all its layers, by their kind where a family has several."""
 
     packing: Packing | None = None
     angles: dict[str, Angles] = field(default_factory=dict)
