@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from transformers import PreTrainedTokenizerFast
 
-from yatt.cluster.backends import Backends, load
+from yatt.cluster.backends import Backends, HostedScorer, load
 from yatt.cluster.calls import first_error
 from yatt.cluster.clock import WallClock
 from yatt.cluster.generator import RemoteGenerator
@@ -79,7 +80,7 @@ class ControllerActor:
         self._count = count
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
-        self._scorer: Any = None
+        self._scorer: HostedScorer | None = None
         self._controller: Controller | OfflineController | None = None
         self._evaluator: Evaluator | OfflineController | None = None
 
@@ -109,16 +110,17 @@ class ControllerActor:
             exchange=self._exchange(peers, wiring),
             clock=WallClock(),
         )
-        tokenizer = load(self._backends.tokenizer)(config.model.path)
+        tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
         place = {"index": self._index, "count": self._count}
         if not config.algorithm.recipe.reinforces:
             self._controller = self._evaluator = self._offline(parts, tokenizer)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
-        self._scorer = load(self._backends.scorer)(config.reward, ask, **place)
-        await self._scorer.start()
-        reading = Reading(decode=ResponseText(tokenizer), scorer=self._scorer)
+        scorer: HostedScorer = load(self._backends.scorer)(config.reward, ask, **place)
+        self._scorer = scorer
+        await scorer.start()
+        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer)
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
@@ -130,7 +132,7 @@ class ControllerActor:
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
-    def _offline(self, parts: Parts, tokenizer: Any) -> OfflineController:
+    def _offline(self, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> OfflineController:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
         encode, survey = row_encoder(config, tokenizer, source), None

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from yatt.cluster.backends import Backends, load
+from yatt.cluster.backends import Backends, HostedGenerator, load
 from yatt.cluster.calls import wait_one
 from yatt.cluster.media import address, opened
 from yatt.cluster.process import SlotProcess, settle
@@ -93,7 +93,7 @@ class GeneratorActor:
             rollout = rollout.model_copy(update=own)
             length = judge_context(process.role, judge)
             backend = backends.classifier if judge.kind == "classifier" else backends.generator
-        self._generator: Any = load(backend)(
+        self._generator: HostedGenerator = load(backend)(
             model=model,
             config=rollout,
             context_length=length,

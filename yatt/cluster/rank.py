@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import ray
 from ray import ObjectRef
 
-from yatt.cluster.backends import load
+from yatt.cluster.backends import HostedRank, load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.media import address, opened
 from yatt.cluster.process import SlotProcess, free_port, settle
@@ -52,7 +52,7 @@ class RankActor:
         self._place = (rank, world_size)
         self._deliveries: dict[tuple[Work, int], _Delivery] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
-        self._rank: Any = None
+        self._hosted: HostedRank | None = None
         self._writer: WeightWriter | None = None
         self._home = asyncio.Event()  # it has its memory
         self._home.set()
@@ -66,7 +66,7 @@ class RankActor:
         """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes
         this rank the one that writes its node's weights."""
         rank, world_size = self._place
-        self._rank = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
+        self._hosted = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
         async with self._recorder.phase("start"):
             await self._run(self._rank.start)
         if token is not None:
@@ -74,6 +74,11 @@ class RankActor:
             self._writer = writer_for(kind, weights_dir if kind == "disk" else None, token)
         gc.freeze()
         return self._rank.dp_rank, self._rank.dp_size
+
+    @property
+    def _rank(self) -> HostedRank:
+        assert self._hosted is not None, "a rank is started first"
+        return self._hosted
 
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
@@ -150,8 +155,8 @@ class RankActor:
     async def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        if self._rank is not None:
-            await self._run(self._rank.close)
+        if self._hosted is not None:
+            await self._run(self._hosted.close)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
