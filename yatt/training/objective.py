@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,20 @@ from yatt.training.export import pooled_padding
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
 from yatt.training.model import Head
+
+
+class ObjectiveReport(TypedDict, total=False):
+    """Fields of UpdateReport that an objective knows."""
+
+    entropy: float
+    kl: float
+    kl_ref: float
+    clip_fraction: float
+    rollout_gap_max: float
+    rollout_gap_mean: float
+    fresh_gap_mean: float
+    fresh_tokens: int
+    numbers: dict[str, float]
 
 
 class Objective(Protocol):
@@ -41,8 +55,8 @@ class Objective(Protocol):
         """This micro-batch's part of the update's loss, differentiable, from the model's output."""
         ...
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
-        """Fields of UpdateReport, from the step's sums."""
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
+        """From the step's sums."""
         ...
 
 
@@ -80,7 +94,7 @@ class Likelihood(FromRows):
             denominator=divisor(kind, batch.denominator),
         )
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         return {"entropy": total["entropy"] / max(1.0, total["tokens"])}
 
 
@@ -94,7 +108,7 @@ class Pairs(FromRows):
         ahead = (chosen > rejected).sum() + (chosen == rejected).sum() / 2  # a tie is a coin thrown
         seen.add(pairs=len(chosen), ahead=ahead, chosen=chosen.sum(), rejected=rejected.sum())
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         pairs = max(1.0, total["pairs"])
         shown = {"pair_accuracy": "ahead", "chosen_reward": "chosen", "rejected_reward": "rejected"}
         return {"numbers": {name: total[key] / pairs for name, key in shown.items()}}
@@ -183,7 +197,7 @@ class Labels(FromRows):
         )
         return losses.sum() / max(1, batch.denominator.sequences)
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         good, bad = total["desirable"], total["undesirable"]
         return {
             "numbers": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from yatt.training.batch import MicroBatch, known, token_logprobs, token_values
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
 from yatt.training.model import Head
+from yatt.training.objective import ObjectiveReport
 
 
 class _Shape(TypedDict):
@@ -225,7 +226,7 @@ class Reinforcement:
         if len(returns):
             seen.add(squared_returns=squares[0], squared_errors=squares[1])
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         tokens, measured = max(1.0, total["tokens"]), total["measured"] or math.nan
         return {
             "entropy": total["entropy"] / tokens,
