@@ -135,6 +135,7 @@ def check(name: str, output: dict[str, Any]) -> None:
         assert output["results"] and all(result.keys() == RESULT_KEYS[name] for result in output["results"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEYS)
 def test_a_benchmark_says_what_it_should(doubles, name):
     measure = importlib.import_module(f"benchmarks.{name}").measure

@@ -1,4 +1,4 @@
-"""Hundreds of small runs (thousands with `make test-long`) in which things go wrong at random moments: each ends, and each is right."""
+"""Small runs in which things go wrong at random moments, hundreds a change: each ends, and each is right."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def seconds(seed: int) -> float:
     return world(seed, ()).report.seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_run_with_faults_ends_and_is_right(batch: int) -> None:
     happened: Counter[str] = Counter()
@@ -84,6 +85,7 @@ def test_a_run_with_greedy_responses_ends_and_is_right() -> None:
             assert step.counts.responses == drawn * (step.counts.groups_accepted + step.counts.groups_dropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_fault_at_every_twentieth_of_a_run(kind: Any) -> None:
     for twentieth in range(20):
