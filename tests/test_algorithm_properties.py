@@ -67,6 +67,7 @@ def test_split_and_order_do_not_matter(kind, lengths, seed, aggregate, data):
     torch.testing.assert_close(split, whole, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 @given(lengths=cuts, seed=seeds, data=st.data())
 @few
 def test_token_advantages_and_corrections_do_not_depend_on_neighbours(lengths, seed, data):

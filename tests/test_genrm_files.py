@@ -25,6 +25,8 @@ from yatt.reward.pool import function_specs
 from yatt.reward.worker import judge as score
 from yatt.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "genrm"
 

@@ -119,6 +119,7 @@ def test_one_step(tmp_path):
     assert "1 of 1" in page.texts
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_stay_small_and_keep_the_peaks(tmp_path):
     run = fake_run(tmp_path / "many", steps=10_000, every=50)
     _, page = page_of(run)
