@@ -136,6 +136,7 @@ class World:
             stages=config.train.pp,
             log=self.log,
             on_trained=self.witness.trained,
+            timeout=config.cluster.step_timeout,
         )
         nodes = self.network.nodes
         self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
