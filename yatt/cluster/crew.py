@@ -87,15 +87,12 @@ class ClusterCrew:
             mine = {name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge}
             await self._start("judges", mine, timeout)
         handles: tuple[RankHandle, ...] = started[1]
-        dp_size = len({h.dp_rank for h in handles})
         wiring = Wiring(
             hub=next(iter(self._controllers.values())),
             layout=layout,
             parameters=weigh,
             generators=tuple(places.values()),
             ranks=handles,
-            dp_size=dp_size,
-            resident=not (self._config.rollout.sleep and train) or self._config.placement.mode == "disaggregated",
         )
         self._trainer = RemoteTrainer(
             handles, weights_kind=self._config.weights.transport, timeout=self._config.cluster.step_timeout

@@ -58,7 +58,7 @@ class Fit:
 
     def speed(self, capacity: int, engines: int) -> Speed:
         step, token, read, cached = self.costs().tolist()
-        known = {"step": max(step, 1e-9), "per_request": token, "prefill": read, "per_cached": cached}
+        known = {"step": max(step, 1e-9), "per_request": token, "prefill": read, "per_kv_token": cached}
         return Speed(**known, capacity=capacity, engines=engines)
 
 
