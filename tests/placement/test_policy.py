@@ -234,6 +234,7 @@ speeds = st.builds(
     prefill=st.floats(0, 1e-3),
     capacity=st.integers(1, 300),
     engines=st.integers(1, 4),
+    per_kv_token=st.floats(0, 1e-4),
 )
 lengths = st.floats(1, 1e5)
 some_loads = st.builds(
