@@ -23,12 +23,13 @@ def children() -> set[int]:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A started scorer, and how to make one that is not. `fail` makes the judgement of a trajectory fail that begins
-    the next call, and returns it. `before` are the processes there were."""
+    """A started scorer, and how to make one that is not. `fail` makes the judgement of a trajectory fail that stands at
+    place `at` of the next call, and returns it. `before` are the processes there were."""
 
     scorer: Scorer
     fresh: Callable[[], Scorer]
     fail: Callable[[], Trajectory]
+    at: int = 2
     before: set[int] = field(default_factory=children)
 
 
@@ -76,10 +77,10 @@ class ScorerContract:
 
     async def test_a_judgement_that_fails_is_a_status_and_the_others_are_given(self, case):
         expected = await case.scorer.score(GOOD)
-        bad = case.fail()
-        first, *others = await case.scorer.score([bad, *GOOD])
-        check(first)
-        assert first.status != "ok" and others == expected
+        scores = await case.scorer.score([*GOOD[: case.at], case.fail(), *GOOD[case.at :]])
+        failed = scores.pop(case.at)
+        check(failed)
+        assert failed.status != "ok" and scores == expected
         assert await case.scorer.score(GOOD) == expected, "later ones too"
 
     async def test_calls_may_overlap(self, case):

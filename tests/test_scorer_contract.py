@@ -65,7 +65,7 @@ async def opened(make: Callable[[], Any]) -> AsyncIterator[Case]:
     """Of a scorer that is started and closed."""
     before, scorer = children(), make()
     await scorer.start()
-    yield Case(scorer, make, lambda: BAD, before)
+    yield Case(scorer, make, lambda: BAD, before=before)
     await scorer.close()
 
 
@@ -134,7 +134,7 @@ def simulated() -> Case:
         scorer.hang()
         return BAD
 
-    return Case(scorer, make, fail)
+    return Case(scorer, make, fail, at=0)
 
 
 CASES = [name for name in dir(ScorerContract) if iscoroutinefunction(getattr(ScorerContract, name))]
