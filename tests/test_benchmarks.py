@@ -281,7 +281,7 @@ def test_the_search_in_hindsight_finds_the_best_of_all_steps_and_of_each():
 
 
 def test_a_schedule_changes_at_its_second_and_judges_once_the_policy_is_done():
-    speed = Speed(step=0.01, per_request=0.001, prefill=0.0, capacity=8, engines=1)
+    speed = Speed(step=0.01, per_request=0.001, prefill=0.0, capacity=8, engines=1, per_kv_token=0.0)
     idle = Load(requests=0, coming=0.0, tokens=9.0, length=9.0, longest=9.0, prefix=9.0, speed=speed)
     drawing = {"policy": replace(idle, requests=5), "judge": idle}
     everything = {"policy": 8, "judge": 0}

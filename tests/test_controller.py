@@ -10,7 +10,16 @@ import pytest
 from doubles import RecordingTrainer, ScriptedGenerator, World, merge
 
 from yatt.cluster.payload import payload_bytes
-from yatt.config.schema import AlgorithmConfig, RolloutConfig
+from yatt.config.schema import (
+    AlgorithmConfig,
+    Config,
+    ModelConfig,
+    PlacementConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from yatt.controller.assembly import resident
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
@@ -285,3 +294,24 @@ async def test_what_rewards_said_before_a_checkpoint_is_reported_after_it():
     first.controllers[0].rollouter.restore(json.loads(json.dumps(asdict(told))))
     counts = (await first.step(1))[0].counts
     assert counts.failures == ("a", "b") and (counts.reward_min, counts.reward_failures) == (-1.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("sleep", "trains", "mode", "expected"),
+    [
+        (True, True, "colocated", False),
+        (True, False, "colocated", True),  # no rank wants the memory
+        (False, True, "colocated", True),
+        (True, True, "disaggregated", True),
+        (True, True, "partial", False),
+    ],
+)
+def test_engines_keep_their_memory_where_no_rank_takes_its_turn_on_their_slots(sleep, trains, mode, expected):
+    config = Config(
+        run=RunConfig(),
+        model=ModelConfig(path="none"),
+        rollout=RolloutConfig(sleep=sleep),
+        train=TrainConfig(steps=1, batch_size=1),
+        placement=PlacementConfig(mode=mode),
+    )
+    assert resident(config, trains=trains) is expected

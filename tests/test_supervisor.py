@@ -48,7 +48,7 @@ class Crew:
             raise ProcessDied(f"rank 0 died in step {step}")
         if step == self.stop_at:
             self.supervisor.stop()
-        return replace(REPORT, step=step)
+        return replace(REPORT, step=step, policy_version=step, epoch=step / 4)
 
     async def evaluate(self, step):
         self.events.append(f"evaluate {step}")
@@ -56,6 +56,7 @@ class Crew:
 
     async def save(self, step):
         if step == self.full_at:
+            self.full_at = None
             raise OSError(28, "No space left on device")
         self.events.append(f"save {step}")
         self.saved = step

@@ -23,7 +23,16 @@ from yatt.cluster.rank import RankHandle, RemoteTrainer
 from yatt.cluster.samplelog import SampleLog
 from yatt.config.models import policy_facts
 from yatt.config.schema import Config
-from yatt.controller.assembly import Assembly, Engines, Parts, Reading, mode_of, offline_controller
+from yatt.controller.assembly import (
+    Assembly,
+    Engines,
+    Parts,
+    Reading,
+    exchange_of,
+    mode_of,
+    offline_controller,
+    resident,
+)
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
@@ -63,8 +72,6 @@ class Wiring:
     parameters: Mapping[Role, float]
     generators: tuple[GeneratorHandle, ...]
     ranks: tuple[RankHandle, ...]
-    dp_size: int
-    resident: bool
 
 
 class ControllerActor:
@@ -156,18 +163,14 @@ class ControllerActor:
             layout=wiring.layout,
             mode=mode_of(self._config, wiring.layout, wiring.parameters),
             generators=generators,
-            resident=wiring.resident,
+            resident=resident(self._config, trains=bool(wiring.ranks)),
         )
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
-        train = self._config.train
         nodes = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}
-        return Exchange(
+        return exchange_of(
+            self._config,
             peers,
-            ranks=wiring.dp_size,
-            updates=train.updates_per_step,
-            budget=train.tokens_per_micro_batch,
-            stages=train.pp,
             quadratic=policy_facts(self._config).quadratic,
             node=_node(),
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],

@@ -91,15 +91,12 @@ class ClusterCrew:
             }
             await self._start("judges", calls, timeout)
         handles: tuple[RankHandle, ...] = started[1]
-        dp_size = len({h.dp_rank for h in handles})
         wiring = Wiring(
             hub=next(iter(self._controllers.values())),
             layout=layout,
             parameters=weigh,
             generators=tuple(places.values()),
             ranks=handles,
-            dp_size=dp_size,
-            resident=not (self._config.rollout.sleep and train) or self._config.placement.mode == "disaggregated",
         )
         self._trainer = RemoteTrainer(
             handles, weights_kind=self._config.weights.transport, timeout=self._config.cluster.step_timeout

@@ -33,7 +33,7 @@ from yatt.simulation.calibrate import UNSEEN, calibrate, to_file
 from yatt.simulation.calibrate_judged import UNSEEN as UNSEEN_JUDGED
 from yatt.simulation.calibrate_judged import calibrate_judged
 from yatt.simulation.costs import Costs, device
-from yatt.simulation.fit import Fit
+from yatt.simulation.fit import PhaseFit
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.simulation.standing import costs_for, foreseen, judges_facts
 from yatt.simulation.world import Witness
@@ -261,7 +261,7 @@ def _show(head: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> None:
         console.print(line)
 
 
-def _show_fits(fits: Sequence[Fit], unseen: Sequence[str]) -> None:
+def _show_fits(fits: Sequence[PhaseFit], unseen: Sequence[str]) -> None:
     for fit in fits:
         seen = [(name, value) for name, value in fit.terms.items() if value]
         terms = " + ".join(f"{value:.3g} s" + ("" if name == "fixed" else f"/{name}") for name, value in seen)

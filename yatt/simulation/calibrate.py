@@ -25,7 +25,7 @@ from yatt.simulation.costs import (
     TrainerCosts,
     Workload,
 )
-from yatt.simulation.fit import Fit, fitted
+from yatt.simulation.fit import PhaseFit, fitted
 
 FEWEST = 4
 """Steps a fit needs, the first one not counted: it warms caches and kernels up."""
@@ -33,7 +33,7 @@ FEWEST = 4
 Row = Mapping[str, Any]
 
 
-def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int) -> tuple[Costs, list[Fit]]:
+def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int) -> tuple[Costs, list[PhaseFit]]:
     """Costs of a run without judges on `devices` devices, from its settings and the rows of its metrics.
 
     Rollout seconds are fixed + decode steps (the longest response) + tokens and KV reads of an engine's share; train
@@ -85,7 +85,7 @@ def steps_of(rows: Sequence[Row], source: str) -> list[Row]:
     return steps
 
 
-def to_file(path: Path, costs: Costs, fits: Sequence[Fit], config: Config) -> None:
+def to_file(path: Path, costs: Costs, fits: Sequence[PhaseFit], config: Config) -> None:
     """Write costs as `plan.calibration` reads them, with the fit and the layout they hold for."""
     content = {"layout": _layout(config), "costs": costs.to_json(), "fit": [asdict(fit) for fit in fits]}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

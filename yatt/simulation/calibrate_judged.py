@@ -15,7 +15,7 @@ from yatt.placement.plan import POLICY, TRAINER, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.calibrate import FEWEST, Row, steps_of, workload
 from yatt.simulation.costs import ControllerCosts, Costs, EngineCosts, JudgeCosts, Lengths, ScorerCosts, TrainerCosts
-from yatt.simulation.fit import Fit, fitted
+from yatt.simulation.fit import PhaseFit, fitted
 
 Spans = Mapping[int, Sequence[PhaseSpan]]
 """Of each step."""
@@ -29,7 +29,7 @@ UNSEEN = (
 )
 
 
-def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, source: str) -> tuple[Costs, list[Fit]]:
+def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, source: str) -> tuple[Costs, list[PhaseFit]]:
     """Costs of a run from its settings, its metrics and its timeline.
 
     An engine's seconds are those of a decode step, of a token sampled and of a prompt token read; a rank's those of an
@@ -71,7 +71,7 @@ def _once(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
     return list({(span.actor, span.name, span.start): span for span in spans}.values())
 
 
-def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> Fit:
+def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> PhaseFit:
     spent = [span for span in spans if (span.role, span.name) == (role, "sample") and span.counts.get("steps")]
     if len(spent) < FEWEST:
         raise ConfigError(
@@ -82,7 +82,7 @@ def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> Fit:
     return fitted(f"{role}, sampling", [span.stop - span.start for span in spent], work)
 
 
-def _trainer_fit(spans: Sequence[PhaseSpan], source: str) -> Fit:
+def _trainer_fit(spans: Sequence[PhaseSpan], source: str) -> PhaseFit:
     updates = [span for span in spans if (span.role, span.name) == (TRAINER, "update")]
     if len(updates) < FEWEST:
         raise ConfigError(f"{source}: the timeline has {len(updates)} updates; a fit takes at least {FEWEST}")
@@ -97,7 +97,7 @@ def _mean(spans: Sequence[PhaseSpan], role: Role, name: str) -> float:
 
 
 def _engine(
-    role: Role, fit: Fit, spans: Sequence[PhaseSpan], config: Config, settings: RolloutConfig | JudgeConfig
+    role: Role, fit: PhaseFit, spans: Sequence[PhaseSpan], config: Config, settings: RolloutConfig | JudgeConfig
 ) -> EngineCosts:
     path = settings.path if isinstance(settings, JudgeConfig) else config.model.path
     sizes: dict[str, float] = {}
