@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 
 import numpy as np
 
+from yatt.placement.fit import nonnegative
 from yatt.placement.forecast import LEAST, Load, Speed
 from yatt.types import Pulse
 
 FORGET = 0.98
 """Weight of what was known of an engine's speed when another look comes in."""
-WORST = 1e6
-"""Condition number of the fit beyond which terms are not told apart."""
 TERMS = 4
-CHOICES = [terms for size in range(1, TERMS + 1) for terms in combinations(range(TERMS), size)]
 UNSEEN = 0.25
 """Share of the limit that a response is taken for, until some have ended."""
 LONGEST = 4.0
@@ -43,22 +40,11 @@ class Fit:
     def costs(self) -> np.ndarray:
         """[TERMS] seconds. Of the sets of terms with positive costs, the one that explains most; where terms cannot be
         told apart, the fewest of them."""
-        best, explained = np.zeros(TERMS), 0.0
-        scale = np.sqrt(np.maximum(np.diag(self._products), 1e-30))
-        for chosen in map(list, CHOICES):
-            part = (self._products / np.outer(scale, scale))[np.ix_(chosen, chosen)]
-            if np.linalg.cond(part) > WORST:
-                continue
-            found = np.linalg.solve(part, (self._sums / scale)[chosen])
-            gain = float(found @ (self._sums / scale)[chosen])
-            if found.min() > 0 and gain > explained * (1 + 1e-6):
-                best, explained = np.zeros(TERMS), gain
-                best[chosen] = found / scale[chosen]
-        return best
+        return nonnegative(self._products, self._sums)
 
     def speed(self, capacity: int, engines: int) -> Speed:
         step, token, read, cached = self.costs().tolist()
-        known = {"step": max(step, 1e-9), "per_request": token, "prefill": read, "per_cached": cached}
+        known = {"step": max(step, 1e-9), "per_request": token, "prefill": read, "per_kv_token": cached}
         return Speed(**known, capacity=capacity, engines=engines)
 
 

@@ -5,26 +5,42 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from yatt.placement.plan import POLICY, Role, Split, apportion
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """One engine of a role. A decode step with b running requests and k tokens in the KV cache takes
-    `step + per_request * b + per_cached * k` seconds."""
+class EngineSpeed:
+    """What an engine's work costs, for the placement and the simulation. A decode step that gives one token to each of
+    R running requests, whose prefixes hold K tokens together, takes `step + per_request * R + per_kv_token * K`
+    seconds."""
 
-    step: float
-    per_request: float
-    prefill: float  # seconds per token read
+    step: Amount  # seconds of a decode step, whatever runs: reading the weights, launching
+    per_request: Amount  # seconds per running request in a decode step
+    per_kv_token: Amount  # seconds per token of KV cache read in a decode step
+    prefill: Amount = 0.0  # seconds per prompt token computed; siblings share their prompt's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(EngineSpeed):
+    """One engine of a role, as the placement sees it."""
+
     capacity: int  # requests run at once
     engines: int  # in a block
-    per_cached: float = 0.0
+
+    @classmethod
+    def of(cls, engine: EngineSpeed, *, capacity: int, engines: int) -> Speed:
+        costs = {cost.name: getattr(engine, cost.name) for cost in fields(EngineSpeed)}
+        return cls(**costs, capacity=capacity, engines=engines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +87,7 @@ Array = npt.NDArray[np.float64]
 def block_seconds(load: Load) -> float:
     """Seconds of one block for all of a role's work, in full batches."""
     speed = load.speed
-    token = speed.step / speed.capacity + speed.per_request + speed.per_cached * (load.prefix + load.length)
+    token = speed.step / speed.capacity + speed.per_request + speed.per_kv_token * (load.prefix + load.length)
     tokens = load.requests * load.tokens + load.coming * load.length
     return (tokens * token + load.coming * load.prefix * speed.prefill) / speed.engines
 
@@ -93,15 +109,16 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     queue = each - running
     ratio = longest / mean
     reading = speed.prefill * load.prefix * np.maximum(queue, np.maximum(fresh / engines, np.minimum(fresh, 1.0)))
-    batch = speed.step + (speed.per_request + speed.per_cached * (load.prefix + longest / (ratio + 1))) * speed.capacity
+    context = load.prefix + longest / (ratio + 1)
+    batch = speed.step + (speed.per_request + speed.per_kv_token * context) * speed.capacity
     gone, rest = longest * passed, (1 - passed) ** ratio
     sampled = running * mean * (1 - rest)
     seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * gone
     seconds = seconds + speed.per_request * np.maximum(sampled, gone)
-    if speed.per_cached:
+    if speed.per_kv_token:
         held = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count
         grown = running * longest * mean * ((1 - rest * (1 - passed)) / (ratio + 1) - passed * rest)
-        seconds = seconds + speed.per_cached * np.maximum(held * sampled + grown, held * gone + gone**2 / 2)
+        seconds = seconds + speed.per_kv_token * np.maximum(held * sampled + grown, held * gone + gone**2 / 2)
     left = (1 - full) * queue + running * (1 - passed) ** (ratio - 1)
     ended = 1 - left / np.maximum(each, 1e-9)
     idle = requests <= 0

@@ -7,7 +7,7 @@ computes is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +102,10 @@ class _Unpad(torch.autograd.Function):
         return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.inverse, grad), None
 
 
+_pad: Callable[[Tensor, Tensor, Tensor], Tensor] = _Pad.apply
+_unpad: Callable[[Tensor, Tensor], Tensor] = _Unpad.apply
+
+
 def packed_attention(
     query: Tensor,
     key: Tensor,
@@ -144,7 +148,7 @@ def _in_buckets(
     soft_cap: float | None,
 ) -> Tensor:
     """`packed_attention`, a call for each bucket. With `soft_cap` all scores of a bucket are held at once."""
-    query, key, value = (_Pad.apply(x, packing.index, packing.inverse) for x in (query, key, value))
+    query, key, value = (_pad(x, packing.index, packing.inverse) for x in (query, key, value))
     outputs, offset = [], 0
     for sequences, length in packing.shapes:
         size = sequences * length
@@ -162,7 +166,7 @@ def _in_buckets(
             )
         outputs.append(output.transpose(1, 2).reshape(size, -1))
         offset += size
-    return _Unpad.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
+    return _unpad(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
 
 
 def _apart(q: Tensor, k: Tensor, *, masked: bool) -> bool:
