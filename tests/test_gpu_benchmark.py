@@ -28,6 +28,7 @@ from yatt.faces.plan import plan
 from yatt.models.facts import ModelFacts
 from yatt.simulation.calibrate import from_file
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PARTS = {
     "right": {"backends", "parity", "kernels", "kernels not run"},

@@ -23,6 +23,7 @@ from yatt.training.kernels import Spans, choose
 from yatt.training.megatron import optimizer
 from yatt.training.megatron.backend import open_rank
 
+pytestmark = pytest.mark.slow
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LENGTHS = ([5, 130, 1, 260, 128, 40], [384], [1, 1, 1], [127, 1, 129])
 

@@ -62,16 +62,16 @@ def lengths_of(tokens: int, seed: int) -> list[int]:
     return models.lognormal(tokens, seed, median=min(512, tokens / 4), sigma=0.9, most=min(4096, tokens))
 
 
-def _ceilings(bench: Bench, found: dict[str, float]) -> None:
+def _ceilings(bench: Bench, ceilings: dict[str, float]) -> None:
     """What the device does at best, measured and by its data sheet; shares of the peak are of the latter, where it is
     known."""
     size, count = (256, 1 << 22) if bench.toy else (8192, 1 << 32)
-    found["measured"] = matrix_rate(bench.device, size, torch.bfloat16)
+    ceilings["measured"] = matrix_rate(bench.device, size, torch.bfloat16)
     known = bench.device.data_sheet()
-    found["peak"] = DEVICES[known].flops if known else found["measured"]
+    ceilings["peak"] = DEVICES[known].flops if known else ceilings["measured"]
     copied = copy_rate(bench.device, count)
     sheet = {"sheet": known or "unknown", "sheet_tflops": DEVICES[known].flops / 1e12 if known else None}
-    bench.row("ceilings", bf16_tflops=found["measured"] / 1e12, copy_gb_s=copied / 1e9, **sheet)
+    bench.row("ceilings", bf16_tflops=ceilings["measured"] / 1e12, copy_gb_s=copied / 1e9, **sheet)
 
 
 def _kernel(bench: Bench, name: str, kernel: Any, tokens: int, ceilings: dict[str, float]) -> None:
@@ -106,7 +106,7 @@ class Side:
     """One of those that take turns."""
 
     update: Callable[[], object]
-    held: int
+    resident: int
     """Bytes that it has between updates."""
     taken: list[float] = field(default_factory=list)
     peak: int = 0
@@ -161,8 +161,8 @@ class Work:
         attention = "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
         plain = sides.Plain(path, device.torch, torch.bfloat16, attention, packed=False, recompute=recompute)
         theirs = 3 * (device.allocated() - before)  # with two moments of the same size; gradients come and go
-        mine, other = sides.logprobs(training, batch[:4]), plain.logprobs(batch[:4])
-        apart = float((mine - other).square().mean().sqrt())
+        ours_say, theirs_say = sides.logprobs(training, batch[:4]), plain.logprobs(batch[:4])
+        apart = float((ours_say - theirs_say).square().mean().sqrt())
         self.bench.row("same", **case, attention=attention, logprobs_apart=apart, ok=apart < 0.1)
         parts = sides.padded(batch, self.tokens)
 
@@ -191,7 +191,7 @@ class Work:
                     device.free()
                     continue
                 if number:
-                    side.peak = max(side.peak, side.held + device.peak() - before)
+                    side.peak = max(side.peak, side.resident + device.peak() - before)
                     side.taken.append(taken)
 
     def _tell(self, opened: dict[str, Side], case: dict[str, Any], flops: float) -> None:

@@ -14,7 +14,7 @@ from benchmarks.gpu.part import Bench, Section
 from yatt.config.schema import Config, PlanConfig, RolloutConfig
 from yatt.simulation.calibrate import from_file, to_file
 from yatt.simulation.costs import Costs, Lengths, TrainerCosts, Workload, from_shape
-from yatt.simulation.fit import Fit, fitted
+from yatt.simulation.fit import PhaseFit, fitted
 from yatt.simulation.simulate import simulate
 from yatt.training.layout import Layout
 from yatt.training.update import Training
@@ -71,9 +71,9 @@ def _costs(bench: Bench, name: str, settings: Config, layout: Layout, path: str)
     training = sides.open_yatt(settings, layout)
     costs, fits = _measured(bench, settings, training, estimate, facts.vocab_size)
     for what in ("per_token", "per_token_squared", "per_micro_batch", "per_update", "offload", "onload", "export"):
-        reckoned, found = (getattr(c.trainer, what) for c in (estimate, costs))
-        ratio = found / reckoned if reckoned else None
-        bench.row("costs", shape=name, seconds_of=what, estimate=reckoned, measured=found, over_estimate=ratio)
+        estimated, measured = (getattr(c.trainer, what) for c in (estimate, costs))
+        ratio = measured / estimated if estimated else None
+        bench.row("costs", shape=name, seconds_of=what, estimate=estimated, measured=measured, over_estimate=ratio)
     bench.row("fit", of="micro-batches", off_by=fits[0].residual, unseen=", ".join(fits[0].unidentified) or "none")
     _held_out(bench, training, costs, facts.vocab_size)
     file = bench.out / FILE
@@ -90,7 +90,7 @@ def _costs(bench: Bench, name: str, settings: Config, layout: Layout, path: str)
 
 def _measured(
     bench: Bench, settings: Config, training: Training, estimate: Costs, vocabulary: int
-) -> tuple[Costs, list[Fit]]:
+) -> tuple[Costs, list[PhaseFit]]:
     """Costs with the trainer's own. Engines stay estimated: there is none here."""
     work, taken, updates = [], [], []
     for number, lengths in enumerate(cases(bench.toy)):

@@ -45,6 +45,6 @@ def _take(device: Any, flat: Tensor, own: list[Tensor], entries: list[Any]) -> d
 
     load()
     taken = seconds(device, load)
-    found = checksum(flat)
+    total = checksum(flat)
     summing = seconds(device, lambda: checksum(flat))
-    return {"load": taken, "checksum": found, "summing": summing}
+    return {"load": taken, "checksum": total, "summing": summing}

@@ -115,14 +115,14 @@ def _ours(settings: Any, layout: Layout, batch: list[Sample], micro_batches: lis
 def _compare(bench: Bench, case: dict[str, Any], ours: Run, exact: Run, rough: Run) -> None:
     """Log-probabilities before and after the updates, the losses, and the norms relative to their size."""
     for what in ("before", "after", "losses", "norms"):
-        sides_ = [getattr(run, what) for run in (ours, exact, rough)]
+        columns = [getattr(run, what) for run in (ours, exact, rough)]
         if what == "norms":
-            sides_ = [side / sides_[1] for side in sides_]
-        mine, true, theirs = sides_
+            columns = [column / columns[1] for column in columns]
+        near, true, far = columns
         if case["dtype"] == "float32":
-            distance, bound = float((mine - true).abs().max()), WITHIN
+            distance, bound = float((near - true).abs().max()), WITHIN
         else:
-            distance, bound = _rms(mine - true), SLACK * _rms(theirs - true)
+            distance, bound = _rms(near - true), SLACK * _rms(far - true)
             if what in ("losses", "norms"):  # three numbers, which transformers may hit by chance
                 bound = max(bound, 2**-8)
         bench.row("parity", **case, of=what, distance=distance, bound=bound, ok=distance <= bound)

@@ -61,11 +61,11 @@ def open_yatt(settings: Config, layout: Layout) -> Training:
 def logprobs(training: Training, batch: list[Sample]) -> Tensor:
     """Of every token [T] but the first of each sequence, under the weights as they are."""
     micro = pack(batch, models.denominator(batch), training.layout.device, 1)
-    found: list[Tensor] = []
+    columns: list[Tensor] = []
     training.policy.infer(
-        [micro], lambda m, logits: found.append(token_logprobs(logits, m.batch, 1.0, training.layout.tp)[0])
+        [micro], lambda m, logits: columns.append(token_logprobs(logits, m.batch, 1.0, training.layout.tp)[0])
     )
-    return found[0][micro.batch.position_ids > 0].cpu()
+    return columns[0][micro.batch.position_ids > 0].cpu()
 
 
 class Plain:
