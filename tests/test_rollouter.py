@@ -472,7 +472,8 @@ def test_engines_are_given_and_expected_to_draw_the_greedy_response_too():
     for name, drawn in (("grpo", 2), ("remax", 3)):
         world = World(4, lambda t: 1.0, batch=4, rollout=rollout, algorithm=AlgorithmConfig(name=name))
         controller = world.controllers[0]
-        assert controller.rollouter._responder._router._limit == drawn  # a group fits, however few an engine runs
+        router = controller.rollouter._responder._router
+        assert router._admission.limit == drawn  # a group fits, however few an engine runs
         assert controller.responses == 4 * drawn
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.simulation.test_fault_seeds import seconds, world
 from yatt.controller import exchange
+from yatt.controller.admission import Admission
 from yatt.controller.exchange import Exchange
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.router import Router
@@ -53,7 +54,7 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     give_up = Rollouter._waste
 
     def bury(self: Router, call: Any, error: Exception) -> list[Any]:
-        self.fleet.lose(call.number, error)
+        self.fleet.lose(call.engine, error)
         call.inbox.put_nowait([unbegun(key) for key in call.pending])
         return []
 
@@ -63,7 +64,7 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
         give_up(self, group)
         self._source.give_back = given_back
 
-    patch.setattr(Router, "_bury", bury)
+    patch.setattr(Router, "_lose", bury)
     patch.setattr(Rollouter, "_waste", waste)
 
 
@@ -71,10 +72,10 @@ def forget_requests_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     """Nobody draws them again, and nobody is told."""
 
     def bury(self: Router, call: Any, error: Exception) -> list[Any]:
-        self.fleet.lose(call.number, error)
+        self.fleet.lose(call.engine, error)
         return []
 
-    patch.setattr(Router, "_bury", bury)
+    patch.setattr(Router, "_lose", bury)
 
 
 def unbegun(key: SampleKey) -> Completion:
@@ -150,14 +151,11 @@ def forget_the_ranks(patch: pytest.MonkeyPatch) -> None:
 
 def never_tell_of_room(patch: pytest.MonkeyPatch) -> None:
     """Groups that wait for room at the engines wait for ever."""
-    release = Router._release
 
-    def silent(self: Router, call: Any, requests: Any) -> None:
-        waiting, self._waiting = self._waiting, type(self._waiting)()
-        release(self, call, requests)
-        self._waiting = waiting
+    def silent(self: Admission, engine: int, requests: int) -> None:
+        self.running[engine] -= requests
 
-    patch.setattr(Router, "_release", silent)
+    patch.setattr(Admission, "came_back", silent)
 
 
 def forget_the_remainder(patch: pytest.MonkeyPatch) -> None:
