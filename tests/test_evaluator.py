@@ -29,7 +29,7 @@ def stage_of(router: Router, peers: HubPeers) -> Stage:
     """One where the only generator holds the only slot."""
     mode = open_mode("colocated", given={}, parameters={})
     layout = Layout(slots=(0,), sizes={POLICY: 1})
-    director = Director(mode=mode, layout=layout, routers={POLICY: router}, gauges={}, clock=Ticks())
+    director = Director(mode=mode, layout=layout, routers={POLICY: router}, stats={}, clock=Ticks())
     return Stage(
         routers={POLICY: router},
         director=director,

@@ -12,10 +12,10 @@ from yatt.algorithm.samples import samples
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.director import Director
+from yatt.controller.engine_stats import EngineStats
 from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
-from yatt.controller.gauge import Gauge
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
 from yatt.controller.router import Router
@@ -74,7 +74,7 @@ class Assembly:
                 mode=engines.mode,
                 layout=engines.layout,
                 routers=self.routers,
-                gauges={role: self._gauge(role, engines.layout) for role in self._fleets},
+                stats={role: self._stats(role, engines.layout) for role in self._fleets},
                 clock=parts.clock,
             ),
             trainer=parts.trainer,
@@ -97,12 +97,12 @@ class Assembly:
             timeout=config.cluster.step_timeout,
         )
 
-    def _gauge(self, role: Role, layout: Layout) -> Gauge:
+    def _stats(self, role: Role, layout: Layout) -> EngineStats:
         config, block = self._parts.config, max(layout.sizes.values())
         judge = config.reward.models.get(role)
-        return Gauge(
+        return EngineStats(
             per_response=judge.judgements if judge else 1,
-            limit=judge.max_tokens if judge else config.rollout.max_tokens,
+            max_tokens=judge.max_tokens if judge else config.rollout.max_tokens,
             capacity=running(config, role),
             engines=block // layout.sizes[role],
         )

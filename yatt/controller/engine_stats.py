@@ -1,157 +1,216 @@
-"""What engines say of their work and their speed, as the placement policy wants to know it."""
+"""What the engines of a role say of their work, as the placement policy wants to know it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import combinations
+from typing import NamedTuple
 
-import numpy as np
-
-from yatt.placement.forecast import LEAST, Load, Speed
+from yatt.controller.speed_fit import EngineWork, SpeedFit
+from yatt.placement.forecast import LEAST, Load
 from yatt.types import Pulse
 
-FORGET = 0.98
-"""Weight of what was known of an engine's speed when another look comes in."""
-WORST = 1e6
-"""Condition number of the fit beyond which terms are not told apart."""
-TERMS = 4
-CHOICES = [terms for size in range(1, TERMS + 1) for terms in combinations(range(TERMS), size)]
 UNSEEN = 0.25
-"""Share of the limit that a response is taken for, until some have ended."""
+"""Share of the most tokens that a response is taken for, until some have ended."""
 LONGEST = 4.0
 """The longest response in means, where it is not known."""
-
-
-class Fit:
-    """Seconds of an engine, fitted to what it did in them: so many for a decode step, for a token sampled, for a prompt
-    token read, and for a token of the KV cache in a decode step, all at least 0. Least squares over the looks, old ones
-    fading."""
-
-    def __init__(self) -> None:
-        self._products = np.zeros((TERMS, TERMS))
-        self._sums = np.zeros(TERMS)
-        self.looks = 0
-
-    def see(self, rows: Sequence[Sequence[float]]) -> None:
-        """One look: of each engine steps, tokens sampled, read and cached, and seconds. [engines, TERMS + 1]"""
-        did, seconds = np.split(np.array(rows, dtype=np.float64), [TERMS], axis=1)
-        self._products = FORGET * self._products + did.T @ did
-        self._sums = FORGET * self._sums + did.T @ seconds[:, 0]
-        self.looks += 1
-
-    def costs(self) -> np.ndarray:
-        """[TERMS] seconds. Of the sets of terms with positive costs, the one that explains most; where terms cannot be
-        told apart, the fewest of them."""
-        best, explained = np.zeros(TERMS), 0.0
-        scale = np.sqrt(np.maximum(np.diag(self._products), 1e-30))
-        for chosen in map(list, CHOICES):
-            part = (self._products / np.outer(scale, scale))[np.ix_(chosen, chosen)]
-            if np.linalg.cond(part) > WORST:
-                continue
-            found = np.linalg.solve(part, (self._sums / scale)[chosen])
-            gain = float(found @ (self._sums / scale)[chosen])
-            if found.min() > 0 and gain > explained * (1 + 1e-6):
-                best, explained = np.zeros(TERMS), gain
-                best[chosen] = found / scale[chosen]
-        return best
-
-    def speed(self, capacity: int, engines: int) -> Speed:
-        step, token, read, cached = self.costs().tolist()
-        known = {"step": max(step, 1e-9), "per_request": token, "prefill": read, "per_cached": cached}
-        return Speed(**known, capacity=capacity, engines=engines)
-
-
-@dataclass(slots=True)
-class Gauge:
-    """What the pulses of a role's engines say. `per_response` requests come to it for each response of the policy;
-    one samples at most `limit` tokens."""
-
-    per_response: float
-    limit: int
-    capacity: int
-    engines: int  # in a block
-    requests: int = 0
-    ended: int = 0  # in this rollout
-    tokens: int = 0
-    length: float = 0.0  # mean tokens of a response, as of the last rollouts
-    longest: float = 0.0  # tokens of the longest, where it is known
-    came: int = 0  # requests of this rollout
-    since: dict[int, int] = field(default_factory=dict)  # steps of an engine when a request last came, or waited there
-    drawn: int = 0  # tokens of the longest response under way, at least
-    reads: dict[int, int] = field(default_factory=dict)  # tokens an engine has read, ever
-    reads_before: int = 0  # all of them, as the rollout began
-    prompt: float = 0.0  # mean tokens read for a request, as of the last rollouts
-    context: float = 0.0  # mean tokens of a running request in the KV cache, as of the last look
-    asked: tuple[int, float] = (0, 0.0)  # requests of one controller, and tokens of their prompts
-    asked_before: tuple[int, float] = (0, 0.0)  # as the rollout began
-    before: dict[int, Pulse] = field(default_factory=dict)
-    fit: Fit = field(default_factory=Fit)
-
-    def see(self, pulses: Mapping[int, Pulse]) -> None:
-        """Take one look at all engines of the role in."""
-        self.requests = sum(pulse.running for pulse in pulses.values())
-        rows, sampled, cached = [], 0, 0
-        for number, pulse in pulses.items():
-            before = self.before.get(number, pulse)
-            self.reads[number] = pulse.read
-            if pulse.running > self.capacity or number not in self.since:
-                self.since[number] = pulse.steps
-            steps, tokens = pulse.steps - before.steps, pulse.tokens - before.tokens
-            if steps > 0:
-                self.ended += pulse.ended - before.ended
-                self.tokens += tokens
-                held = pulse.cached - before.cached
-                rows.append((steps, tokens, pulse.read - before.read, held, pulse.seconds - before.seconds))
-                sampled, cached = sampled + tokens, cached + held
-            if steps or number not in self.before:  # an engine that only reads is looked at once it has sampled
-                self.before[number] = pulse
-        if self.requests + self.ended > self.came:
-            self.came = self.requests + self.ended
-            self.since = {number: pulse.steps for number, pulse in pulses.items()}
-        self.drawn = max([0, *(p.steps - self.since[n] for n, p in pulses.items() if p.running)])
-        if rows:
-            self.fit.see(rows)
-            self.context = cached / sampled if sampled else 0.0
-
-    def begin(self) -> None:
-        """A rollout begins: what was seen in the last one, as it is over, says how long responses and prompts are."""
-        if self.ended:
-            self.length = newer(self.length, self.tokens / self.ended)
-        self.ended = self.tokens = self.came = self.drawn = 0
-        if self._prompt_so_far:
-            self.prompt = newer(self.prompt, self._prompt_so_far)
-        self.asked_before, self.reads_before = self.asked, sum(self.reads.values())
-
-    @property
-    def _prompt_so_far(self) -> float:
-        """Mean tokens read for a request of this rollout; 0 before the first."""
-        count, tokens = (now - before for now, before in zip(self.asked, self.asked_before, strict=True))
-        return tokens / count if count else 0.0
-
-    def load(self, coming: float, prompt: float, fit: Fit) -> Load:
-        """The role's work now; `prompt` tokens are read for a request where none has been seen, `fit` says how fast
-        that goes. What a request has still to sample is taken to be a whole response in the mean, as it would be if
-        lengths had no memory."""
-        length = min(self.length or UNSEEN * self.limit, self.limit)
-        longest = self.longest or min(float(self.limit), LONGEST * length)
-        mean = self._prompt_so_far
-        prefix = self.prompt or mean or prompt
-        read = (sum(self.reads.values()) - self.reads_before) / mean if mean else 0.0
-        return Load(
-            requests=self.requests,
-            coming=coming,
-            tokens=length,
-            length=length,
-            longest=max(longest - self.drawn, LEAST * longest),
-            gone=min(self.drawn, (1 - LEAST) * longest),
-            prefix=prefix,
-            drawn=max(self.context - prefix, 0.0) if self.context else length / 2,
-            unread=min(max(0.0, self.requests + self.ended - read), self.requests),
-            speed=fit.speed(self.capacity, self.engines),
-        )
+KEPT = 0.8
+"""Share of the longest response before that a rollout's longest is taken to be at least."""
 
 
 def newer(before: float, now: float) -> float:
     """A mean in which the last rollout counts most; `before` is 0 where there was none."""
     return 0.3 * before + 0.7 * now if before else now
+
+
+class Asked(NamedTuple):
+    """What one controller has asked of a role's engines since it began: requests, and tokens of their prompts, those of
+    siblings once."""
+
+    requests: int = 0
+    prompt_tokens: float = 0.0
+
+
+class PromptCounts(NamedTuple):
+    """What was asked by this controller, and prompt tokens that the engines have read, for all controllers: ever, or
+    between two moments."""
+
+    asked: Asked = Asked()
+    read: int = 0
+
+    def since(self, start: PromptCounts) -> PromptCounts:
+        """What has come since `start`."""
+        requests = self.asked.requests - start.asked.requests
+        return PromptCounts(
+            asked=Asked(requests, self.asked.prompt_tokens - start.asked.prompt_tokens), read=self.read - start.read
+        )
+
+    @property
+    def mean(self) -> float:
+        """Tokens that are read for a request; 0 where none was asked."""
+        return self.asked.prompt_tokens / self.asked.requests if self.asked.requests else 0.0
+
+
+@dataclass(slots=True)
+class PromptStats:
+    """How long prompts are, and how many of this rollout's the engines have read."""
+
+    mean: float = 0.0  # tokens read for a request, as of the last rollouts
+    now: PromptCounts = field(default_factory=PromptCounts)
+    start: PromptCounts = field(default_factory=PromptCounts)  # as the rollout began
+    _read: dict[int, int] = field(default_factory=dict)  # tokens that each engine has read, ever
+
+    def see(self, pulses: Mapping[int, Pulse], asked: Asked) -> None:
+        for number, pulse in pulses.items():
+            self._read[number] = pulse.read
+        self.now = PromptCounts(asked=asked, read=sum(self._read.values()))
+
+    def begin(self) -> None:
+        """A rollout begins, and the last one is over."""
+        if self.in_rollout.mean:
+            self.mean = newer(self.mean, self.in_rollout.mean)
+        self.start = self.now
+
+    @property
+    def in_rollout(self) -> PromptCounts:
+        return self.now.since(self.start)
+
+    @property
+    def requests_read(self) -> float:
+        """Requests of this rollout whose prompts have been read, over all controllers."""
+        rollout = self.in_rollout
+        return rollout.read / rollout.mean if rollout.mean else 0.0
+
+
+@dataclass(slots=True)
+class ResponseLengths:
+    """How many tokens responses have; one has at most `max_tokens`."""
+
+    max_tokens: int
+    mean: float = 0.0  # as of the last rollouts; 0 where none has ended
+    longest: float = 0.0  # 0 where it is not known
+
+    def see_rollout(self, responses: int, tokens: int) -> None:
+        """So many responses ended in the last rollout."""
+        if responses:
+            self.mean = newer(self.mean, tokens / responses)
+
+    def see_longest(self, tokens: int) -> None:
+        """The longest response of the last rollout."""
+        self.longest = max(float(tokens), KEPT * self.longest)
+
+    @property
+    def expected(self) -> float:
+        """Tokens of a response to come."""
+        return min(self.mean or UNSEEN * self.max_tokens, self.max_tokens)
+
+    @property
+    def expected_longest(self) -> float:
+        """Tokens of the longest one to come."""
+        return self.longest or min(float(self.max_tokens), LONGEST * self.expected)
+
+
+@dataclass(slots=True)
+class RolloutProgress:
+    """What the engines of a role, each of which runs `capacity` requests at once, have done in this rollout."""
+
+    capacity: int
+    requests: int = 0  # at the engines now, those that wait there included
+    ended: int = 0
+    tokens: int = 0  # sampled
+    cached: float = 0.0  # mean tokens of a running request in the KV cache, as of the last look
+    oldest: int = 0  # tokens that the longest response under way has, at least
+    _came: int = 0  # requests that have been seen
+    _since: dict[int, int] = field(default_factory=dict)  # steps of an engine when a request last came, or waited there
+    _before: dict[int, Pulse] = field(default_factory=dict)  # by engine: its last pulse but those in which it only read
+
+    def see(self, pulses: Mapping[int, Pulse]) -> list[EngineWork]:
+        """Take one look at all engines in; returns what those did that have sampled."""
+        self.requests = sum(pulse.running for pulse in pulses.values())
+        work: list[EngineWork] = []
+        for number, pulse in pulses.items():
+            if pulse.running > self.capacity or number not in self._since:
+                self._since[number] = pulse.steps
+            before = self._before.get(number, pulse)
+            steps = pulse.steps - before.steps
+            if steps > 0:  # fewer steps than before: the engine was started anew
+                self.ended += pulse.ended - before.ended
+                work.append(
+                    EngineWork(
+                        steps=steps,
+                        tokens=pulse.tokens - before.tokens,
+                        read=pulse.read - before.read,
+                        cached=pulse.cached - before.cached,
+                        seconds=pulse.seconds - before.seconds,
+                    )
+                )
+            if steps or number not in self._before:
+                self._before[number] = pulse
+        sampled = sum(one.tokens for one in work)
+        self.tokens += sampled
+        if work:
+            self.cached = sum(one.cached for one in work) / sampled if sampled else 0.0
+        self._see_ages(pulses)
+        return work
+
+    def begin(self) -> None:
+        """A rollout begins."""
+        self.ended = self.tokens = self.oldest = self._came = 0
+
+    def _see_ages(self, pulses: Mapping[int, Pulse]) -> None:
+        """A request has a token of every step since it came, and none has come to an engine since the last one did."""
+        if self.requests + self.ended > self._came:
+            self._came = self.requests + self.ended
+            self._since = {number: pulse.steps for number, pulse in pulses.items()}
+        ages = [pulse.steps - self._since[number] for number, pulse in pulses.items() if pulse.running]
+        self.oldest = max([0, *ages])
+
+
+class EngineStats:
+    """What is known of a role's engines. `per_response` requests come to it for each response of the policy; one
+    samples at most `max_tokens`. An engine runs `capacity` requests at once; so many `engines` are in a block."""
+
+    def __init__(self, *, per_response: float, max_tokens: int, capacity: int, engines: int) -> None:
+        self.per_response = per_response
+        self.progress = RolloutProgress(capacity)
+        self.lengths = ResponseLengths(max_tokens)
+        self.prompts = PromptStats()
+        self.speed = SpeedFit()
+        self._engines = engines
+
+    def see(self, pulses: Mapping[int, Pulse], asked: Asked) -> None:
+        """Take one look at all engines of the role in, and what this controller has asked of them."""
+        if work := self.progress.see(pulses):
+            self.speed.see(work)
+        self.prompts.see(pulses, asked)
+
+    def begin(self) -> None:
+        """A rollout begins: what was seen in the last one, as it is over, says how long responses and prompts are."""
+        self.lengths.see_rollout(self.progress.ended, self.progress.tokens)
+        self.progress.begin()
+        self.prompts.begin()
+
+    def coming(self, responses: float) -> float:
+        """Requests still to come in a rollout of so many responses of the policy; below 0 where more came."""
+        return responses * self.per_response - self.progress.ended - self.progress.requests
+
+    def load(self, coming: float, prompt: float, speed: SpeedFit) -> Load:
+        """The role's work now. `prompt` tokens are read for a request where none has been seen, `speed` says how fast
+        that goes. What a request has still to sample is taken to be a whole response in the mean, as it would be if
+        lengths had no memory."""
+        progress, prompts = self.progress, self.prompts
+        length, longest = self.lengths.expected, self.lengths.expected_longest
+        prefix = prompts.mean or prompts.in_rollout.mean or prompt
+        unread = max(0.0, progress.requests + progress.ended - prompts.requests_read)
+        return Load(
+            requests=progress.requests,
+            coming=coming,
+            tokens=length,
+            length=length,
+            longest=max(longest - progress.oldest, LEAST * longest),
+            gone=min(progress.oldest, (1 - LEAST) * longest),
+            prefix=prefix,
+            drawn=max(progress.cached - prefix, 0.0) if progress.cached else length / 2,
+            unread=min(unread, progress.requests),
+            speed=speed.speed(progress.capacity, self._engines),
+        )

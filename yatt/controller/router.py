@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
 from yatt.controller.admission import Admission
+from yatt.controller.engine_stats import Asked
 from yatt.controller.fleet import Fleet
 from yatt.controller.health import HealthCheck
 from yatt.controller.load_balancer import LoadBalancer
@@ -49,9 +50,8 @@ class Router:
         timeout: float = 3600.0,
     ) -> None:
         self.fleet = fleet
-        self.asked = 0  # requests
-        self.asked_tokens = 0.0  # of their prompts; siblings share theirs
-        self.longest = 0  # tokens of the longest response since the director last looked
+        self.asked = Asked()
+        self._longest = 0  # tokens of the longest response since the director last asked
         self._clock = clock
         self._admission = Admission(fleet, limit=limit, timeout=timeout)
         self._balancer = LoadBalancer(fleet, index=index, controllers=controllers)
@@ -63,8 +63,8 @@ class Router:
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
         """Completions of one group, in the order they end. Left early, it ends what is still running."""
         inbox: Inbox = asyncio.Queue()
-        self.asked += len(requests)
-        self.asked_tokens += len(requests[0].tokens)
+        asked = self.asked
+        self.asked = Asked(asked.requests + len(requests), asked.prompt_tokens + len(requests[0].tokens))
         if not await self._admission.admit(requests):
             yield [empty(request) for request in requests]
             return
@@ -76,7 +76,7 @@ class Router:
                 if isinstance(ended, Exception):
                     raise ended
                 left -= len(ended)
-                self.longest = max(self.longest, *(len(completion.tokens) for completion in ended))
+                self._longest = max(self._longest, *(len(completion.tokens) for completion in ended))
                 yield ended
         finally:
             for call in [call for call in self._calls if call.inbox is inbox]:
@@ -102,6 +102,11 @@ class Router:
             here = [key for call in self._calls if call.engine == engine for key in call.pending]
             await self._move(here[share:])
         self._admission.let_in()
+
+    def take_longest(self) -> int:
+        """Tokens of the longest response since the last call."""
+        longest, self._longest = self._longest, 0
+        return longest
 
     def fail(self, error: Exception) -> None:
         """Everyone who waits for a response hears of this error instead."""
