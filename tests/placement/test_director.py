@@ -1,4 +1,4 @@
-"""What the director measures, whom the stage wakes and sleeps, and that responses survive the moves."""
+"""What the director measures, which engines wake and sleep, and that responses survive the moves."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from yatt.controller.director import Director
 from yatt.controller.engine_stats import Asked, EngineStats
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
 from yatt.controller.router import Router
 from yatt.controller.speed_fit import SpeedFit
-from yatt.controller.stage import Stage
 from yatt.errors import BackendError
 from yatt.placement.plan import Layout
 from yatt.placement.policy import Choice, Mode
@@ -202,7 +202,7 @@ class Engine:
 
 
 class Set:
-    """Two controllers' stages over engines of both roles on every slot, and a mode that the test scripts."""
+    """Two controllers' phases over engines of both roles on every slot, and a mode that the test scripts."""
 
     def __init__(self, slots: int, looks: list[Choice | Exception | None]) -> None:
         self.log: list[str] = []
@@ -225,15 +225,15 @@ class Set:
             return first
 
         mode = Mode(start=start, look=look)
-        hub, self.routers, self.stages = Hub(2, 5), [], []
+        hub, self.routers, self.phases = Hub(2, 5), [], []
         for index in range(2):
             routers = {role: Router(Fleet(engines), clock=Still()) for role, engines in self.engines.items()}
             director = Director(
                 mode=mode, layout=layout, routers=routers, stats={role: engine_stats() for role in SIZES}, clock=Still()
             )
             self.routers.append(routers)
-            self.stages.append(
-                Stage(
+            self.phases.append(
+                Phases(
                     routers=routers,
                     director=director,
                     trainer=RecordingTrainer(1),
@@ -275,11 +275,11 @@ async def test_no_token_is_lost_where_blocks_change_hands():
     answers = []
     for looks in ([], [None, to(2, 1), to(1, 2), None, to(0, 3), None, to(2, 1)]):
         world = Set(3, list(looks))
-        await asyncio.gather(*(stage.enter("rollout", 16) for stage in world.stages))
+        await asyncio.gather(*(phases.enter("rollout", 16) for phases in world.phases))
         world.log.clear()
         drawn = await asyncio.gather(*(responses(r["policy"], uid) for uid, r in enumerate(world.routers)))
-        for stage in world.stages:
-            await stage.close()
+        for phases in world.phases:
+            await phases.close()
         answers.append(drawn)
         assert len(world.log) == (2 * (1 + 1 + 1 + 2) if looks else 0)
     still, moved = answers
@@ -289,20 +289,20 @@ async def test_no_token_is_lost_where_blocks_change_hands():
 
 async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard():
     world = Set(2, [None, to(1, 1)])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     judged, drawn = await asyncio.gather(
         responses(world.routers[1]["judge"], 7, tokens=5), responses(world.routers[0]["policy"], 0)
     )
     assert len(judged) == len(drawn) == 4
-    unsure = ["judge 0 sleeps", "judge 1 sleeps"]  # of what it finds, the stage knows nothing
+    unsure = ["judge 0 sleeps", "judge 1 sleeps"]  # how engines come up is not known
     assert world.log == [*unsure, "policy 0 wakes", "policy 1 wakes", "policy 1 sleeps", "judge 1 wakes"]
-    decisions = world.stages[0].decisions(0)
+    decisions = world.phases[0].decisions(0)
     assert [(d.text, d.slots) for d in decisions] == [
         ("all to the policy", {"policy": 2, "judge": 0}),
         ("1 and 1", {"policy": 1, "judge": 1}),
     ]
-    assert world.stages[0].decisions(0) == () and world.stages[1].decisions(0) == ()
-    await asyncio.gather(*(stage.enter("train") for stage in world.stages))
+    assert world.phases[0].decisions(0) == () and world.phases[1].decisions(0) == ()
+    await asyncio.gather(*(phases.enter("train") for phases in world.phases))
     assert sorted(world.log[6:]) == ["judge 1 sleeps", "policy 0 sleeps"]
 
 
@@ -310,14 +310,14 @@ async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard(
 async def test_a_rollout_is_held_against_how_the_last_one_began(last):
     """Not as it ended: that was chosen for its tail."""
     world = Set(2, [None, last])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     async with asyncio.timeout(20):
         await asyncio.gather(*(responses(world.routers[0][role], 0, tokens=5) for role in SIZES))
-    await asyncio.gather(*(stage.enter("train") for stage in world.stages))
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("train") for phases in world.phases))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     assert world.befores == [None, {"policy": 2, "judge": 0}]
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()
 
 
 async def test_what_a_forecast_missed_is_known_at_the_next_start():
@@ -388,32 +388,32 @@ async def test_the_longest_response_of_each_role_is_known():
 async def test_what_is_coming_is_what_has_not_been_asked_yet():
     """16 responses are expected, 4 are at the engines: 12 are coming to the policy, 16 judgements to the judge."""
     world = Set(2, [None, to(1, 1)])
-    await asyncio.gather(*(stage.enter("rollout", 16) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 16) for phases in world.phases))
     await responses(world.routers[0]["policy"], 0)
     first = world.seen[0]
     assert (first["policy"].requests, first["policy"].coming) == (4, 12)
     assert (first["judge"].requests, first["judge"].coming) == (0, 16)
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()
 
 
 async def test_who_waits_for_a_response_hears_why_nothing_moves_any_more():
     world = Set(2, [None, BackendError("the judge does not wake")])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     with pytest.raises(BackendError, match="the judge does not wake"):
         await responses(world.routers[0]["judge"], 0)
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()
 
 
 async def test_a_block_whose_engine_died_goes_to_a_role_that_lives_there():
     """The judge's only block loses its engine: the judge takes another."""
     world = Set(2, [to(1, 1), None, None])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
-    director = world.stages[0]._director
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
+    director = world.phases[0]._director
     await director.look()
     assert director.holders == ("policy", "judge")
     world.routers[0]["judge"].fleet.up[1] = False
     assert await director.look() == ("judge", "policy")
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()

@@ -15,7 +15,7 @@ from yatt.controller.admission import Admission
 from yatt.controller.exchange import Exchange
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.router import Router
-from yatt.controller.stage import Stage
+from yatt.controller.slots import Slots
 from yatt.controller.step import Controller, Desk
 from yatt.errors import YattError
 from yatt.simulation.faults import Fault, Kind, draw_faults
@@ -112,7 +112,7 @@ def recover_without_publishing(patch: pytest.MonkeyPatch) -> None:
 
     async def restore(self: Controller, state: Any, carried: Any = ()) -> None:
         self.desk.restore(state)
-        await self.stage.enter("train")
+        await self.phases.enter("train")
 
     patch.setattr(Controller, "restore", restore)
 
@@ -139,14 +139,13 @@ def label_tokens_with_the_version_now_served(patch: pytest.MonkeyPatch) -> None:
 
 def forget_the_ranks(patch: pytest.MonkeyPatch) -> None:
     """The ranks are not given their memory back, and everyone waits for them for ever."""
-    place = Stage._place
+    change = Slots.change
 
-    async def forgetting(self: Stage, holders: Any) -> None:
-        if self._phase == "train":
-            self._ranks_awake = True
-        await place(self, holders)
+    async def forgetting(self: Slots, awake: Any, *, sampling: bool, ranks: bool) -> None:
+        self._ranks_awake |= not sampling
+        await change(self, awake, sampling=sampling, ranks=ranks)
 
-    patch.setattr(Stage, "_place", forgetting)
+    patch.setattr(Slots, "change", forgetting)
 
 
 def never_tell_of_room(patch: pytest.MonkeyPatch) -> None:

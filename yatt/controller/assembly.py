@@ -16,12 +16,13 @@ from yatt.controller.engine_stats import EngineStats
 from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
+from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
 from yatt.controller.router import Router
-from yatt.controller.stage import Publisher, Stage
 from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
 from yatt.controller.survey import Survey
+from yatt.controller.weight_sync import WeightSync
 from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
@@ -61,14 +62,14 @@ class Reading:
 
 
 class Assembly:
-    """One controller's fleets, routers and stage, shared by its training and its evaluation."""
+    """One controller's fleets, routers and phases, shared by its training and its evaluation."""
 
     def __init__(self, parts: Parts, engines: Engines) -> None:
         peers, self._parts = parts.peers, parts
         self._recorder = Recorder(f"controller {peers.index}", parts.clock)
         self._fleets = {role: Fleet(generators) for role, generators in engines.generators.items()}
         self.routers = {role: self._router(role, fleet) for role, fleet in self._fleets.items()}
-        self._stage = Stage(
+        self._phases = Phases(
             routers=self.routers,
             director=Director(
                 mode=engines.mode,
@@ -128,8 +129,8 @@ class Assembly:
                 weights=part_weights(config.reward),
             ),
             shaper=shaper,
-            stage=self._stage,
-            publisher=Publisher(self._fleets[POLICY], parts.trainer, parts.peers),
+            phases=self._phases,
+            weight_sync=WeightSync(self._fleets[POLICY], parts.trainer, parts.peers),
             fleet=self._fleets[POLICY],
             on_groups=on_groups,
             responses=config.train.batch_size * responses_per_prompt(config),
@@ -144,7 +145,7 @@ class Assembly:
             rollout=self._parts.config.rollout,
             config=self._parts.config.evaluate,
             peers=self._parts.peers,
-            stage=self._stage,
+            phases=self._phases,
             on_evaluated=on_evaluated,
         )
 

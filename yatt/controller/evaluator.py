@@ -13,8 +13,8 @@ from math import comb
 from yatt.algorithm.filter import TOLERANCE
 from yatt.config.schema import EvaluateConfig, RolloutConfig
 from yatt.config.sources import check_any, check_few, source_of
+from yatt.controller.phases import Phases
 from yatt.controller.rollouter import Responder, greedy, sampled
-from yatt.controller.stage import Stage
 from yatt.intervals import normal, wilson
 from yatt.protocols import Peers
 from yatt.reports import EvaluationReport, Interval, SourceReport
@@ -46,14 +46,14 @@ class Evaluator:
         rollout: RolloutConfig,
         config: EvaluateConfig,
         peers: Peers,
-        stage: Stage,
+        phases: Phases,
         on_evaluated: OnEvaluated,
     ) -> None:
         self._prompts = prompts
         self._responder = responder
         self._config = config
         self._peers = peers
-        self._stage = stage
+        self._phases = phases
         self._on_evaluated = on_evaluated
         self._params = [greedy(rollout), *[sampled(rollout, config.temperature)] * config.samples]
         if config.by is not None:
@@ -61,7 +61,7 @@ class Evaluator:
 
     async def evaluate(self, step: int) -> EvaluationReport:
         """The same report on every controller. Collective. Sibling 0 is the greedy response."""
-        await self._stage.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
+        await self._phases.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
         answered = await asyncio.gather(*(self._responder.respond(p, self._params) for p in self._prompts))
         sums: Counter[Key] = Counter()
         for prompt, trajectories in zip(self._prompts, answered, strict=True):

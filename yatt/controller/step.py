@@ -12,10 +12,11 @@ from yatt.algorithm.rewards import RewardShaper
 from yatt.controller.carry import CarriedGroup, carried_group, restored_group
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
+from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
 from yatt.controller.rollouter import Rollouter
-from yatt.controller.stage import Publisher, Stage
 from yatt.controller.survey import Survey
+from yatt.controller.weight_sync import WeightSync
 from yatt.intervals import wilson
 from yatt.protocols import Peers, Source, Trainer
 from yatt.reports import Decision, EvaluationReport, RolloutCounts, StepReport, UpdateReport, add_counts, in_step
@@ -121,8 +122,8 @@ class Controller:
         rollouter: Rollouter,
         to_samples: ToSamples,
         shaper: RewardShaper,
-        stage: Stage,
-        publisher: Publisher,
+        phases: Phases,
+        weight_sync: WeightSync,
         fleet: Fleet,
         on_groups: OnGroups,
         responses: int,
@@ -132,8 +133,8 @@ class Controller:
         self.rollouter = rollouter
         self.to_samples = to_samples
         self.shaper = shaper
-        self.stage = stage
-        self.publisher = publisher
+        self.phases = phases
+        self.weight_sync = weight_sync
         self.fleet = fleet
         self.on_groups = on_groups
         self.responses = responses
@@ -144,23 +145,23 @@ class Controller:
         """One step of the loop. The report is the same on every controller, but for its spans."""
         phase = self.desk.recorder.phase
         async with phase("rollout"):
-            await self.stage.enter("rollout", self.responses / self.rollouter.rate.value)
+            await self.phases.enter("rollout", self.responses / self.rollouter.rate.value)
             groups, counts = await self._collected(step)
         async with phase("balance"):
             samples = self.to_samples(groups, version=self.desk.version)
             counts = replace(counts, masked=sum(len(group.trajectories) for group in groups) - len(samples))
             shares = await self.desk.exchange.balance(step, samples)
         async with phase("train"):
-            await self.stage.enter("train")
+            await self.phases.enter("train")
             update = await self.desk.trainer.update(shares)
-        async with phase("sync"), self.stage.still():
-            await self.publisher.publish(self.desk.next_version())
+        async with phase("sync"), self.phases.still():
+            await self.weight_sync.send(self.desk.next_version())
         async with phase("report"):
             self.on_groups(step, groups)
             counts, update = await self.desk.close_step(step, counts, update, draws=not self.ahead)
             self.rollouter.rate.close(counts.groups_accepted, counts.groups_accepted + counts.groups_dropped)
             self.shaper.close(counts.rewards)
-        return self.desk.report(step, counts, update, self.fleet.alive, self.stage.decisions(counts.longest_response))
+        return self.desk.report(step, counts, update, self.fleet.alive, self.phases.decisions(counts.longest_response))
 
     async def _collected(self, step: int) -> Collected:
         """The groups of a step. Up to step `ahead`, those of the next are begun at once, to be drawn while this one
@@ -186,18 +187,18 @@ class Controller:
         if self._next is not None:
             self._next.cancel()
             await asyncio.gather(self._next, return_exceptions=True)
-        await self.stage.close()
+        await self.phases.close()
 
     async def state(self) -> tuple[dict[str, Any], list[CarriedGroup]]:
         """What a resumed run needs of the controllers: numbers in global terms, the same on all of them, and the groups
         that this one carries over, those collected ahead among them. The ranks are awake afterwards, so that they can
         save what they hold. Collective."""
         await self.settle()
-        if self.stage.judges and any(await self.desk.peers.all_gather("resting", self.rollouter.busy)):
-            await self.stage.enter("rollout")
+        if self.phases.judges and any(await self.desk.peers.all_gather("resting", self.rollouter.busy)):
+            await self.phases.enter("rollout")
         await self.rollouter.rest(self.desk.version)
         await self.desk.close_source("state")
-        await self.stage.enter("train")
+        await self.phases.enter("train")
         ahead, counts = self._next.result() if self._next else ([], RolloutCounts())
         carried = [carried_group(group) for group in (*ahead, *self.rollouter.carried)]
         unreported = await self.desk.peers.all_gather("unreported", self.rollouter.unreported(counts))
@@ -218,8 +219,8 @@ class Controller:
             self.rollouter.restore(state.get("unreported", {}))
         mine = sorted(carried, key=lambda group: group.uid)[self.desk.peers.index :: self.desk.peers.count]
         self.rollouter.carried = [restored_group(group, self.desk.source.again(group.uid)) for group in mine]
-        await self.stage.enter("train")
-        await self.publisher.publish(self.desk.version)
+        await self.phases.enter("train")
+        await self.weight_sync.send(self.desk.version)
 
 
 class OfflineController:
