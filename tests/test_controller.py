@@ -15,7 +15,7 @@ from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import request_seed
+from yatt.controller.responder import request_seed
 from yatt.controller.weight_sync import WeightSync
 from yatt.errors import BackendError, WaitTimeout
 from yatt.faces.metrics import metrics_row

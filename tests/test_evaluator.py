@@ -16,7 +16,7 @@ from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Responder
+from yatt.controller.responder import Responder
 from yatt.controller.router import Router
 from yatt.errors import ConfigError
 from yatt.intervals import normal, wilson

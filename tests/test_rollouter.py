@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from yatt.algorithm.filter import FILTERS, AcceptanceRate, all_equal, band
 from yatt.config.rules import _FILTERS
 from yatt.config.schema import AlgorithmConfig, RolloutConfig
-from yatt.controller.carry import CarriedGroup, carried_group, restored_group
-from yatt.controller.rollouter import Rollouter, request_seed
+from yatt.controller.carry_over import CarriedGroup, carried_group, restored_group
+from yatt.controller.responder import request_seed
+from yatt.controller.rollouter import Rollouter
 from yatt.data.loader import Loader
 from yatt.errors import BackendError, ConfigError, ProcessDied
 from yatt.reports import RolloutCounts

@@ -12,11 +12,12 @@ import pytest
 from tests.simulation.test_fault_seeds import seconds, world
 from yatt.controller import exchange
 from yatt.controller.admission import Admission
+from yatt.controller.desk import Desk
 from yatt.controller.exchange import Exchange
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.router import Router
 from yatt.controller.slots import Slots
-from yatt.controller.step import Controller, Desk
+from yatt.controller.step import Controller
 from yatt.errors import YattError
 from yatt.simulation.faults import Fault, Kind, draw_faults
 from yatt.types import Completion, SampleKey

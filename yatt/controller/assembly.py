@@ -11,17 +11,21 @@ from yatt.algorithm.rewards import RewardShaper, part_weights
 from yatt.algorithm.samples import samples
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
+from yatt.controller.desk import Desk, T
 from yatt.controller.director import Director
 from yatt.controller.engine_stats import EngineStats
 from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
+from yatt.controller.offline import OfflineController
 from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
+from yatt.controller.reference_rows import PrecomputedReference
+from yatt.controller.responder import Decode, Responder
+from yatt.controller.rollouter import Rollouter
 from yatt.controller.router import Router
-from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
-from yatt.controller.survey import Survey
+from yatt.controller.step import Controller, OnGroups
+from yatt.controller.tally import takes_greedy
 from yatt.controller.weight_sync import WeightSync
 from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
@@ -195,10 +199,10 @@ def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
 
 
 def offline_controller(
-    parts: Parts, source: Source[Sample], held_out: Sequence[Sample], survey: Survey | None = None
+    parts: Parts, source: Source[Sample], held_out: Sequence[Sample], reference: PrecomputedReference | None = None
 ) -> OfflineController:
     recorder = Recorder(f"controller {parts.peers.index}", parts.clock)
-    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out, survey=survey)
+    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out, reference=reference)
 
 
 def desk(parts: Parts, source: Source[T], recorder: Recorder) -> Desk[T]:

@@ -23,7 +23,7 @@ from yatt.controller.assembly import (
     responses_per_prompt,
     train_slots,
 )
-from yatt.controller.carry import CarriedGroup
+from yatt.controller.carry_over import CarriedGroup
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub
 from yatt.controller.router import Router
