@@ -265,7 +265,8 @@ class Forecast:
         if len(load.held) != had:
             return running * np.maximum(lost, 0) / max(had, 1)
         by_blocks: Array = np.cumsum([0.0, *sorted(load.held)])
-        return np.minimum(running, by_blocks[np.maximum(lost, 0).astype(int)])
+        lightest: Array = np.minimum(running, by_blocks[np.maximum(lost, 0).astype(int)])
+        return lightest
 
     @cached_property
     def _later(self) -> float:
