@@ -105,10 +105,10 @@ class ClusterCrew:
             "controllers", {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}, timeout
         )
         if train and self._config.algorithm.precompute_reference:
-            await self._survey()
+            await self._ask_reference()
         self._up = True
 
-    async def _survey(self) -> None:
+    async def _ask_reference(self) -> None:
         """Have the reference look at every row, while the ranks have the weights that the run starts from."""
         seen = 0
         while rows := (await self._on_controllers("prepare"))[0]:
