@@ -180,11 +180,11 @@ class _TokenLogprobs(torch.autograd.Function):
         for part in _rows(logits):
             logs = (logits[part].float() / ctx.temperature).sub_(normaliser[part, None])
             slope = logs.exp()
-            if of_entropy is None:
-                slope.mul_(-grad[part, None])
-            else:
+            if of_entropy is not None:
                 factor = logs.add_(entropy[part, None]).mul_(of_entropy[part, None])
                 slope.mul_((factor if grad is None else factor.add_(grad[part, None])).neg_())
+            elif grad is not None:
+                slope.mul_(-grad[part, None])
             if grad is not None:
                 slope.scatter_add_(1, local[part, None], (grad[part] * mine[part])[:, None])
             result[part] = slope.div_(ctx.temperature)

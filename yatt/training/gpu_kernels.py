@@ -33,7 +33,7 @@ def varlen(
     longest = max(spans.lengths)
     # A token sees itself and so many before it; -1 is all of them.
     before = -1 if window is None or window >= longest else window - 1
-    more = {"enable_gqa": query.shape[1] != key.shape[1]} if _says_grouped() else {}
+    more: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _says_grouped() else {}
     bounds = spans.bounds
     output = varlen_attn(
         query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(before, 0), **more
@@ -115,8 +115,10 @@ def blocks(lengths: Sequence[int], window: int | None, owners: Tensor) -> BlockM
     def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (owners[q] == owners[k]) & (q >= k)
 
+    width = total if window is None else window
+
     def in_window(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visible(batch, head, q, k) & (q - k < window)
+        return visible(batch, head, q, k) & (q - k < width)
 
     (some, some_at), (all_, all_at) = partial
     return BlockMask.from_kv_blocks(
