@@ -301,7 +301,7 @@ def test_a_dead_engine_raises_in_open_and_later_calls() -> None:
         for call in open_calls:
             with pytest.raises(ProcessDied, match="generator 0 died"):
                 await call
-        for later in (generator.pause, generator.version, generator.pulse, lambda: answers(generator, [request(0)])):
+        for later in (generator.pause, generator.pulse, lambda: answers(generator, [request(0)])):
             with pytest.raises(ProcessDied, match="generator 0 died"):
                 await later()
 

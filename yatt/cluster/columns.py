@@ -243,7 +243,7 @@ def _filled(kind: Any, setters: list[Callable[..., None]], columns: list[list[An
 
 
 def _setters(hint: Any, names: tuple[str, ...]) -> list[Callable[..., None]] | None:
-    """What sets each field of a dataclass that is nothing but its slots; None of one that does more when it is made."""
+    """Setters of the fields of a dataclass that is nothing but its slots; None for one that does more when made."""
     slots = [vars(base).get(name) for name in names for base in hint.__mro__ if name in vars(base)]
     generated = "__dataclass_params__" in vars(hint) and hint.__dataclass_params__.init
     plain = generated and not hasattr(hint, "__post_init__") and len(fields(hint)) == len(names) == len(slots)

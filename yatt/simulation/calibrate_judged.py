@@ -38,12 +38,12 @@ def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, sourc
     Raises ConfigError for a run too short, or one whose timeline does not say what the engines did.
     """
     steps = steps_of(rows, source)
-    seen = {step: _once(held) for step, held in spans.items()}
-    later = [span for step, held in seen.items() if step > steps[0]["step"] for span in held]
+    seen = {step: _once(of_step) for step, of_step in spans.items()}
+    later = [span for step, of_step in seen.items() if step > steps[0]["step"] for span in of_step]
     settings: dict[Role, RolloutConfig | JudgeConfig] = {POLICY: config.rollout, **config.reward.served}
     fits = {role: _engine_fit(role, later, source) for role in settings}
     fits[TRAINER] = _trainer_fit(later, source)
-    engines = {role: _engine(role, fits[role], later, config, held) for role, held in settings.items()}
+    engines = {role: _engine(role, fits[role], later, config, chosen) for role, chosen in settings.items()}
     done = fits[TRAINER].terms
     costs = Costs(
         source=f"calibration of {source}",
@@ -119,11 +119,11 @@ def _engine(
 
 def _judge(role: Role, engine: EngineCosts, seen: Spans, steps: Sequence[Row]) -> JudgeCosts:
     """Answers are of each step's mean length; what is read beyond the question and the response is the template."""
-    samples = {step: [s for s in held if (s.role, s.name) == (role, "sample")] for step, held in seen.items()}
-    every = _answered([span for held in samples.values() for span in held])
+    samples = {step: [s for s in of_step if (s.role, s.name) == (role, "sample")] for step, of_step in seen.items()}
+    every = _answered([span for of_step in samples.values() for span in of_step])
     means = [_answered(samples.get(row["step"], [])) or every for row in steps]
-    read = sum(span.counts.get("read", 0) for held in samples.values() for span in held)
-    judged = sum(span.counts["requests"] for held in samples.values() for span in held)
+    read = sum(span.counts.get("read", 0) for of_step in samples.values() for span in of_step)
+    judged = sum(span.counts["requests"] for of_step in samples.values() for span in of_step)
     shown = sum(row["prompt_tokens"] + row["response_tokens"] for row in steps) / sum(row["responses"] for row in steps)
     return JudgeCosts(
         engine=engine,

@@ -1,4 +1,4 @@
-"""What everything costs in a simulated run: seconds, bytes and tokens.
+"""Costs of a simulated run: seconds, bytes and tokens.
 
 The numbers come from a real run (`calibrate`), or are estimated from a device's data sheet and the model's shape
 (`from_shape`). An estimate says what hardware could do; only a calibration says what a machine does.
@@ -99,7 +99,7 @@ def of_step(trace: Trace, step: int) -> Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What the run has to do, apart from the settings: properties of the data and the policy."""
+    """The work of a run beside the settings: properties of the data and the policy."""
 
     prompt_tokens: Count  # tokens of a prompt, images' tokens included
     responses: Trace
@@ -276,18 +276,18 @@ def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
     update = 4 if config.train.recompute == "full" else 3
     passes = 1 + len(loads) + update * learners * config.train.epochs_per_step  # in units of one forward pass
     host = chip.host_link * ASSUMED["host_efficiency"]
-    held = facts.parameters / devices
-    weights = (1 + len(loads)) * held * _bytes(config)
-    state = 12 * held * learners  # AdamW in float32: weights and two moments
+    per_device = facts.parameters / devices
+    weights = (1 + len(loads)) * per_device * _bytes(config)
+    state = 12 * per_device * learners  # AdamW in float32: weights and two moments
     return TrainerCosts(
         per_token=passes * 2 * facts.parameters / flops,
         per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
         per_micro_batch=ASSUMED["micro_batch"],
         per_update=config.train.epochs_per_step
-        * (2 * 4 * held * learners / ASSUMED["network"] + state / chip.bandwidth),
+        * (2 * 4 * per_device * learners / ASSUMED["network"] + state / chip.bandwidth),
         offload=(state + weights) / host,
         onload=(state + weights) / host,
-        export=held * _bytes(config) / host,
+        export=per_device * _bytes(config) / host,
     )
 
 

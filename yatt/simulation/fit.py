@@ -1,4 +1,4 @@
-"""What a phase of a real run took, as a sum of terms."""
+"""Fits the seconds of a phase of real runs as a sum of terms."""
 
 from __future__ import annotations
 

@@ -57,30 +57,30 @@ class Ranks:
         controllers whose shares did not come."""
         self.check()
         key = (work, shares[0].step)
-        held = self._shares.setdefault(key, {})
-        held.update({(share.rank, share.controller): share for share in shares})
+        received = self._shares.setdefault(key, {})
+        received.update({(share.rank, share.controller): share for share in shares})
         if key not in self._done:
             self._done[key] = asyncio.get_running_loop().create_future()
         done = self._done[key]
-        if self._awake and self._complete(held):
+        if self._awake and self._complete(received):
             self._begin(key)
         try:
             return await asyncio.wait_for(asyncio.shield(done), self._timeout)
         except TimeoutError:
-            raise WaitTimeout(f"the ranks waited in step {key[1]} for {self._lacking(held)}") from None
+            raise WaitTimeout(f"the ranks waited in step {key[1]} for {self._lacking(received)}") from None
 
     def _begin(self, key: tuple[Work, int]) -> None:
         seconds = self._seconds(key[0], list(self._shares[key].values()))
         asyncio.get_running_loop().call_later(seconds, self._finish, key, seconds)
 
-    def _complete(self, held: Mapping[tuple[int, int], Share]) -> bool:
-        return len({rank for rank, _ in held}) == len(self.nodes) and not _missing(held)
+    def _complete(self, received: Mapping[tuple[int, int], Share]) -> bool:
+        return len({rank for rank, _ in received}) == len(self.nodes) and not _missing(received)
 
-    def _lacking(self, held: Mapping[tuple[int, int], Share]) -> str:
-        """What keeps them from being done."""
-        if missing := _missing(held):
+    def _lacking(self, received: Mapping[tuple[int, int], Share]) -> str:
+        """The reason why they are not done."""
+        if missing := _missing(received):
             return f"the shares of controllers {sorted({sender for _, sender in missing})}"
-        if empty := sorted(set(range(len(self.nodes))) - {rank for rank, _ in held}):
+        if empty := sorted(set(range(len(self.nodes))) - {rank for rank, _ in received}):
             return f"a share for ranks {empty}"
         return "their own work" if self._awake else "controller 0 to give them their memory back"
 
@@ -128,8 +128,8 @@ class Ranks:
         """Updates that waited for it begin."""
         await self.spend("onload", self._costs.onload)
         self._awake = True
-        for key, held in self._shares.items():
-            if self._complete(held):
+        for key, received in self._shares.items():
+            if self._complete(received):
                 self._begin(key)
 
     async def spend(self, name: str, seconds: float) -> None:
@@ -181,7 +181,7 @@ class SimulatedTrainer:
         return await self._send("reference", shares) or {}
 
     async def _send(self, work: Work, shares: Sequence[Share]) -> Any:
-        """What the ranks answer once the shares have arrived; None where there are none."""
+        """The ranks' answer, once the shares have arrived; None where there are none."""
         self._ranks.check()
         per_token = self._site.network.costs.bytes_per_token
         arrived = 0.0
@@ -204,10 +204,10 @@ class SimulatedTrainer:
         await self._ranks.onload()
 
 
-def _missing(held: Mapping[tuple[int, int], Share]) -> list[tuple[int, int]]:
+def _missing(received: Mapping[tuple[int, int], Share]) -> list[tuple[int, int]]:
     """(rank, controller) of the shares that are still to come, as far as those that are there name their senders."""
-    senders = {share.rank: share.senders for share in held.values()}
-    return [(rank, sender) for rank, theirs in senders.items() for sender in theirs if (rank, sender) not in held]
+    senders = {share.rank: share.senders for share in received.values()}
+    return [(rank, sender) for rank, theirs in senders.items() for sender in theirs if (rank, sender) not in received]
 
 
 def samples_of(shares: Iterable[Share]) -> Iterator[Sample | Pair]:

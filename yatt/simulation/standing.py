@@ -1,4 +1,4 @@
-"""What a config is reckoned to cost before anything has run, and the fixed split that follows from it."""
+"""The costs of a config, reckoned before anything has run, and the fixed split that follows from them."""
 
 from __future__ import annotations
 

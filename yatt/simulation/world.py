@@ -67,7 +67,7 @@ class EndlessRows:
 
 
 class Witness:
-    """What a run tells whoever wants to check it. Here: nobody."""
+    """Called with the events of a run, for a check of them. This one does nothing."""
 
     def scored(self, key: SampleKey, score: Score) -> None: ...
 
@@ -149,7 +149,7 @@ class World:
         self._saved: tuple[int, dict[str, Any], list[CarriedGroup]] = (0, self.controllers[0].desk.state(), [])
 
     def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What engines and ranks did since the last call."""
+        """The spans of engines and ranks since the last call."""
         actors: list[Ranks | SimulatedGenerator] = [self.ranks, *self.gone]
         actors += [engine for engines in self.engines.values() for engine in engines]
         spans = tuple(span for actor in actors for span in actor.spans)
@@ -180,7 +180,7 @@ class World:
 
     async def save(self, step: int) -> None:
         states = await self._all(lambda controller: controller.state())
-        self._saved = (step, states[0][0], [group for _, mine in states for group in mine])
+        self._saved = (step, states[0][0], [group for _, carried in states for group in carried])
         self.log("driver", "saved", step)
         self.witness.saved(states[0][0]["source"], self._saved[2])
 
