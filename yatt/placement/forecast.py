@@ -115,19 +115,25 @@ def spreads(loads: Loads, blocks: int) -> Array:
     judges = {role: seconds for role, seconds in work.items() if role != POLICY and seconds > 0}
     most = blocks - len(judges)
     counts = range(most + 1) if most < len(_SHARES) else np.rint(_SHARES * most).astype(int)
-    own = [max(int(count), 1) if work[POLICY] > 0 else 0 for count in counts]
-    found = [{POLICY: count, **apportion(blocks - count, judges)} for count in own if judges and count <= most]
-    return np.vstack([row(split, loads) for split in found or [{POLICY: blocks}]])
+    shares = [max(int(count), 1) if work[POLICY] > 0 else 0 for count in counts]
+    if not judges:
+        return row({POLICY: blocks}, loads)
+    splits = [{POLICY: count, **apportion(blocks - count, judges)} for count in shares if count <= most]
+    return np.vstack([row(split, loads) for split in splits or [{POLICY: blocks}]])
 
 
 def _moves(split: Array) -> Array:
     """Splits [C, roles] that differ from `split` by 1, 2, 4, ... or all blocks of a role given to another."""
-    found = []
+    splits = []
     for giver, taker in itertools.permutations(range(len(split)), 2):
-        for size in {int(split[giver]), *(1 << i for i in range(int(split[giver]).bit_length()))} - {0}:
-            found.append(split.copy())
-            found[-1][[giver, taker]] += -size, size
-    return np.array(found)
+        blocks = int(split[giver])
+        powers = [1 << i for i in range(blocks.bit_length())]
+        for size in {blocks, *powers} - {0}:
+            moved = split.copy()
+            moved[giver] -= size
+            moved[taker] += size
+            splits.append(moved)
+    return np.array(splits)
 
 
 def row(split: Split, loads: Loads) -> Array:
@@ -161,23 +167,25 @@ class Forecast:
         return sum(load.requests + load.coming > 0 for load in self.loads.values())
 
     def best(self, splits: Array) -> tuple[dict[Role, int], float]:
-        """The best split found from the best of `splits` by moves that help, and its seconds."""
-        best, seconds, found = splits[0], np.inf, splits
-        while len(found):
-            predicted = self.seconds(found)
+        """The best split that is reached from the best of `splits` by moves that help, and its seconds."""
+        best, seconds, candidates = splits[0], np.inf, splits
+        while len(candidates):
+            predicted = self.seconds(candidates)
             index = int(predicted.argmin())
             if not predicted[index] < seconds * (1 - 1e-3):
                 break
-            best, seconds = found[index], float(predicted[index])
-            found = _moves(best)
+            best, seconds = candidates[index], float(predicted[index])
+            candidates = _moves(best)
         return {role: int(count) for role, count in zip(self.loads, best, strict=True)}, float(seconds)
 
     def seconds(self, splits: Array) -> Array:
         """Seconds to the end under `splits` [C, roles]. All blocks to the policy stands for giving some away later;
         judges that have requests do not lose all blocks so."""
-        found: Array = np.mean([case._seconds(splits) for case in self._cases], axis=0)
+        mean = np.mean([case._seconds(splits) for case in self._cases], axis=0)
         divided, whole = self.missed
-        return found * np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, whole, divided)
+        alone = splits[:, list(self.loads).index(POLICY)] == self.blocks
+        seconds: Array = mean * np.where(alone, whole, divided)
+        return seconds
 
     @cached_property
     def _cases(self) -> list[Forecast]:
@@ -192,7 +200,7 @@ class Forecast:
         """The same where the longest response is as long as its load says."""
         at = list(self.loads).index(POLICY)
         late = self._late(splits)
-        seconds = self._held(splits, late)
+        seconds = self._to_the_end(splits, late)
         alone = splits[:, at] == self.blocks
         waiting = any(load.requests for role, load in self.loads.items() if role != POLICY)
         begun = self.before is not None and self.before[at] < self.blocks and waiting
@@ -201,9 +209,9 @@ class Forecast:
             seconds[alone] = late[alone, at] + (1 + LATER) * self._later
         return seconds
 
-    def _held(self, splits: Array, late: Array) -> Array:
-        """The same where each split is held to the end. A judge ends at the latest of: what it has left when some
-        response ends, done without a pause from there."""
+    def _to_the_end(self, splits: Array, late: Array) -> Array:
+        """The same where each split is kept to the end. From each point of the policy's phase, a judge needs at least
+        the time for what it has left then, done without a pause; it ends at the latest of these."""
         policy, at = self.loads[POLICY], list(self.loads).index(POLICY)
         blocks, count = splits[:, at, None], np.full((1, 1), policy.requests + policy.coming)
         fresh = np.full((1, 1), policy.coming + policy.unread)
@@ -246,7 +254,9 @@ class Forecast:
         running = min(load.requests, had * load.speed.engines * load.speed.capacity)
         if len(load.held) != had:
             return running * np.maximum(lost, 0) / max(had, 1)
-        return np.minimum(running, np.cumsum([0, *sorted(load.held)])[np.maximum(lost, 0).astype(int)])
+        fewest = np.cumsum([0, *sorted(load.held)])  # requests on that many blocks
+        moved: Array = np.minimum(running, fewest[np.maximum(lost, 0).astype(int)])
+        return moved
 
     @cached_property
     def _later(self) -> float:
@@ -260,7 +270,7 @@ class Forecast:
             then = _after(self.loads, float(ended[0, point]) if _PASSED[point] < 1 else 1.0, float(_PASSED[point]))
             rest = replace(self, loads=then, before=holding)
             splits = spreads(then, self.blocks)
-            ends.append(seconds[0, point] + rest._held(splits, rest._late(splits)).min())
+            ends.append(seconds[0, point] + rest._to_the_end(splits, rest._late(splits)).min())
         return float(min(ends))
 
 
