@@ -27,6 +27,7 @@ from benchmarks.common import DEVICE, main, significant
 from yatt.config.load import load_config
 from yatt.config.schema import Config, RolloutConfig
 from yatt.generation.stepped import SteppedGenerator
+from yatt.placement.fit import least_squares
 from yatt.simulation.calibrate import lengths_of
 from yatt.simulation.costs import (
     ControllerCosts,
@@ -38,7 +39,6 @@ from yatt.simulation.costs import (
     TrainerCosts,
     Workload,
 )
-from yatt.simulation.fit import nnls
 from yatt.simulation.simulate import simulate
 from yatt.types import Request, SampleKey, SamplingParams
 
@@ -87,7 +87,7 @@ def engine(measured: list[tuple[int, float, float]]) -> EngineCosts:
     """A decode step as a constant and a part for each request; weights and caches stay where they are."""
     batches, steps = np.array([m[0] for m in measured], dtype=float), np.array([m[1] for m in measured])
     relative = np.stack([np.ones_like(batches), batches], 1) / steps[:, None]
-    step, per_request = nnls(relative, np.ones_like(steps))
+    step, per_request = least_squares(relative, np.ones_like(steps))
     prefill = max(0.0, measured[-1][2])
     return EngineCosts(
         step=step, per_request=per_request, per_kv_token=0.0, load=0.01, prefill=prefill, sleep=0.01, wake=0.01

@@ -13,6 +13,7 @@ from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
+from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
 from yatt.reports import UpdateReport
 from yatt.reward.filter import load_filter
@@ -99,9 +100,6 @@ class ScriptedGenerator:
     async def wake(self) -> None:
         self.events.append("wake")
 
-    async def version(self) -> int:
-        return self.served
-
     async def pulse(self) -> Pulse:
         return Pulse(running=0, tokens=0)
 
@@ -135,6 +133,7 @@ class RecordingTrainer:
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
+        self.timeout = 60.0
         self.delivered: dict[object, list[Share]] = {}
         self.steps: dict[int, list[list[list[list[Sample]]]]] = {}
         self.evaluated: dict[int, list[list[list[list[Sample]]]]] = {}
@@ -147,7 +146,8 @@ class RecordingTrainer:
         """The loss is the step."""
         if not await self._received("update", shares, self.steps):
             return None
-        return UpdateReport(loss=float(shares[0].step), grad_norm=0.0, learning_rate=0.0)
+        trained = sum(denominator.tokens for denominator in shares[0].denominators)
+        return UpdateReport(loss=float(shares[0].step), grad_norm=0.0, learning_rate=0.0, trained_tokens=trained)
 
     async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
         """The loss is the mean of all tokens over trained ones; of pairs, those whose chosen response is longer are
@@ -161,6 +161,7 @@ class RecordingTrainer:
             / shares[0].denominators[0].tokens,
             grad_norm=0.0,
             learning_rate=0.0,
+            trained_tokens=shares[0].denominators[0].tokens,
             numbers={"pair_accuracy": sum(right) / len(right)} if right else {},
         )
 
@@ -185,7 +186,12 @@ class RecordingTrainer:
         if all(self._complete(rank, delivered) for rank in range(self.ranks)):
             into[shares[0].step] = merge(delivered, self.ranks)
             done.set()
-        await done.wait()
+        try:
+            await asyncio.wait_for(done.wait(), self.timeout)
+        except TimeoutError:
+            there = {share.controller for share in delivered}
+            missing = sorted({sender for share in delivered for sender in share.senders} - there)
+            raise WaitTimeout(f"waited in step {shares[0].step} for the shares of controllers {missing}") from None
         return True
 
     @staticmethod
@@ -238,7 +244,7 @@ class Numbers:
 
 
 def number_prompt(row: dict[str, int], uid: int, index: int) -> Prompt:
-    return Prompt(uid=uid, row=index, text=str(index), tokens=np.arange(1 + index % 5, dtype=np.int32))
+    return Prompt(uid=uid, text=str(index), tokens=np.arange(1 + index % 5, dtype=np.int32))
 
 
 class World:

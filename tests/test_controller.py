@@ -10,7 +10,16 @@ import pytest
 from doubles import RecordingTrainer, ScriptedGenerator, World, merge
 
 from yatt.cluster.payload import payload_bytes
-from yatt.config.schema import AlgorithmConfig, RolloutConfig
+from yatt.config.schema import (
+    AlgorithmConfig,
+    Config,
+    ModelConfig,
+    PlacementConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+)
+from yatt.controller.assembly import resident
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
@@ -70,7 +79,7 @@ def some_parts(trajectory):
     return Score(
         status="ok",
         value=float(trajectory.sibling),
-        parts=parts | ({"rare": 7.0} if trajectory.prompt.row == 3 else {}),
+        parts=parts | ({"rare": 7.0} if trajectory.prompt.text == "3" else {}),
     )
 
 
@@ -88,12 +97,12 @@ async def test_a_part_is_averaged_over_the_responses_that_have_it(controllers):
 async def test_dropped_groups_are_replaced_by_the_next_prompts_whatever_ends_first(order):
     # Rows 1, 3, 5 ... teach nothing. One controller owes 4: it takes the shortest run of its order with 4 even rows.
     world = World(
-        1, lambda t: float(t.sibling) if t.prompt.row % 2 == 0 else 1.0, batch=4, order=order,
+        1, lambda t: float(t.sibling) if int(t.prompt.text) % 2 == 0 else 1.0, batch=4, order=order,
         rollout=RolloutConfig(n=2, filter="all_equal", refill="one", max_refills=5),
     )  # fmt: skip
     source = world.controllers[0].desk.source
     source.begin_step()
-    rows = [source.draw().row for _ in range(24)]
+    rows = [int(source.draw().text) for _ in range(24)]
     expected = next(d for d in range(4, 25) if sum(row % 2 == 0 for row in rows[:d]) == 4)
     counts = (await world.step(1))[0].counts
     assert (counts.groups, counts.groups_dropped, counts.refills) == (4, expected - 4, expected - 4)
@@ -285,3 +294,24 @@ async def test_what_rewards_said_before_a_checkpoint_is_reported_after_it():
     first.controllers[0].rollouter.restore(json.loads(json.dumps(asdict(told))))
     counts = (await first.step(1))[0].counts
     assert counts.failures == ("a", "b") and (counts.reward_min, counts.reward_failures) == (-1.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("sleep", "trains", "mode", "expected"),
+    [
+        (True, True, "colocated", False),
+        (True, False, "colocated", True),  # no rank wants the memory
+        (False, True, "colocated", True),
+        (True, True, "disaggregated", True),
+        (True, True, "partial", False),
+    ],
+)
+def test_engines_keep_their_memory_where_no_rank_takes_its_turn_on_their_slots(sleep, trains, mode, expected):
+    config = Config(
+        run=RunConfig(),
+        model=ModelConfig(path="none"),
+        rollout=RolloutConfig(sleep=sleep),
+        train=TrainConfig(steps=1, batch_size=1),
+        placement=PlacementConfig(mode=mode),
+    )
+    assert resident(config, trains=trains) is expected

@@ -21,6 +21,7 @@ from yatt.errors import ConfigError
 from yatt.faces.plan_words import remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.models.facts import ModelFacts
+from yatt.placement.fit import least_squares
 from yatt.simulation.calibrate import calibrate, lengths_of, workload
 from yatt.simulation.calibrate_judged import calibrate_judged
 from yatt.simulation.costs import (
@@ -35,9 +36,10 @@ from yatt.simulation.costs import (
     device,
     from_shape,
 )
-from yatt.simulation.fit import nnls
 from yatt.simulation.simulate import simulate
 from yatt.simulation.standing import costs_for, divided
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests/data/quickstart-run"
@@ -194,20 +196,20 @@ def test_costs_refuse(part, key, value, message):
 # --- the fit -------------------------------------------------------------------------------------------------------
 
 
-def test_nnls_by_hand():
-    assert nnls(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, 3.0])) == pytest.approx([1, 1])
+def test_least_squares_by_hand():
+    assert least_squares(np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([3.0, 3.0])) == pytest.approx([1, 1])
     # Without the bound x = (11, -10). Clipping it would leave 11; the best with x2 = 0 is 1.
-    assert nnls(np.array([[1.0, 1.0], [0.0, 0.1]]), np.array([1.0, -1.0])) == pytest.approx([1, 0])
-    assert nnls(np.array([[1.0], [1.0]]), np.array([-1.0, -3.0])) == pytest.approx([0])
+    assert least_squares(np.array([[1.0, 1.0], [0.0, 0.1]]), np.array([1.0, -1.0])) == pytest.approx([1, 0])
+    assert least_squares(np.array([[1.0], [1.0]]), np.array([-1.0, -3.0])) == pytest.approx([0])
 
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5))
-def test_nnls_is_optimal(seed, size):
+def test_least_squares_is_optimal(seed, size):
     """Karush-Kuhn-Tucker: no negative coefficient, no ascent at a positive one, no descent at a zero."""
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(12, size)), rng.normal(size=12)
-    x = nnls(a, b)
+    x = least_squares(a, b)
     gradient = a.T @ (b - a @ x)
     assert (x >= 0).all() and (gradient <= 1e-8).all() and np.abs(gradient[x > 0]).max(initial=0.0) <= 1e-8
 

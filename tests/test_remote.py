@@ -48,9 +48,9 @@ class Method:
     def __init__(self, handle: Handle, name: str) -> None:
         self.handle, self.name = handle, name
 
-    def remote(self, *arguments: Any) -> asyncio.Task[Any]:
+    def remote(self, *arguments: Any, **keywords: Any) -> asyncio.Task[Any]:
         self.handle.calls.append(self.name)
-        return asyncio.ensure_future(getattr(self.handle.actor, self.name)(*arguments))
+        return asyncio.ensure_future(getattr(self.handle.actor, self.name)(*arguments, **keywords))
 
 
 @pytest.fixture

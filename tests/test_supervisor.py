@@ -48,7 +48,7 @@ class Crew:
             raise ProcessDied(f"rank 0 died in step {step}")
         if step == self.stop_at:
             self.supervisor.stop()
-        return replace(REPORT, step=step)
+        return replace(REPORT, step=step, policy_version=step, epoch=step / 4)
 
     async def evaluate(self, step):
         self.events.append(f"evaluate {step}")
@@ -56,6 +56,7 @@ class Crew:
 
     async def save(self, step):
         if step == self.full_at:
+            self.full_at = None
             raise OSError(28, "No space left on device")
         self.events.append(f"save {step}")
         self.saved = step
@@ -151,7 +152,7 @@ async def test_held_out_rows_are_evaluated_whatever_is_trained():
 def test_numbers_about_data_are_not_payload_and_data_is():
     assert payload_bytes([REPORT, EVALUATION]) == 0
     tokens = np.arange(10, dtype=np.int32)
-    assert payload_bytes(Prompt(uid=0, row=0, text="", tokens=tokens)) == 40
+    assert payload_bytes(Prompt(uid=0, text="", tokens=tokens)) == 40
     assert payload_bytes({"a": [tokens, b"12345"]}) == 45
     assert payload_bytes(list(range(1000))) == 8000
     assert payload_bytes("x" * 5000) == 5000

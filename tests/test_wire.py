@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -289,3 +289,65 @@ def test_what_is_one_object_is_one_object_again():
     back = read(list[tuple[int, np.ndarray]], sent(columns)[0])
     assert plain(back) == plain(value)
     assert back[0][1] is back[2][1] is back[3][1] is not back[1][1]
+
+
+@dataclass
+class Loose:
+    """Without slots, and with a field that is not given."""
+
+    n: int
+    half: float = field(init=False, default=0.5)
+
+
+@dataclass(slots=True)
+class Derived:
+    """Its second field follows from the first."""
+
+    n: int
+    double: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.double = 2 * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Made with a side effect."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        MADE.append(self.n)
+
+
+class Own(Span):
+    """Not decorated itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """There is nothing to say of it."""
+
+
+MADE: list[int] = []
+
+
+def test_what_happens_when_a_dataclass_is_made_happens_where_it_is_read():
+    values = [Loose(n=1), Loose(n=2), Derived(3), Counted(4), Own(start=0, stop=1, version=2), Empty()]
+    values[1].half = 9.0  # of what is not given, nothing travels
+    MADE.clear()
+    back = read(list[Any], sent(pack(list[Any], values)[0])[0])
+    assert back is not values and MADE == []  # an annotation of nothing: what stands there is left as it is
+    hint = list[Loose | Derived | Counted | Own | Empty]
+    back = read(hint, sent(pack(hint, values)[0])[0])
+    assert list(map(type, back)) == list(map(type, values)) and MADE == [4]
+    assert back[:4] == [Loose(1), Loose(2), Derived(3), Counted(4)]
+    assert [back[2].double, back[1].half, back[4].stop, back[5]] == [6, 0.5, 1, Empty()]
+
+
+def test_what_is_read_is_frozen_and_like_what_was_packed():
+    sample = marked(5)
+    back = read(Sample, sent(pack(Sample, sample)[0])[0])
+    assert repr(back) == repr(sample) and back is not sample
+    with pytest.raises(FrozenInstanceError):
+        back.weight = 2.0

@@ -13,7 +13,7 @@ from yatt.placement.forecast import Forecast, Load, Speed
 from yatt.placement.plan import POLICY, apportion
 from yatt.placement.policy import MODES, Choice, miss, open_mode, text
 
-SPEED = Speed(step=0.01, per_request=1e-4, prefill=3e-5, capacity=256, engines=1)
+SPEED = Speed(step=0.01, per_request=1e-4, prefill=3e-5, capacity=256, engines=1, per_kv_token=0.0)
 JUDGE = "judge"
 
 
@@ -71,7 +71,7 @@ def test_fixed_modes_by_hand():
 
 
 def test_bound_by_hand():
-    slow = Speed(step=0.1, per_request=0.01, prefill=0.001, capacity=10, engines=2)
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.001, capacity=10, engines=2, per_kv_token=0.0)
     loads = {
         # 20 * 50 + 10 * 100 = 2000 tokens. A full batch takes 0.1 + 10 * 0.01 = 0.2 s, so 0.02 s a token; 10 are yet to
         # read 5 tokens: 0.05 s. Two engines: (40 + 0.05) / 2 = 20.025 s of a block.
@@ -88,7 +88,7 @@ def test_bound_by_hand():
 
 
 def test_forecast_by_hand():
-    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=2)
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=2, per_kv_token=0.0)
 
     def seconds(blocks, loads):
         return float(Forecast(loads=loads, blocks=sum(blocks)).seconds(np.array([blocks], dtype=float))[0])
@@ -110,7 +110,7 @@ def test_forecast_by_hand():
 
 
 def test_a_growing_cache_slows_the_steps_by_hand():
-    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=2, per_cached=0.001)
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=2, per_kv_token=0.001)
 
     def seconds(blocks, one):
         return float(Forecast(loads={POLICY: one}, blocks=blocks).seconds(np.array([[blocks]], dtype=float))[0])
@@ -128,7 +128,7 @@ def test_a_growing_cache_slows_the_steps_by_hand():
 def test_a_growing_cache_slows_the_steps_as_in_a_sum_over_them(ratio):
     """400 responses on one engine, lengths in equal parts of the forecast's family: those left at each step, and what
     they hold."""
-    speed = Speed(step=0.004, per_request=1e-5, prefill=0.0, capacity=1000, engines=1, per_cached=1e-7)
+    speed = Speed(step=0.004, per_request=1e-5, prefill=0.0, capacity=1000, engines=1, per_kv_token=1e-7)
     longest, prefix, drawn = 3000.0, 200.0, 500.0
     lengths = longest * (1 - ((np.arange(400) + 0.5) / 400) ** (1 / (ratio - 1)))
     lengths[0] = longest
@@ -142,7 +142,7 @@ def test_a_growing_cache_slows_the_steps_as_in_a_sum_over_them(ratio):
 
 def test_what_has_not_been_read_and_what_moves_by_hand():
     """8 judgements of 20 tokens and a prompt of 100, on 2 blocks of 2 engines: 2 at once, 20 steps of 0.12 s."""
-    slow = Speed(step=0.1, per_request=0.01, prefill=0.01, capacity=10, engines=2)
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.01, capacity=10, engines=2, per_kv_token=0.0)
     judge = load(requests=8, tokens=20, length=20, longest=20, prefix=100, speed=slow)
     loads = {POLICY: load(speed=slow), JUDGE: judge}
 
@@ -158,8 +158,8 @@ def test_what_has_not_been_read_and_what_moves_by_hand():
     # From 4 blocks to 2: half of them move, those that run on the blocks lost, 4 onto 4 engines.
     assert seconds([4, 2], before=[2, 4]) == pytest.approx(2.4 + 1 * 100 * 0.01)
     # All of them run on two of the four blocks: the others are the ones to lose.
-    assert seconds([4, 2], before=[2, 4], held=(4, 0, 4, 0)) == pytest.approx(2.4)
-    assert seconds([4, 2], before=[2, 4], held=(4, 1, 3, 0)) == pytest.approx(2.4 + 1 / 4 * 100 * 0.01)
+    assert seconds([4, 2], before=[2, 4], on_blocks=(4, 0, 4, 0)) == pytest.approx(2.4)
+    assert seconds([4, 2], before=[2, 4], on_blocks=(4, 1, 3, 0)) == pytest.approx(2.4 + 1 / 4 * 100 * 0.01)
     # From 1 block to 2, after half of the switching: 4 move to the new block's 2 engines; not if all are unread.
     assert seconds([4, 2], before=[5, 1]) == pytest.approx(2.4 + 1.5 + 2 * 100 * 0.01)
     assert seconds([4, 2], before=[5, 1], unread=8) == pytest.approx(2.4 + 1.5 + 2 * 100 * 0.01)  # read once, by all 4
@@ -168,7 +168,7 @@ def test_what_has_not_been_read_and_what_moves_by_hand():
 
 def test_the_longest_may_turn_out_otherwise_by_hand():
     """One response on one engine, 0.11 s a step, of 300 tokens as far as is known, 200 of which are drawn."""
-    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=1)
+    slow = Speed(step=0.1, per_request=0.01, prefill=0.0, capacity=10, engines=1, per_kv_token=0.0)
     one = replace(load(requests=1, tokens=50, length=50, longest=100, speed=slow), gone=200)
 
     def seconds(*spread):
@@ -234,6 +234,7 @@ speeds = st.builds(
     prefill=st.floats(0, 1e-3),
     capacity=st.integers(1, 300),
     engines=st.integers(1, 4),
+    per_kv_token=st.floats(0, 1e-4),
 )
 lengths = st.floats(1, 1e5)
 some_loads = st.builds(
@@ -265,6 +266,7 @@ def check_split(split, loads, blocks):
         assert all(split[role] for role, one in loads.items() if one.requests + one.coming)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(moments())
 def test_dynamic_splits_add_up_and_starve_nobody(moment):
@@ -399,6 +401,7 @@ NOISE = 0.1
 """Every measured number is off by up to a tenth, independently, at each look and between any two steps."""
 
 
+@pytest.mark.slow
 def test_noise_does_not_make_it_oscillate():
     for found, blocks in ((works(1024, 1000, 300), 32), (works(512, 1000, 600), 4), (works(1024, 400, 400), 8)):
         exact, _ = run(found, blocks)
@@ -412,6 +415,7 @@ def test_noise_does_not_make_it_oscillate():
         assert changes <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("judged", "capacity"), [(500, 32), (2000, 8)])
 def test_it_follows_responses_that_grow(judged, capacity):
     """Responses of 500 tokens, then of 2000. In the first step after the growth, begun with the loads of the one

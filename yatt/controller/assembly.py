@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from yatt import balance
 from yatt.algorithm.filter import Filter
 from yatt.algorithm.rewards import RewardShaper, part_weights
 from yatt.algorithm.samples import samples
+from yatt.balance import Assignment
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.desk import Desk, T
@@ -32,7 +34,7 @@ from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
-from yatt.types import Prompt, Sample
+from yatt.types import Pair, Prompt, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,35 @@ def running(config: Config, role: Role) -> int:
     return shape_of(config, role).running
 
 
+def exchange_of(
+    config: Config,
+    peers: Peers,
+    *,
+    quadratic: float,
+    node: str,
+    rank_nodes: Sequence[str],
+    assign: Callable[..., Assignment] = balance.assign,
+) -> Exchange:
+    """The exchange of a controller on `node`, with a data-parallel rank on each of `rank_nodes`."""
+    train = config.train
+    return Exchange(
+        peers,
+        ranks=len(rank_nodes),
+        updates=train.updates_per_step,
+        budget=train.tokens_per_micro_batch,
+        quadratic=quadratic,
+        stages=train.pp,
+        node=node,
+        rank_nodes=rank_nodes,
+        assign=assign,
+    )
+
+
+def resident(config: Config, *, trains: bool) -> bool:
+    """Whether engines keep their memory all the time, in place of taking turns with ranks on their slots."""
+    return not (config.rollout.sleep and trains) or config.placement.mode == "disaggregated"
+
+
 def draws_ahead(config: Config) -> bool:
     """Whether the next step's responses are drawn while this one trains: on slots of their own, from a policy that may
     be one version behind."""
@@ -199,7 +230,10 @@ def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
 
 
 def offline_controller(
-    parts: Parts, source: Source[Sample], held_out: Sequence[Sample], reference: PrecomputedReference | None = None
+    parts: Parts,
+    source: Source[Sample | Pair],
+    held_out: Sequence[Sample | Pair],
+    reference: PrecomputedReference | None = None,
 ) -> OfflineController:
     recorder = Recorder(f"controller {parts.peers.index}", parts.clock)
     return OfflineController(desk=desk(parts, source, recorder), held_out=held_out, reference=reference)

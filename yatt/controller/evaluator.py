@@ -69,8 +69,8 @@ class Evaluator:
             self._add(sums, self._source(prompt), trajectories)
         self._on_evaluated(step, [t for trajectories in answered for t in trajectories])
         total: Sums = defaultdict(float)
-        for theirs in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
-            for key, value in theirs.items():
+        for part in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
+            for key, value in part.items():
                 total[key] += value
         return self._report(total)
 

@@ -25,8 +25,8 @@ class PlacedGenerator(Generator, Protocol):
 
 class Fleet:
     """The generators of one role by number. One that dies is lost for the rest of the run, and the others take over its
-    work. `awake` [generators] is who samples, or soon will, as the leader last announced it. `lost` is the death of the
-    last one, where none is left."""
+    work. `awake` [generators] are those that sample, or soon will, as the leader last announced it. `lost` is the
+    death of the last one, where none is left."""
 
     def __init__(self, generators: Sequence[PlacedGenerator]) -> None:
         self.generators = tuple(generators)
@@ -44,7 +44,7 @@ class Fleet:
 
     @property
     def open(self) -> np.ndarray:
-        """[generators] Who may be given requests: those awake; where none is, all that live, at which requests wait."""
+        """[generators] Those that may be given requests: the awake ones, or, where none is, all that live."""
         awake = self.up & self.awake
         return awake if awake.any() else self.up
 

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from yatt.placement.fit import nonnegative
 from yatt.placement.forecast import Speed
 
 FORGET = 0.98
 """Weight of what was known of an engine's speed when another look comes in."""
-WORST = 1e6
-"""Condition number of the fit beyond which terms are not told apart."""
 TERMS = 4
-CHOICES = [terms for size in range(1, TERMS + 1) for terms in combinations(range(TERMS), size)]
 
 Array = npt.NDArray[np.float64]
 
 
 class EngineWork(NamedTuple):
-    """What one engine did between two looks: decode steps, tokens sampled, prompt tokens read, tokens in its KV cache
+    """One engine's work between two looks: decode steps, tokens sampled, prompt tokens read, tokens in its KV cache
     added up over the steps; and the seconds it took."""
 
     steps: int
@@ -52,19 +49,7 @@ class SpeedFit:
     def costs(self) -> Array:
         """[TERMS] seconds. Of the sets of terms with positive costs, the one that explains most; where terms cannot be
         told apart, the fewest of them."""
-        best, explained = np.zeros(TERMS), 0.0
-        scale = np.sqrt(np.maximum(np.diag(self._products), 1e-30))
-        products, sums = self._products / np.outer(scale, scale), self._sums / scale
-        for terms in map(list, CHOICES):
-            part = products[np.ix_(terms, terms)]
-            if np.linalg.cond(part) > WORST:
-                continue
-            seconds = np.linalg.solve(part, sums[terms])
-            gain = float(seconds @ sums[terms])
-            if seconds.min() > 0 and gain > explained * (1 + 1e-6):
-                best, explained = np.zeros(TERMS), gain
-                best[terms] = seconds / scale[terms]
-        return best
+        return nonnegative(self._products, self._sums)
 
     def speed(self, capacity: int, engines: int) -> Speed:
         """Of an engine that runs `capacity` requests at once, with so many `engines` in a block."""
@@ -73,7 +58,7 @@ class SpeedFit:
             step=max(step, 1e-9),
             per_request=token,
             prefill=read,
-            per_cached=cached,
+            per_kv_token=cached,
             capacity=capacity,
             engines=engines,
         )

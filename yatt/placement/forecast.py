@@ -5,26 +5,42 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from yatt.placement.plan import POLICY, Role, Split, apportion
 
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """One engine of a role. A decode step with b running requests and k tokens in the KV cache takes
-    `step + per_request * b + per_cached * k` seconds."""
+class EngineSpeed:
+    """What an engine's work costs, for the placement and the simulation. A decode step that gives one token to each of
+    R running requests, whose prefixes hold K tokens together, takes `step + per_request * R + per_kv_token * K`
+    seconds."""
 
-    step: float
-    per_request: float
-    prefill: float  # seconds per token read
+    step: Amount  # seconds of a decode step, whatever runs: reading the weights, launching
+    per_request: Amount  # seconds per running request in a decode step
+    per_kv_token: Amount  # seconds per token of KV cache read in a decode step
+    prefill: Amount = 0.0  # seconds per prompt token computed; siblings share their prompt's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed(EngineSpeed):
+    """One engine of a role, as the placement sees it."""
+
     capacity: int  # requests run at once
     engines: int  # in a block
-    per_cached: float = 0.0
+
+    @classmethod
+    def of(cls, engine: EngineSpeed, *, capacity: int, engines: int) -> Speed:
+        costs = {cost.name: getattr(engine, cost.name) for cost in fields(EngineSpeed)}
+        return cls(**costs, capacity=capacity, engines=engines)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,20 +57,20 @@ class Load:
     drawn: float = 0.0  # mean tokens of a running response so far, read anew where it moves
     gone: float = 0.0  # tokens of the longest so far
     unread: float = 0.0  # requests at its engines that none has read yet
-    held: tuple[int, ...] = ()  # requests on each block that it holds, where that is known
+    on_blocks: tuple[int, ...] = ()  # requests on each block that the role holds, where that is known
 
 
 Loads = Mapping[Role, Load]
 Missed = tuple[float, float]
-"""What to multiply forecasts of a rollout by: one begun with divided blocks, and one with all at the policy."""
+"""Factors for the forecast of a rollout: of one that begins with divided blocks, and of one with all at the policy."""
 FAIR: Missed = (1.0, 1.0)
 
 LATER = 0.02
 """Share of the predicted seconds that putting a change off must gain; else it would be put off for ever."""
 
 SPREAD = (0.7, 1.0, 1.5)
-"""What the longest response may turn out to be, in parts of what is expected. Splits are judged by the mean: one where
-the judges are behind loses where it turns out short, one where responses crowd together where it turns out long."""
+"""Lengths that the longest response may turn out to have, in parts of the expected one. Splits are judged by the mean
+over them: where it is short, a split whose judges are behind loses; where it is long, one that crowds responses."""
 LEAST = 0.2
 """Share of the longest response that is taken to be left, once it is about as long as expected or longer."""
 
@@ -71,7 +87,7 @@ Array = npt.NDArray[np.float64]
 def block_seconds(load: Load) -> float:
     """Seconds of one block for all of a role's work, in full batches."""
     speed = load.speed
-    token = speed.step / speed.capacity + speed.per_request + speed.per_cached * (load.prefix + load.length)
+    token = speed.step / speed.capacity + speed.per_request + speed.per_kv_token * (load.prefix + load.length)
     tokens = load.requests * load.tokens + load.coming * load.length
     return (tokens * token + load.coming * load.prefix * speed.prefill) / speed.engines
 
@@ -93,15 +109,16 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     queue = each - running
     ratio = longest / mean
     reading = speed.prefill * load.prefix * np.maximum(queue, np.maximum(fresh / engines, np.minimum(fresh, 1.0)))
-    batch = speed.step + (speed.per_request + speed.per_cached * (load.prefix + longest / (ratio + 1))) * speed.capacity
+    context = load.prefix + longest / (ratio + 1)
+    batch = speed.step + (speed.per_request + speed.per_kv_token * context) * speed.capacity
     gone, rest = longest * passed, (1 - passed) ** ratio
     sampled = running * mean * (1 - rest)
     seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * gone
     seconds = seconds + speed.per_request * np.maximum(sampled, gone)
-    if speed.per_cached:
-        held = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count
+    if speed.per_kv_token:
+        cached = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count
         grown = running * longest * mean * ((1 - rest * (1 - passed)) / (ratio + 1) - passed * rest)
-        seconds = seconds + speed.per_cached * np.maximum(held * sampled + grown, held * gone + gone**2 / 2)
+        seconds = seconds + speed.per_kv_token * np.maximum(cached * sampled + grown, cached * gone + gone**2 / 2)
     left = (1 - full) * queue + running * (1 - passed) ** (ratio - 1)
     ended = 1 - left / np.maximum(each, 1e-9)
     idle = requests <= 0
@@ -252,9 +269,9 @@ class Forecast:
     def _lightest(load: Load, had: float, lost: Array) -> Array:
         """Requests that run on the `lost` blocks with the fewest, of the `had` ones that a role holds."""
         running = min(load.requests, had * load.speed.engines * load.speed.capacity)
-        if len(load.held) != had:
+        if len(load.on_blocks) != had:
             return running * np.maximum(lost, 0) / max(had, 1)
-        fewest = np.cumsum([0, *sorted(load.held)])  # requests on that many blocks
+        fewest = np.cumsum([0, *sorted(load.on_blocks)])  # requests on that many blocks
         moved: Array = np.minimum(running, fewest[np.maximum(lost, 0).astype(int)])
         return moved
 
@@ -275,14 +292,14 @@ class Forecast:
 
 
 def _after(loads: Loads, ended: float, passed: float) -> dict[Role, Load]:
-    """Loads once a share of the policy's responses has ended, none of them judged. What is left of a role's requests
-    has the same shape as before, `1 - passed` as long."""
+    """Loads once a share `ended` of the policy's responses has ended, none of them judged. The responses left have the
+    same distribution of lengths as before, `1 - passed` as long."""
     policy, rest = loads[POLICY], 1 - passed
     count = policy.requests + policy.coming
     mean = (policy.requests * policy.tokens + policy.coming * policy.length) / count
     then = {
         role: replace(
-            load, requests=round(load.requests + load.coming * ended), coming=load.coming * (1 - ended), held=()
+            load, requests=round(load.requests + load.coming * ended), coming=load.coming * (1 - ended), on_blocks=()
         )
         for role, load in loads.items()
     }
@@ -291,7 +308,7 @@ def _after(loads: Loads, ended: float, passed: float) -> dict[Role, Load]:
         requests=math.ceil(count * (1 - ended)) if rest else 0,
         coming=0.0,
         unread=0.0,
-        held=(),
+        on_blocks=(),
         tokens=mean * rest,
         longest=max(policy.longest, mean) * rest,
         drawn=policy.drawn + max(policy.longest, mean) * passed,

@@ -25,7 +25,7 @@ from yatt.simulation.costs import (
     TrainerCosts,
     Workload,
 )
-from yatt.simulation.fit import Fit, fitted
+from yatt.simulation.fit import PhaseFit, fitted
 
 FEWEST = 4
 """Steps a fit needs, the first one not counted: it warms caches and kernels up."""
@@ -33,7 +33,7 @@ FEWEST = 4
 Row = Mapping[str, Any]
 
 
-def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int) -> tuple[Costs, list[Fit]]:
+def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int) -> tuple[Costs, list[PhaseFit]]:
     """Costs of a run without judges on `devices` devices, from its settings and the rows of its metrics.
 
     Rollout seconds are fixed + decode steps (the longest response) + tokens and KV reads of an engine's share; train
@@ -85,7 +85,7 @@ def steps_of(rows: Sequence[Row], source: str) -> list[Row]:
     return steps
 
 
-def to_file(path: Path, costs: Costs, fits: Sequence[Fit], config: Config) -> None:
+def to_file(path: Path, costs: Costs, fits: Sequence[PhaseFit], config: Config) -> None:
     """Write costs as `plan.calibration` reads them, with the fit and the layout they hold for."""
     content = {"layout": _layout(config), "costs": costs.to_json(), "fit": [asdict(fit) for fit in fits]}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -111,7 +111,7 @@ def from_file(path: str, config: Config) -> Costs:
 
 
 def _layout(config: Config) -> dict[str, int]:
-    """What costs per engine and per rank depend on."""
+    """The settings that costs per engine and per rank depend on."""
     return {
         "train.tp": config.train.tp,
         "train.pp": config.train.pp,
@@ -133,7 +133,7 @@ UNSEEN = (
 
 
 def workload(rows: Sequence[Row]) -> Workload:
-    """What these steps had to do: response lengths step by step, and means of the rest."""
+    """The work of these steps: response lengths step by step, and means of the rest."""
     total = {name: sum(row.get(name, 0) for row in rows) for name in _COUNTED}
     groups = total["groups"] + total["groups_dropped"]
     return Workload(
@@ -161,7 +161,7 @@ def lengths_of(row: Row) -> Lengths:
 
 
 def _work(row: Row, lengths: Lengths, engines: int, ranks: int, siblings: int) -> dict[str, float]:
-    """What one step had to do, per engine and per rank. Siblings share the KV tokens of their prompt."""
+    """The work of one step, per engine and per rank. Siblings share the KV tokens of their prompt."""
     mean, responses = row["response_length_mean"], row["responses"]
     prompt = row["prompt_tokens"] / responses
     square = mean * mean * math.exp(lengths.sigma**2)  # the lognormal's second moment

@@ -15,12 +15,12 @@ from yatt.placement.plan import POLICY, TRAINER, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.calibrate import FEWEST, Row, steps_of, workload
 from yatt.simulation.costs import ControllerCosts, Costs, EngineCosts, JudgeCosts, Lengths, ScorerCosts, TrainerCosts
-from yatt.simulation.fit import Fit, fitted
+from yatt.simulation.fit import PhaseFit, fitted
 
 Spans = Mapping[int, Sequence[PhaseSpan]]
 """Of each step."""
 ENGINE = {"steps": "decode step", "tokens": "sampled token", "read": "prompt token"}
-"""What an engine's time goes by: the counts of its spans, and what they are called."""
+"""The counts of an engine's spans that its time goes by -> their names in a fit."""
 UNSEEN = (
     "seconds per KV token read: inside a decode step's and a token's",
     "seconds of rules, per message: inside the phases",
@@ -29,7 +29,7 @@ UNSEEN = (
 )
 
 
-def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, source: str) -> tuple[Costs, list[Fit]]:
+def calibrate_judged(config: Config, rows: Sequence[Row], spans: Spans, *, source: str) -> tuple[Costs, list[PhaseFit]]:
     """Costs of a run from its settings, its metrics and its timeline.
 
     An engine's seconds are those of a decode step, of a token sampled and of a prompt token read; a rank's those of an
@@ -71,23 +71,23 @@ def _once(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
     return list({(span.actor, span.name, span.start): span for span in spans}.values())
 
 
-def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> Fit:
-    found = [span for span in spans if (span.role, span.name) == (role, "sample") and span.counts.get("steps")]
-    if len(found) < FEWEST:
+def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> PhaseFit:
+    spent = [span for span in spans if (span.role, span.name) == (role, "sample") and span.counts.get("steps")]
+    if len(spent) < FEWEST:
         raise ConfigError(
-            f"{source}: the timeline has {len(found)} stretches in which an engine of {role} sampled, with its decode "
+            f"{source}: the timeline has {len(spent)} stretches in which an engine of {role} sampled, with its decode "
             f"steps, after the first step; a fit takes at least {FEWEST}: run longer, or once more with this version"
         )
-    work = [{name: float(span.counts.get(count, 0)) for count, name in ENGINE.items()} for span in found]
-    return fitted(f"{role}, sampling", [span.stop - span.start for span in found], work)
+    work = [{name: float(span.counts.get(count, 0)) for count, name in ENGINE.items()} for span in spent]
+    return fitted(f"{role}, sampling", [span.stop - span.start for span in spent], work)
 
 
-def _trainer_fit(spans: Sequence[PhaseSpan], source: str) -> Fit:
-    found = [span for span in spans if (span.role, span.name) == (TRAINER, "update")]
-    if len(found) < FEWEST:
-        raise ConfigError(f"{source}: the timeline has {len(found)} updates; a fit takes at least {FEWEST}")
-    work = [{"trained token": float(span.counts["tokens"]), "fixed": 1.0} for span in found]
-    return fitted("update", [span.stop - span.start for span in found], work)
+def _trainer_fit(spans: Sequence[PhaseSpan], source: str) -> PhaseFit:
+    updates = [span for span in spans if (span.role, span.name) == (TRAINER, "update")]
+    if len(updates) < FEWEST:
+        raise ConfigError(f"{source}: the timeline has {len(updates)} updates; a fit takes at least {FEWEST}")
+    work = [{"trained token": float(span.counts["tokens"]), "fixed": 1.0} for span in updates]
+    return fitted("update", [span.stop - span.start for span in updates], work)
 
 
 def _mean(spans: Sequence[PhaseSpan], role: Role, name: str) -> float:
@@ -97,7 +97,7 @@ def _mean(spans: Sequence[PhaseSpan], role: Role, name: str) -> float:
 
 
 def _engine(
-    role: Role, fit: Fit, spans: Sequence[PhaseSpan], config: Config, settings: RolloutConfig | JudgeConfig
+    role: Role, fit: PhaseFit, spans: Sequence[PhaseSpan], config: Config, settings: RolloutConfig | JudgeConfig
 ) -> EngineCosts:
     path = settings.path if isinstance(settings, JudgeConfig) else config.model.path
     sizes: dict[str, float] = {}
@@ -109,7 +109,9 @@ def _engine(
         per_request=token,
         per_kv_token=0.0,
         prefill=read,
-        **{name: _mean(spans, role, name) for name in ("load", "sleep", "wake")},
+        load=_mean(spans, role, "load"),
+        sleep=_mean(spans, role, "sleep"),
+        wake=_mean(spans, role, "wake"),
         max_running=running(config, role),
         parameters=sizes.get(role, 0.0),
     )

@@ -19,9 +19,9 @@ from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
 from yatt.placement.cost import kv_token, settings_of, shape_of
+from yatt.placement.forecast import Amount, EngineSpeed
 from yatt.placement.plan import POLICY, Role
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -30,15 +30,10 @@ Z99 = 2.3263478740408408
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCosts:
-    """One generator. A decode step that gives one token to each of R running requests, whose prefixes hold K tokens
-    together, takes `step + per_request * R + per_kv_token * K` seconds."""
+class EngineCosts(EngineSpeed):
+    """One generator: its speed, and what the rest of its life costs."""
 
-    step: Amount  # seconds of a decode step, whatever runs: reading the weights, launching
-    per_request: Amount  # seconds per running request in a decode step
-    per_kv_token: Amount  # seconds per token of KV cache read in a decode step
     load: Amount  # seconds to take a new set of weights
-    prefill: Amount = 0.0  # seconds per prompt token computed; siblings share their prompt's
     sleep: Amount = 0.0  # seconds to free its memory
     wake: Amount = 0.0  # seconds to take it back
     kv_tokens: Count = 10**12  # tokens the KV cache holds

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 
-from yatt.errors import ConfigError, ProcessDied
+from yatt.errors import ProcessDied, WaitTimeout
 from yatt.placement.plan import TRAINER
 from yatt.protocols import EVERY_NODE
 from yatt.reports import PhaseSpan, UpdateReport
 from yatt.simulation.costs import TrainerCosts
 from yatt.simulation.engine import Log
 from yatt.simulation.network import Node, Site, until
-from yatt.types import Share, WeightManifest
+from yatt.types import Pair, Sample, Share, WeightManifest
 
+FORWARD = 1 / 3
+"""Of the time that a token takes in an update: a forward pass without the backward one."""
+Work = Literal["update", "evaluate", "reference"]
 OnTrained = Callable[[int, Share], None]
 """(step, share): called for each share of a step whose updates have all been made."""
 
 
 class Ranks:
-    """All data-parallel ranks. A step's updates begin once each rank has the share of every sender it was told of, and
-    the memory for it; an update ends with the slowest rank. A pipeline of `stages` is filled and drained once per
-    update: its first micro-batch passes all stages, each as long as the costliest one takes."""
+    """All data-parallel ranks. A step's work of one kind begins once each rank has the share of every sender it was
+    told of, and the memory for it; an update ends with the slowest rank. A pipeline of `stages` is filled and drained
+    once per update: its first micro-batch passes all stages, each as long as the costliest one takes."""
 
     def __init__(
         self,
@@ -35,70 +40,84 @@ class Ranks:
         stages: int,
         log: Log,
         on_trained: OnTrained,
+        timeout: float,
     ) -> None:
         self._span = partial(PhaseSpan, actor="ranks", role=TRAINER, slots=slots)
         self.spans: list[PhaseSpan] = []
         self._costs, self.nodes, self._stages, self._log, self._on_trained = costs, nodes, stages, log, on_trained
-        self._shares: dict[int, dict[tuple[int, int], Share]] = {}
-        self._done: dict[int, asyncio.Future[UpdateReport]] = {}
+        self._timeout = timeout
+        self._shares: dict[tuple[Work, int], dict[tuple[int, int], Share]] = {}
+        self._done: dict[tuple[Work, int], asyncio.Future[Any]] = {}
         self._dead: ProcessDied | None = None
         self._awake = True
         self.busy = 0.0  # seconds of work, added over ranks
 
-    async def train(self, shares: Sequence[Share]) -> UpdateReport:
-        """Take one controller's shares of a step in; returns when the step's updates have been made."""
+    async def work(self, work: Work, shares: Sequence[Share]) -> Any:
+        """Take one controller's shares of a step in; returns what comes of everyone's. Raises WaitTimeout naming the
+        controllers whose shares did not come."""
         self.check()
-        step = shares[0].step
-        held = self._shares.setdefault(step, {})
+        key = (work, shares[0].step)
+        held = self._shares.setdefault(key, {})
         held.update({(share.rank, share.controller): share for share in shares})
-        if step not in self._done:
-            self._done[step] = asyncio.get_running_loop().create_future()
-        done = self._done[step]
+        if key not in self._done:
+            self._done[key] = asyncio.get_running_loop().create_future()
+        done = self._done[key]
         if self._awake and self._complete(held):
-            self._begin(step)
-        return await asyncio.shield(done)
+            self._begin(key)
+        try:
+            return await asyncio.wait_for(asyncio.shield(done), self._timeout)
+        except TimeoutError:
+            raise WaitTimeout(f"the ranks waited in step {key[1]} for {self._lacking(held)}") from None
 
-    def _begin(self, step: int) -> None:
-        seconds = self._seconds(list(self._shares[step].values()))
-        asyncio.get_running_loop().call_later(seconds, self._finish, step, seconds)
+    def _begin(self, key: tuple[Work, int]) -> None:
+        seconds = self._seconds(key[0], list(self._shares[key].values()))
+        asyncio.get_running_loop().call_later(seconds, self._finish, key, seconds)
 
     def _complete(self, held: Mapping[tuple[int, int], Share]) -> bool:
-        senders = {share.rank: share.senders for share in held.values()}
-        return len(senders) == len(self.nodes) and all(
-            (rank, sender) in held for rank, theirs in senders.items() for sender in theirs
-        )
+        return len({rank for rank, _ in held}) == len(self.nodes) and not _missing(held)
 
-    def _seconds(self, shares: Sequence[Share]) -> float:
+    def _lacking(self, held: Mapping[tuple[int, int], Share]) -> str:
+        """What keeps them from being done."""
+        if missing := _missing(held):
+            return f"the shares of controllers {sorted({sender for _, sender in missing})}"
+        if empty := sorted(set(range(len(self.nodes))) - {rank for rank, _ in held}):
+            return f"a share for ranks {empty}"
+        return "their own work" if self._awake else "controller 0 to give them their memory back"
+
+    def _seconds(self, work: Work, shares: Sequence[Share]) -> float:
         """The sum over updates of the slowest rank's time."""
         costs, total = self._costs, 0.0
+        part, per_update = (1.0, costs.per_update) if work == "update" else (FORWARD, 0.0)
         for update in range(len(shares[0].updates)):
             times = np.zeros((len(self.nodes), len(shares[0].updates[update]))) + costs.per_micro_batch
             for share in shares:
                 for micro, samples in enumerate(share.updates[update]):
                     lengths = [len(sequence.tokens) for sample in samples for sequence in sample.sequences]
-                    times[share.rank, micro] += costs.per_token * sum(lengths)
-                    times[share.rank, micro] += costs.per_token_squared * sum(length**2 for length in lengths)
+                    times[share.rank, micro] += part * costs.per_token * sum(lengths)
+                    times[share.rank, micro] += part * costs.per_token_squared * sum(length**2 for length in lengths)
             own = times.sum(axis=1) + (self._stages - 1) * times.max(axis=1, initial=0.0)
-            total += float(own.max()) + costs.per_update
-            self.busy += float(times.sum()) + costs.per_update * len(self.nodes)
+            total += float(own.max()) + per_update
+            self.busy += float(times.sum()) + per_update * len(self.nodes)
         return total
 
-    def _finish(self, step: int, seconds: float) -> None:
-        done = self._done.pop(step, None)
-        shares = self._shares.pop(step, {})
+    def _finish(self, key: tuple[Work, int], seconds: float) -> None:
+        work, step = key
+        done = self._done.pop(key, None)
+        shares = self._shares.pop(key, {})
         if done is None or done.done():
             return
-        for key in sorted(shares):
-            self._on_trained(step, shares[key])
-        samples = [s for share in shares.values() for update in share.updates for micro in update for s in micro]
-        ranks, tokens = len(self.nodes), sum(len(sequence.tokens) for s in samples for sequence in s.sequences)
-        self._note("update", seconds, samples=len(samples) // ranks, tokens=tokens // ranks)
+        for place in sorted(shares) if work == "update" else ():
+            self._on_trained(step, shares[place])
+        every = list(samples_of(shares.values()))
+        ranks, tokens = len(self.nodes), sum(len(sequence.tokens) for s in every for sequence in s.sequences)
+        self._note(work, seconds, samples=len(every) // ranks, tokens=tokens // ranks)
+        if work == "reference":
+            done.set_result({sample.key.uid: (0.0, 0.0) for sample in every})
+            return
         trained = sum(d.tokens for d in next(iter(shares.values())).denominators)
-        self._log("ranks", "trained", step, trained)
+        self._log("ranks", "trained" if work == "update" else "evaluated", step, trained)
         done.set_result(
-            UpdateReport(
-                loss=0.0, grad_norm=0.0, learning_rate=0.0, trained_tokens=trained, seconds={"update": seconds}
-            )
+            UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0, trained_tokens=trained, seconds={work: seconds})
         )
 
     async def offload(self) -> None:
@@ -109,9 +128,9 @@ class Ranks:
         """Updates that waited for it begin."""
         await self.spend("onload", self._costs.onload)
         self._awake = True
-        for step, held in self._shares.items():
+        for key, held in self._shares.items():
             if self._complete(held):
-                self._begin(step)
+                self._begin(key)
 
     async def spend(self, name: str, seconds: float) -> None:
         self.check()
@@ -150,20 +169,27 @@ class SimulatedTrainer:
         self._ranks, self._site, self._costs = ranks, site, costs
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
+        return await self._send("update", shares)
+
+    async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
+        return await self._send("evaluate", shares)
+
+    async def reference(self, shares: Sequence[Share]) -> Mapping[int, tuple[float, float]]:
+        """Of everyone's samples: both sequences are certain."""
+        return await self._send("reference", shares) or {}
+
+    async def _send(self, work: Work, shares: Sequence[Share]) -> Any:
+        """What the ranks answer once the shares have arrived; None where there are none."""
         self._ranks.check()
         per_token = self._site.network.costs.bytes_per_token
         arrived = 0.0
         for share in shares:
-            samples = [s for update in share.updates for micro in update for one in micro for s in one.sequences]
+            samples = [one for sample in samples_of([share]) for one in sample.sequences]
             media = {id(one.handle): one for sample in samples for one in sample.media}
             nbytes = round(per_token * sum(len(sample.tokens) for sample in samples))
             arrived = max(arrived, self._site.send(self._ranks.nodes[share.rank], nbytes, tuple(media.values())))
         await until(arrived)
-        return await self._ranks.train(shares) if shares else None
-
-    async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
-        """Raises ConfigError: nothing that learns from rows is simulated."""
-        raise ConfigError("a simulated run has no rows to evaluate on; unset evaluate.path and evaluate.size")
+        return await self._ranks.work(work, shares) if shares else None
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         await self._ranks.spend("export", self._costs.export)
@@ -174,3 +200,14 @@ class SimulatedTrainer:
 
     async def onload(self) -> None:
         await self._ranks.onload()
+
+
+def _missing(held: Mapping[tuple[int, int], Share]) -> list[tuple[int, int]]:
+    """(rank, controller) of the shares that are still to come, as far as those that are there name their senders."""
+    senders = {share.rank: share.senders for share in held.values()}
+    return [(rank, sender) for rank, theirs in senders.items() for sender in theirs if (rank, sender) not in held]
+
+
+def samples_of(shares: Iterable[Share]) -> Iterator[Sample | Pair]:
+    """Every sample of these shares."""
+    return chain.from_iterable(chain(*chain(*share.updates)) for share in shares)

@@ -41,8 +41,8 @@ class SimulatedJudge:
 
 class SimulatedScorer:
     """Implements `yatt.protocols.Scorer`. All siblings get the same reward in a share `equal_groups` of the
-    groups; in the others they differ. A score that hangs is cut off after `timeout`, as the reward workers do. `parts`
-    are the names of a reward's parts, each with its value."""
+    groups; in the others they differ. A score that hangs is cut off after `timeout`, as the reward workers do, and the
+    others of its call are given. `parts` are the names of a reward's parts, each with its value."""
 
     def __init__(
         self,
@@ -61,11 +61,13 @@ class SimulatedScorer:
         self._hangs = self._left = False
 
     async def score(self, trajectories: Sequence[Trajectory]) -> list[Score]:
-        hangs, self._hangs = self._hangs, False
-        await asyncio.sleep(self._timeout if hangs else self._seconds)
-        if self._judges and not hangs:
-            await self._ask(trajectories)
-        scores = [TIMED_OUT if hangs else self._judge(t) for t in trajectories]
+        if not trajectories:
+            return []
+        hung, self._hangs = int(self._hangs), False
+        await asyncio.sleep(self._timeout if hung else self._seconds)
+        if self._judges and trajectories[hung:]:
+            await self._ask(trajectories[hung:])
+        scores = [TIMED_OUT] * hung + [self._judge(t) for t in trajectories[hung:]]
         for trajectory, score in zip(trajectories, [] if self._left else scores, strict=False):
             self._on_scored(SampleKey(trajectory.prompt.uid, trajectory.sibling), score)
         return scores
@@ -79,7 +81,7 @@ class SimulatedScorer:
             asking.cancel()
 
     def hang(self) -> None:
-        """The next call does not come back in time."""
+        """The first score of the next call does not come in time."""
         self._hangs = True
 
     async def _ask(self, trajectories: Sequence[Trajectory]) -> None:

@@ -65,7 +65,8 @@ def foreseen(config: Config, layout: Layout, costs: Costs) -> Split:
         return float(forecast.seconds(row(split, loads))[0])
 
     tried = search(len(layout.blocks), list(layout.sizes), seconds, tries=TRIES)
-    return dict(zip(layout.sizes, min(tried, key=lambda split: tried[split]), strict=True))
+    best = min(tried, key=lambda split: tried[split])
+    return dict(zip(layout.sizes, best, strict=True))
 
 
 def expected(config: Config, layout: Layout, costs: Costs) -> Loads:
@@ -99,12 +100,9 @@ def _lengths(lengths: Lengths, count: float, limit: int) -> tuple[float, float]:
 def _load(
     count: float, mean: float, longest: float, read: float, engine: EngineCosts, role: Role, layout: Layout
 ) -> Load:
-    speed = Speed(
-        step=engine.step,
-        per_request=engine.per_request,
-        prefill=engine.prefill,
+    speed = Speed.of(
+        engine,
         capacity=max(1, min(engine.max_running, int(engine.kv_tokens / (read + mean)))),
         engines=max(layout.sizes.values()) // layout.sizes[role],
-        per_cached=engine.per_kv_token,
     )
     return Load(requests=0, coming=count, tokens=mean, length=mean, longest=longest, prefix=read, speed=speed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from yatt.algorithm.rewards import part_weights
 from yatt.balance import Assignment, assign
+from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import (
     Assembly,
@@ -18,13 +19,13 @@ from yatt.controller.assembly import (
     Parts,
     Reading,
     engine_sites,
+    exchange_of,
     layout_of,
     mode_of,
+    resident,
     responses_per_prompt,
-    train_slots,
 )
 from yatt.controller.carry_over import CarriedGroup
-from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub
 from yatt.controller.router import Router
 from yatt.controller.step import Controller
@@ -136,6 +137,7 @@ class World:
             stages=config.train.pp,
             log=self.log,
             on_trained=self.witness.trained,
+            timeout=config.cluster.step_timeout,
         )
         nodes = self.network.nodes
         self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
@@ -148,7 +150,8 @@ class World:
 
     def take_spans(self) -> tuple[PhaseSpan, ...]:
         """What engines and ranks did since the last call."""
-        actors = [self.ranks, *self.gone, *(engine for engines in self.engines.values() for engine in engines)]
+        actors: list[Ranks | SimulatedGenerator] = [self.ranks, *self.gone]
+        actors += [engine for engines in self.engines.values() for engine in engines]
         spans = tuple(span for actor in actors for span in actor.spans)
         for actor in actors:
             actor.spans.clear()
@@ -278,13 +281,10 @@ class World:
         config, trainer = self.config, self.costs.trainer
         count = len(self.sites)
         peers = SimulatedPeers(site, count, hub, self.sites[0].node)
-        exchange = Exchange(
+        exchange = exchange_of(
+            config,
             peers,
-            ranks=len(self.ranks.nodes),
-            updates=config.train.updates_per_step,
-            budget=config.train.tokens_per_micro_batch,
             quadratic=trainer.per_token_squared / trainer.per_token if trainer.per_token else 0.0,
-            stages=config.train.pp,
             node=site.node.name,
             rank_nodes=[node.name for node in self.ranks.nodes],
             assign=assign,
@@ -300,7 +300,7 @@ class World:
             layout=self.layout,
             mode=self.mode,
             generators={role: [RemoteGenerator(e, site) for e in engines] for role, engines in self.engines.items()},
-            resident=not config.rollout.sleep or config.placement.mode == "disaggregated",
+            resident=resident(config, trains=True),
         )
         assembly = Assembly(parts, engines)
         self.scorers.append(self._scorer(assembly.routers))
@@ -319,7 +319,7 @@ class World:
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         nbytes = self.costs.workload.image_bytes
         media = (site.read(nbytes),) if nbytes else ()
-        return Prompt(uid=uid, row=index, text="", tokens=self._prompt, media=media)
+        return Prompt(uid=uid, text="", tokens=self._prompt, media=media)
 
 
 def _check(config: Config, devices: int) -> None:
