@@ -199,7 +199,7 @@ class ClusterCrew:
 
     def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
         process = self._process(f"controller {index}", "cpu")
-        env = slot_environment(replace(self.slots[0], device="cpu", threads=1)) | {"CUDA_VISIBLE_DEVICES": ""}
+        env = slot_environment(replace(self.slots[0], device="cpu", threads=1))
         keywords = {"index": index, "count": count, "run_path": str(self._run_path)}
         node = nodes[index % len(nodes)]
         return self._keep(place(ControllerActor, node, env, process, self._config, self._backends, **keywords))

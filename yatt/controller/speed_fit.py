@@ -47,8 +47,7 @@ class SpeedFit:
         self.looks += 1
 
     def costs(self) -> Array:
-        """[TERMS] seconds. Of the sets of terms with positive costs, the one that explains most; where terms cannot be
-        told apart, the fewest of them."""
+        """[TERMS] seconds; see `nonnegative`."""
         return nonnegative(self._products, self._sums)
 
     def speed(self, capacity: int, engines: int) -> Speed:

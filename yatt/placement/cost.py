@@ -70,8 +70,8 @@ def bytes_of(dtype: str) -> int:
 
 def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Need:
     """Weights of each model; of those that learn also float32 gradients, and AdamW's float32 moments, with main weights
-    beside bfloat16 ones, sharded over data parallelism; logits of a micro-batch, as they are and as float32
-    probabilities. Models beside the policy are taken to be of its size. With `train.offload` a GPU has one at a time.
+    beside bfloat16 ones, sharded over data parallelism; logits of a micro-batch and their gradient.
+    Models beside the policy are taken to be of its size. With `train.offload` a GPU has one at a time.
     Asleep, all of them leave it."""
     size, train, loads = bytes_of(config.model.dtype), config.train, config.algorithm.loads
     held = model.parameters / (train.tp * train.pp)
@@ -83,7 +83,7 @@ def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Nee
     if train.offload and kind == "cuda":
         learners, frozen = 1, 0
     kept = learners * learning + frozen * held * size
-    logits = train.tokens_per_micro_batch * model.vocab_size / train.tp * (size + 4)
+    logits = train.tokens_per_micro_batch * model.vocab_size / train.tp * 2 * size
     return Need(kept + logits, 0.0 if kind == "cuda" else kept)
 
 

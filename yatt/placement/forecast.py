@@ -271,9 +271,9 @@ class Forecast:
         running = min(load.requests, had * load.speed.engines * load.speed.capacity)
         if len(load.on_blocks) != had:
             return running * np.maximum(lost, 0) / max(had, 1)
-        fewest = np.cumsum([0, *sorted(load.on_blocks)])  # requests on that many blocks
-        moved: Array = np.minimum(running, fewest[np.maximum(lost, 0).astype(int)])
-        return moved
+        fewest: Array = np.cumsum([0.0, *sorted(load.on_blocks)])
+        lightest: Array = np.minimum(running, fewest[np.maximum(lost, 0).astype(int)])
+        return lightest
 
     @cached_property
     def _later(self) -> float:

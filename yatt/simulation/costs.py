@@ -267,12 +267,14 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> Engi
 def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
     """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
     adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, one
-    for a reference, a teacher and a critic each; the critic learns as much as the policy. Models beside the policy are
-    taken to be of its size. Messages between tensor-parallel devices are not counted."""
+    for a reference, a teacher and a critic each; the critic learns as much as the policy. Recomputing layers is a
+    forward pass more for each update. Models beside the policy are taken to be of its size. Messages between
+    tensor-parallel devices are not counted."""
     chip, devices = device(config.plan.device), config.train.tp * config.train.pp
     flops = chip.flops * 2 / _bytes(config) * ASSUMED["train_efficiency"] * devices
     loads, learners = config.algorithm.loads, 1 + ("critic" in config.algorithm.loads)
-    passes = 1 + len(loads) + 3 * learners * config.train.epochs_per_step  # in units of one forward pass
+    update = 4 if config.train.recompute == "full" else 3
+    passes = 1 + len(loads) + update * learners * config.train.epochs_per_step  # in units of one forward pass
     host = chip.host_link * ASSUMED["host_efficiency"]
     held = facts.parameters / devices
     weights = (1 + len(loads)) * held * _bytes(config)
