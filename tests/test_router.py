@@ -250,6 +250,17 @@ async def test_where_the_last_generator_dies_the_caller_hears_why():
         await task
 
 
+async def test_where_none_is_left_those_who_wait_for_room_and_those_who_come_later_hear_why():
+    engines, router = make(1, limit=2)
+    tasks = [start(router, requests(uid, 2))[0] for uid in range(2)]
+    await settle()
+    engines[0].die()
+    await settle()
+    for task in (*tasks, start(router, requests(2, 2))[0]):
+        with pytest.raises(ProcessDied, match="engine died"):
+            await asyncio.wait_for(task, 5)
+
+
 async def test_an_error_that_is_no_death_is_the_callers():
     engines, router = make(2)
     task, _ = start(router, requests(0, 1))
@@ -302,6 +313,28 @@ async def test_a_group_aborted_before_it_had_room_comes_back_empty():
     await task
     assert [(len(c.tokens), c.finish) for c in ended] == [(0, "aborted")] * 2
     blocked.cancel()
+
+
+async def test_a_prompt_that_is_offered_again_is_not_aborted_again():
+    """Its group was aborted while it waited for room; in the next step the same requests come once more."""
+    clock = HandClock()
+    engines, router = make(1, clock=clock, limit=2)
+    blocked, _ = start(router, requests(0, 2))
+    await settle()
+    aborted, _ = start(router, requests(1, 2))
+    await settle()
+    await router.abort([SampleKey(1, 0), SampleKey(1, 1)])
+    await aborted
+    for sibling in range(2):
+        engines[0].end(SampleKey(0, sibling), [1])
+    await blocked
+    again, ended = start(router, requests(1, 2))
+    await clock.look()
+    assert sorted(engines[0].open) == [SampleKey(1, 0), SampleKey(1, 1)]
+    for sibling in range(2):
+        engines[0].end(SampleKey(1, sibling), [1])
+    await again
+    assert [completion.finish for completion in ended] == ["stop", "stop"]
 
 
 async def test_a_generator_that_gives_no_sign_of_life_is_given_up(monkeypatch):

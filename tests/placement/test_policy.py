@@ -158,8 +158,8 @@ def test_what_has_not_been_read_and_what_moves_by_hand():
     # From 4 blocks to 2: half of them move, those that run on the blocks lost, 4 onto 4 engines.
     assert seconds([4, 2], before=[2, 4]) == pytest.approx(2.4 + 1 * 100 * 0.01)
     # All of them run on two of the four blocks: the others are the ones to lose.
-    assert seconds([4, 2], before=[2, 4], held=(4, 0, 4, 0)) == pytest.approx(2.4)
-    assert seconds([4, 2], before=[2, 4], held=(4, 1, 3, 0)) == pytest.approx(2.4 + 1 / 4 * 100 * 0.01)
+    assert seconds([4, 2], before=[2, 4], on_blocks=(4, 0, 4, 0)) == pytest.approx(2.4)
+    assert seconds([4, 2], before=[2, 4], on_blocks=(4, 1, 3, 0)) == pytest.approx(2.4 + 1 / 4 * 100 * 0.01)
     # From 1 block to 2, after half of the switching: 4 move to the new block's 2 engines; not if all are unread.
     assert seconds([4, 2], before=[5, 1]) == pytest.approx(2.4 + 1.5 + 2 * 100 * 0.01)
     assert seconds([4, 2], before=[5, 1], unread=8) == pytest.approx(2.4 + 1.5 + 2 * 100 * 0.01)  # read once, by all 4

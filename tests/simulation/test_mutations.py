@@ -54,10 +54,11 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     """What a dead engine had is given up, and its prompts are not offered again."""
     give_up = Rollouter._waste
 
-    def bury(self: Router, call: Any, error: Exception) -> list[Any]:
+    def bury(self: Router, call: Any, error: Exception) -> None:
         self.fleet.lose(call.engine, error)
         call.inbox.put_nowait([unbegun(key) for key in call.pending])
-        return []
+        self._release(call, list(call.pending.values()))
+        call.pending.clear()
 
     def waste(self: Rollouter, group: Any) -> None:
         given_back = self._source.give_back
@@ -72,9 +73,10 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
 def forget_requests_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     """Nobody draws them again, and nobody is told."""
 
-    def bury(self: Router, call: Any, error: Exception) -> list[Any]:
+    def bury(self: Router, call: Any, error: Exception) -> None:
         self.fleet.lose(call.engine, error)
-        return []
+        self._release(call, list(call.pending.values()))
+        call.pending.clear()
 
     patch.setattr(Router, "_lose", bury)
 

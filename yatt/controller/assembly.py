@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,14 +10,13 @@ from yatt import balance
 from yatt.algorithm.filter import Filter
 from yatt.algorithm.rewards import RewardShaper, part_weights
 from yatt.algorithm.samples import samples
-from yatt.balance import Assignment
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.desk import Desk, T
 from yatt.controller.director import Director
 from yatt.controller.engine_stats import EngineStats
 from yatt.controller.evaluator import Evaluator, OnEvaluated
-from yatt.controller.exchange import Exchange
+from yatt.controller.exchange import Assign, Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.offline import OfflineController
 from yatt.controller.phases import Phases
@@ -176,7 +175,7 @@ def exchange_of(
     quadratic: float,
     node: str,
     rank_nodes: Sequence[str],
-    assign: Callable[..., Assignment] = balance.assign,
+    assign: Assign = balance.assign,
 ) -> Exchange:
     """The exchange of a controller on `node`, with a data-parallel rank on each of `rank_nodes`."""
     train = config.train

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of an unfinished rollout: groups carried over to a later step, and numbers not reported."""
+"""Unfinished rollouts in a checkpoint: groups carried over to a later step, and numbers not reported yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CarriedGroup:
 
 
 def carried_group(group: Group) -> CarriedGroup:
-    """What a checkpoint keeps of a group. Trajectories are of one turn."""
+    """A group as a checkpoint keeps it. Trajectories are of one turn."""
     return CarriedGroup(
         uid=group.prompt.uid, trajectories=tuple(map(_values, group.trajectories)), baseline=group.baseline
     )

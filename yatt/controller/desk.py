@@ -1,4 +1,4 @@
-"""What both kinds of controllers have in common, those that draw responses and those that learn from rows."""
+"""Common to both kinds of controllers, those that draw responses and those that learn from rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T", Prompt, Sample | Pair)
 
 
 class Desk(Generic[T]):
-    """What both kinds of controllers have: peers, a share of the data, the way to the ranks, and the policy's version.
+    """A controller's peers, its share of the data, its way to the ranks, and the policy's version.
 
     `quota` is this controller's part of the `batch_size` rows of a step."""
 

@@ -184,8 +184,8 @@ class Director:
         written = 0.0  # tokens of a prompt and its response
         for role, stats in self._stats.items():
             load = stats.load(max(0.0, coming[role]), written, stats.speed if stats.speed.looks else seen)
-            held = [self._running[role][block] for block, holder in enumerate(self.holders) if holder == role]
-            loads[role] = replace(load, held=tuple(held))
+            blocks = [block for block, holder in enumerate(self.holders) if holder == role]
+            loads[role] = replace(load, on_blocks=tuple(self._running[role][block] for block in blocks))
             if role == POLICY:
                 written = load.prefix + load.length
         return loads

@@ -1,4 +1,4 @@
-"""What the engines of a role say of their work, as the placement policy wants to know it."""
+"""Statistics of a role's engines, from their pulses, for the placement policy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def newer(before: float, now: float) -> float:
 
 
 class Asked(NamedTuple):
-    """What one controller has asked of a role's engines since it began: requests, and tokens of their prompts, those of
+    """Requests that one controller has sent to a role's engines since it began, and tokens of their prompts, those of
     siblings once."""
 
     requests: int = 0
@@ -32,14 +32,14 @@ class Asked(NamedTuple):
 
 
 class PromptCounts(NamedTuple):
-    """What was asked by this controller, and prompt tokens that the engines have read, for all controllers: ever, or
-    between two moments."""
+    """Requests of this controller, and prompt tokens that the engines have read for all controllers: since they
+    started, or between two moments."""
 
     asked: Asked = Asked()
     read: int = 0
 
     def since(self, start: PromptCounts) -> PromptCounts:
-        """What has come since `start`."""
+        """The difference to an earlier moment."""
         requests = self.asked.requests - start.asked.requests
         return PromptCounts(
             asked=Asked(requests, self.asked.prompt_tokens - start.asked.prompt_tokens), read=self.read - start.read
@@ -112,7 +112,7 @@ class ResponseLengths:
 
 @dataclass(slots=True)
 class RolloutProgress:
-    """What the engines of a role, each of which runs `capacity` requests at once, have done in this rollout."""
+    """Work of a role's engines in this rollout. An engine runs `capacity` requests at once."""
 
     capacity: int
     requests: int = 0  # at the engines now, those that wait there included
@@ -125,7 +125,7 @@ class RolloutProgress:
     _before: dict[int, Pulse] = field(default_factory=dict)  # by engine: its last pulse but those in which it only read
 
     def see(self, pulses: Mapping[int, Pulse]) -> list[EngineWork]:
-        """Take one look at all engines in; returns what those did that have sampled."""
+        """Take one look at all engines in; returns the work since the last look of those that have sampled."""
         self.requests = sum(pulse.running for pulse in pulses.values())
         work: list[EngineWork] = []
         for number, pulse in pulses.items():
@@ -167,8 +167,8 @@ class RolloutProgress:
 
 
 class EngineStats:
-    """What is known of a role's engines. `per_response` requests come to it for each response of the policy; one
-    samples at most `max_tokens`. An engine runs `capacity` requests at once; so many `engines` are in a block."""
+    """Statistics of a role's engines. They are sent `per_response` requests for each response of the policy, each of at
+    most `max_tokens`. An engine runs `capacity` requests at once; a block holds `engines` of them."""
 
     def __init__(self, *, per_response: float, max_tokens: int, capacity: int, engines: int) -> None:
         self.per_response = per_response
@@ -185,7 +185,7 @@ class EngineStats:
         self.prompts.see(pulses, asked)
 
     def begin(self) -> None:
-        """A rollout begins: what was seen in the last one, as it is over, says how long responses and prompts are."""
+        """A rollout begins: the last one, which is over, says how long responses and prompts are."""
         self.lengths.see_rollout(self.progress.ended, self.progress.tokens)
         self.progress.begin()
         self.prompts.begin()
@@ -195,9 +195,8 @@ class EngineStats:
         return responses * self.per_response - self.progress.ended - self.progress.requests
 
     def load(self, coming: float, prompt: float, speed: SpeedFit) -> Load:
-        """The role's work now. `prompt` tokens are read for a request where none has been seen, `speed` says how fast
-        that goes. What a request has still to sample is taken to be a whole response in the mean, as it would be if
-        lengths had no memory."""
+        """The role's work now, at this speed. `prompt` tokens are read for a request where none has been seen. A
+        running request is taken to have a whole response still to sample in the mean, as if lengths had no memory."""
         progress, prompts = self.progress, self.prompts
         length, longest = self.lengths.expected, self.lengths.expected_longest
         prefix = prompts.mean or prompts.in_rollout.mean or prompt

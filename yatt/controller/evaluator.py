@@ -69,8 +69,8 @@ class Evaluator:
             self._add(sums, self._source(prompt), trajectories)
         self._on_evaluated(step, [t for trajectories in answered for t in trajectories])
         total: Sums = defaultdict(float)
-        for theirs in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
-            for key, value in theirs.items():
+        for part in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
+            for key, value in part.items():
                 total[key] += value
         return self._report(total)
 
@@ -117,18 +117,18 @@ class Evaluator:
             check_few(self._config.by, sources)
             check_any(self._config.by, sources)
         return EvaluationReport(
-            prompts=int(total["", "prompts", "count"]),
+            prompts=int(total.get(("", "prompts", "count"), 0.0)),
             accuracy_greedy=_mean(total, "", GREEDY),
             accuracy_sampled=_mean(total, "", SAMPLED),
             pass_at_k=pass_at,
             parts_greedy=parts(GREEDY),
             parts_sampled=parts(SAMPLED),
-            failures=int(total["", "failures", "count"]),
+            failures=int(total.get(("", "failures", "count"), 0.0)),
             response_tokens_mean=_mean(total, "", "tokens") or 0.0,
             intervals=_intervals(total, "", [GREEDY, SAMPLED, *(f"pass@{k}" for k in pass_at)]),
             sources={
                 source: SourceReport(
-                    prompts=int(total[source, "prompts", "count"]),
+                    prompts=int(total.get((source, "prompts", "count"), 0.0)),
                     accuracy_greedy=_mean(total, source, GREEDY),
                     accuracy_sampled=_mean(total, source, SAMPLED),
                     intervals=_intervals(total, source, [GREEDY, SAMPLED]),
@@ -145,7 +145,7 @@ def _put(sums: Sums, source: str, measure: str, value: float) -> None:
 
 
 def _mean(sums: Sums, source: str, measure: str) -> float | None:
-    count = sums[source, measure, "count"]
+    count = sums.get((source, measure, "count"), 0.0)
     return sums[source, measure, "sum"] / count if count else None
 
 
@@ -153,11 +153,11 @@ def _intervals(sums: Sums, source: str, measures: Sequence[str]) -> dict[str, In
     """By measure, where there is one. A greedy response is one trial, the sampled ones of a prompt are a share."""
     intervals: dict[str, Interval] = {}
     for measure in measures:
-        total, squares, count = (sums[source, measure, what] for what in ("sum", "squares", "count"))
+        count = int(sums.get((source, measure, "count"), 0.0))
         if not count:
             continue
-        trials = int(count)
-        interval = wilson(total, trials) if measure == GREEDY else normal(total, squares, trials)
+        total, squares = sums[source, measure, "sum"], sums[source, measure, "squares"]
+        interval = wilson(total, count) if measure == GREEDY else normal(total, squares, count)
         if interval is not None:
             intervals[measure] = interval
     return intervals

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from yatt import balance
 from yatt.balance import Assignment
 from yatt.protocols import Peers
 from yatt.types import Denominator, Pair, Sample, Share
+
+Column = npt.NDArray[np.int64]
+Work = Literal["update", "evaluate", "reference"]
+
+
+class Assign(Protocol):
+    """`balance.assign`, or one that remembers: a runtime with all controllers in one process need not compute the same
+    assignment for each."""
+
+    def __call__(
+        self,
+        tokens: Column,
+        /,
+        *,
+        ranks: int,
+        updates: int,
+        budget: int,
+        quadratic: float,
+        stages: int,
+        seconds: Column,
+        holders: npt.NDArray[np.str_],
+        rank_nodes: Sequence[str] | None,
+    ) -> Assignment: ...
 
 
 class Exchange:
@@ -20,7 +45,7 @@ class Exchange:
     its tokens plus `quadratic` times their square, a sample what its sequences cost. `node` is where this controller
     stands, `rank_nodes` [ranks] where the ranks do. Samples are put in the order of their keys first, so the result
     does not depend on which controller holds them; where ranks stand on several nodes, only which rank trains which
-    part does. `assign` is pure: a runtime with all controllers in one process may pass one that remembers.
+    part does.
     """
 
     def __init__(
@@ -34,13 +59,15 @@ class Exchange:
         stages: int = 1,
         node: str = "",
         rank_nodes: Sequence[str] | None = None,
-        assign: Callable[..., Assignment] = balance.assign,
+        assign: Assign = balance.assign,
     ) -> None:
         self._peers = peers
         self._node = node
         self._ranks = ranks
         self._updates = updates
-        self._limits = dict(ranks=ranks, budget=budget, quadratic=quadratic, stages=stages)
+        self._budget = budget
+        self._quadratic = quadratic
+        self._stages = stages
         self._rank_nodes = rank_nodes
         self._assign = assign
 
@@ -49,47 +76,88 @@ class Exchange:
         step: int,
         samples: Sequence[Sample | Pair],
         *,
-        work: Literal["update", "evaluate", "reference"] = "update",
+        work: Work = "update",
     ) -> list[Share]:
         """One share for each data-parallel rank that gets some of these samples, in the order of the ranks; from
         controller 0 also an empty one for each that nobody has any for, and one in any case, so that it hears when the
         ranks have done. Only what is to be trained is divided into updates. Collective; waits for every controller's
         lengths."""
-        rows = [(*sample.key, *_tokens(sample), sample.trained_tokens) for sample in samples]
-        mine = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 5).T]
-        tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
-        tables, nodes = zip(*await self._peers.all_gather(tag, (mine, self._node)), strict=True)
-        uid, sibling, tokens, seconds, trained = (np.concatenate(c).astype(np.int64) for c in zip(*tables, strict=True))
-        counts = [len(table[0]) for table in tables]
-        order = np.lexsort((sibling, uid))
-        owner = np.repeat(np.arange(len(tables)), counts)[order]
+        everyone = await self._gather_lengths(step, samples, work)
+        order = np.lexsort((everyone.sibling, everyone.uid))
+        owner = everyone.owner[order]
         plan = self._assign(
-            tokens[order],
+            everyone.tokens[order],
+            ranks=self._ranks,
             updates=self._updates if work == "update" else 1,
-            seconds=seconds[order],
-            holders=np.array(nodes)[owner],
+            budget=self._budget,
+            quadratic=self._quadratic,
+            stages=self._stages,
+            seconds=everyone.seconds[order],
+            holders=np.array(everyone.nodes)[owner],
             rank_nodes=self._rank_nodes,
-            **self._limits,
         )
-        sends = np.zeros((len(tables), self._ranks), dtype=bool)
-        sends[owner, plan.rank] = True
-        sends[0] |= ~sends.any(axis=0)
-        sends[0, 0] |= not sends[0].any()
-        me = self._peers.index
-        held = np.flatnonzero(owner == me)
-        laid = _lay_out(plan, held, [samples[i] for i in order[held] - sum(counts[:me])], sends[me])
-        denominators = _denominators(plan, trained[order])
+        index = self._peers.index
+        sends = _senders(plan, owner, controllers=len(everyone.nodes), ranks=self._ranks)
+        places = np.flatnonzero(owner == index)  # of this controller's samples in the plan
+        first = int(np.searchsorted(everyone.owner, index))
+        own_samples = [samples[i] for i in order[places] - first]
+        laid_out = _lay_out(plan, places, own_samples, sends[index])
+        denominators = _denominators(plan, everyone.trained[order])
         return [
             Share(
                 step=step,
                 rank=rank,
-                controller=me,
+                controller=index,
                 senders=tuple(np.flatnonzero(sends[:, rank]).tolist()),
                 updates=tuple(tuple(tuple(micro) for micro in update) for update in updates),
                 denominators=denominators,
             )
-            for rank, updates in laid.items()
+            for rank, updates in laid_out.items()
         ]
+
+    async def _gather_lengths(self, step: int, samples: Sequence[Sample | Pair], work: Work) -> _Lengths:
+        """The lengths of all controllers' samples, controller by controller. Collective."""
+        rows = [(*sample.key, *_tokens(sample), sample.trained_tokens) for sample in samples]
+        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 5).T]
+        tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
+        gathered = await self._peers.all_gather(tag, (columns, self._node))
+        tables = [columns for columns, _ in gathered]
+        uid, sibling, tokens, seconds, trained = (
+            np.concatenate(column).astype(np.int64) for column in zip(*tables, strict=True)
+        )
+        return _Lengths(
+            uid=uid,
+            sibling=sibling,
+            tokens=tokens,
+            seconds=seconds,
+            trained=trained,
+            owner=np.repeat(np.arange(len(tables)), [len(columns[0]) for columns in tables]),
+            nodes=[node for _, node in gathered],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lengths:
+    """One row per sample of any controller: its key, its tokens, those of a pair's first sequence, and those trained;
+    and the controller that has it. `nodes` are the controllers'."""
+
+    uid: Column
+    sibling: Column
+    tokens: Column
+    seconds: Column
+    trained: Column
+    owner: Column
+    nodes: list[str]
+
+
+def _senders(plan: Assignment, owner: Column, *, controllers: int, ranks: int) -> npt.NDArray[np.bool_]:
+    """[controllers, ranks] Which controller sends a share to which rank. Controller 0 sends one, empty, where nobody
+    else does, and one in any case."""
+    sends = np.zeros((controllers, ranks), dtype=bool)
+    sends[owner, plan.rank] = True
+    sends[0] |= ~sends.any(axis=0)
+    sends[0, 0] |= not sends[0].any()
+    return sends
 
 
 def _tokens(sample: Sample | Pair) -> tuple[int, int]:
@@ -104,16 +172,17 @@ def _narrow(column: np.ndarray) -> np.ndarray:
 
 
 def _lay_out(
-    plan: Assignment, held: np.ndarray, samples: Sequence[Sample | Pair], mine: np.ndarray
+    plan: Assignment, places: Column, samples: Sequence[Sample | Pair], sends: npt.NDArray[np.bool_]
 ) -> dict[int, list[list[list[Sample | Pair]]]]:
-    """[update][micro-batch] -> samples, of each rank of `mine` [ranks]; `held` are the samples' places."""
-    laid: dict[int, list[list[list[Sample | Pair]]]] = {
-        rank: [[[] for _ in range(count)] for count in plan.micros] for rank in np.flatnonzero(mine).tolist()
-    }
-    places = (plan.rank[held].tolist(), plan.update[held].tolist(), plan.micro[held].tolist())
-    for sample, rank, update, micro in zip(samples, *places, strict=True):
-        laid[rank][update][micro].append(sample)
-    return laid
+    """[update][micro-batch] -> samples, for each rank that this controller sends to (`sends` [ranks]); `places` are
+    the samples' in the plan."""
+    laid_out: dict[int, list[list[list[Sample | Pair]]]] = {}
+    for rank in np.flatnonzero(sends).tolist():
+        laid_out[rank] = [[[] for _ in range(micros)] for micros in plan.micros]
+    columns = (plan.rank[places].tolist(), plan.update[places].tolist(), plan.micro[places].tolist())
+    for sample, rank, update, micro in zip(samples, *columns, strict=True):
+        laid_out[rank][update][micro].append(sample)
+    return laid_out
 
 
 def _denominators(plan: Assignment, trained: np.ndarray) -> tuple[Denominator, ...]:

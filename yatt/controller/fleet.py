@@ -25,12 +25,14 @@ class PlacedGenerator(Generator, Protocol):
 
 class Fleet:
     """The generators of one role by number. One that dies is lost for the rest of the run, and the others take over its
-    work. `awake` [generators] is who samples, or soon will, as the leader last announced it."""
+    work. `awake` [generators] are those that sample, or soon will, as the leader last announced it. `lost` is the
+    death of the last one, where none is left."""
 
     def __init__(self, generators: Sequence[PlacedGenerator]) -> None:
         self.generators = tuple(generators)
         self.up = np.ones(len(generators), dtype=bool)
         self.awake = np.ones(len(generators), dtype=bool)
+        self.lost: ProcessDied | None = None
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -42,7 +44,7 @@ class Fleet:
 
     @property
     def open(self) -> np.ndarray:
-        """[generators] Who may be given requests: those awake; where none is, all that live, at which requests wait."""
+        """[generators] Those that may be given requests: the awake ones, or, where none is, all that live."""
         awake = self.up & self.awake
         return awake if awake.any() else self.up
 
@@ -52,6 +54,7 @@ class Fleet:
             self.up[number] = False
             log.warning("going on with %d of %d generators: %s", self.alive, len(self), error)
         if not self.alive:
+            self.lost = self.lost or error
             raise error
 
     async def each(

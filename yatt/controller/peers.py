@@ -1,5 +1,5 @@
-"""Collectives among controllers: everyone brings a small value to a hub and takes everybody's home; and what the leader
-announces, which everyone hears of when it changes."""
+"""Collectives among controllers, through a hub: each brings a small value and takes those of all home; and the leader's
+announcements, which all hear."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ class Meeting(Protocol):
 
 
 @dataclass(slots=True)
-class _Meeting:
+class _Gathering:
     values: dict[int, Any] = field(default_factory=dict)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     left: int = 0
 
 
 class Hub:
-    """Where controllers meet. One controller hosts it; a tag names a meeting and may be used again once it is over."""
+    """Where controllers meet, hosted by one of them. A tag names a gathering and may be used again after it."""
 
     def __init__(self, count: int, timeout: float) -> None:
         self._count = count
         self._timeout = timeout
-        self._meetings: dict[str, _Meeting] = {}
+        self._gatherings: dict[str, _Gathering] = {}
         self._news: tuple[int, Any] = (0, None)
         self._told = asyncio.Event()
 
     async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
         """Bring `value`; returns everyone's, in controller order. Raises WaitTimeout naming who did not come."""
-        meeting = self._meetings.setdefault(tag, _Meeting())
-        meeting.values[index] = value
-        if len(meeting.values) == self._count:
-            meeting.complete.set()
+        gathering = self._gatherings.setdefault(tag, _Gathering())
+        gathering.values[index] = value
+        if len(gathering.values) == self._count:
+            gathering.complete.set()
         try:
-            await asyncio.wait_for(meeting.complete.wait(), self._timeout)
+            await asyncio.wait_for(gathering.complete.wait(), self._timeout)
         except TimeoutError:
-            missing = sorted(set(range(self._count)) - meeting.values.keys())
+            missing = sorted(set(range(self._count)) - gathering.values.keys())
             raise WaitTimeout(
                 f"controller {index} waited {self._timeout:g} s at '{tag}' for controllers {missing}"
             ) from None
-        meeting.left += 1
-        if meeting.left == self._count:
-            del self._meetings[tag]
-        return [meeting.values[i] for i in range(self._count)]
+        gathering.left += 1
+        if gathering.left == self._count:
+            del self._gatherings[tag]
+        return [gathering.values[i] for i in range(self._count)]
 
     def announce(self, value: Any) -> None:
         """Replace the news: everyone who listens hears of it."""
@@ -72,7 +72,7 @@ class Hub:
 
 
 class HubPeers:
-    """`Peers` through the hub, which is `host` itself with whom it is hosted."""
+    """`Peers` through a hub. `host` is the hub itself, on the controller that hosts it."""
 
     def __init__(self, index: int, count: int, hub: Meeting, host: Hub | None = None) -> None:
         self.index = index

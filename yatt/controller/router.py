@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
@@ -65,12 +66,12 @@ class Router:
         inbox: Inbox = asyncio.Queue()
         asked = self.asked
         self.asked = Asked(asked.requests + len(requests), asked.prompt_tokens + len(requests[0].tokens))
-        if not await self._admission.admit(requests):
-            yield [empty(request) for request in requests]
-            return
-        self._send(requests, inbox)
         left = len(requests)
         try:
+            if not await self._admission.admit(requests):
+                yield [empty(request) for request in requests]
+                return
+            self._send(requests, inbox)
             while left:
                 ended = await inbox.get()
                 if isinstance(ended, Exception):
@@ -129,8 +130,12 @@ class Router:
         await self.fleet.each(lambda number, generator: generator.abort(at[number]), among=at)
 
     def _send(self, requests: Sequence[Request], inbox: Inbox) -> None:
-        """Place requests now, together where one engine has room for all."""
+        """Place requests now, together where one engine has room for all. Where no engine is left, the caller hears
+        why."""
         while requests:
+            if self.fleet.lost is not None:
+                inbox.put_nowait(self.fleet.lost)
+                return
             engine, count = self._balancer.choose(requests, self._admission.room)
             self._call(engine, requests[:count], inbox)
             requests = requests[count:]
@@ -149,7 +154,8 @@ class Router:
             async for completions in self.fleet.generators[call.engine].generate(list(call.pending.values())):
                 self._go_on(self._deliver(call, completions), call.inbox)
         except ProcessDied as error:
-            unanswered = self._lose(call, error)
+            self._lose(call, error)
+            unanswered = list(call.pending.values())
         except asyncio.CancelledError:
             if self.fleet.up[call.engine]:
                 raise
@@ -188,14 +194,10 @@ class Router:
             inbox.put_nowait(aborted)
         self._send(wanted, inbox)
 
-    def _lose(self, call: _Call, error: ProcessDied) -> list[Request]:
-        """The engine is dead. Returns what is to be drawn anew; where no engine is left, the caller hears why."""
-        try:
+    def _lose(self, call: _Call, error: ProcessDied) -> None:
+        """The engine is dead: what it had not answered is drawn anew."""
+        with contextlib.suppress(ProcessDied):  # the last one: `_send` tells the caller
             self.fleet.lose(call.engine, error)
-        except ProcessDied:
-            call.inbox.put_nowait(error)
-            return []
-        return list(call.pending.values())
 
     def _release(self, call: _Call, requests: Sequence[Request]) -> None:
         """These requests are at their engine no longer."""

@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float64]
 
 
 class EngineWork(NamedTuple):
-    """What one engine did between two looks: decode steps, tokens sampled, prompt tokens read, tokens in its KV cache
+    """One engine's work between two looks: decode steps, tokens sampled, prompt tokens read, tokens in its KV cache
     added up over the steps; and the seconds it took."""
 
     steps: int

@@ -57,20 +57,20 @@ class Load:
     drawn: float = 0.0  # mean tokens of a running response so far, read anew where it moves
     gone: float = 0.0  # tokens of the longest so far
     unread: float = 0.0  # requests at its engines that none has read yet
-    held: tuple[int, ...] = ()  # requests on each block that it holds, where that is known
+    on_blocks: tuple[int, ...] = ()  # requests on each block that the role holds, where that is known
 
 
 Loads = Mapping[Role, Load]
 Missed = tuple[float, float]
-"""What to multiply forecasts of a rollout by: one begun with divided blocks, and one with all at the policy."""
+"""Factors for the forecast of a rollout: of one that begins with divided blocks, and of one with all at the policy."""
 FAIR: Missed = (1.0, 1.0)
 
 LATER = 0.02
 """Share of the predicted seconds that putting a change off must gain; else it would be put off for ever."""
 
 SPREAD = (0.7, 1.0, 1.5)
-"""What the longest response may turn out to be, in parts of what is expected. Splits are judged by the mean: one where
-the judges are behind loses where it turns out short, one where responses crowd together where it turns out long."""
+"""Lengths that the longest response may turn out to have, in parts of the expected one. Splits are judged by the mean
+over them: where it is short, a split whose judges are behind loses; where it is long, one that crowds responses."""
 LEAST = 0.2
 """Share of the longest response that is taken to be left, once it is about as long as expected or longer."""
 
@@ -116,9 +116,9 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * gone
     seconds = seconds + speed.per_request * np.maximum(sampled, gone)
     if speed.per_kv_token:
-        held = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count
+        cached = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count
         grown = running * longest * mean * ((1 - rest * (1 - passed)) / (ratio + 1) - passed * rest)
-        seconds = seconds + speed.per_kv_token * np.maximum(held * sampled + grown, held * gone + gone**2 / 2)
+        seconds = seconds + speed.per_kv_token * np.maximum(cached * sampled + grown, cached * gone + gone**2 / 2)
     left = (1 - full) * queue + running * (1 - passed) ** (ratio - 1)
     ended = 1 - left / np.maximum(each, 1e-9)
     idle = requests <= 0
@@ -132,19 +132,25 @@ def spreads(loads: Loads, blocks: int) -> Array:
     judges = {role: seconds for role, seconds in work.items() if role != POLICY and seconds > 0}
     most = blocks - len(judges)
     counts = range(most + 1) if most < len(_SHARES) else np.rint(_SHARES * most).astype(int)
-    own = [max(int(count), 1) if work[POLICY] > 0 else 0 for count in counts]
-    found = [{POLICY: count, **apportion(blocks - count, judges)} for count in own if judges and count <= most]
-    return np.vstack([row(split, loads) for split in found or [{POLICY: blocks}]])
+    shares = [max(int(count), 1) if work[POLICY] > 0 else 0 for count in counts]
+    if not judges:
+        return row({POLICY: blocks}, loads)
+    splits = [{POLICY: count, **apportion(blocks - count, judges)} for count in shares if count <= most]
+    return np.vstack([row(split, loads) for split in splits or [{POLICY: blocks}]])
 
 
 def _moves(split: Array) -> Array:
     """Splits [C, roles] that differ from `split` by 1, 2, 4, ... or all blocks of a role given to another."""
-    found = []
+    splits = []
     for giver, taker in itertools.permutations(range(len(split)), 2):
-        for size in {int(split[giver]), *(1 << i for i in range(int(split[giver]).bit_length()))} - {0}:
-            found.append(split.copy())
-            found[-1][[giver, taker]] += -size, size
-    return np.array(found)
+        blocks = int(split[giver])
+        powers = [1 << i for i in range(blocks.bit_length())]
+        for size in {blocks, *powers} - {0}:
+            moved = split.copy()
+            moved[giver] -= size
+            moved[taker] += size
+            splits.append(moved)
+    return np.array(splits)
 
 
 def row(split: Split, loads: Loads) -> Array:
@@ -178,24 +184,25 @@ class Forecast:
         return sum(load.requests + load.coming > 0 for load in self.loads.values())
 
     def best(self, splits: Array) -> tuple[dict[Role, int], float]:
-        """The best split found from the best of `splits` by moves that help, and its seconds."""
-        best, seconds, found = splits[0], np.inf, splits
-        while len(found):
-            predicted = self.seconds(found)
+        """The best split that is reached from the best of `splits` by moves that help, and its seconds."""
+        best, seconds, candidates = splits[0], np.inf, splits
+        while len(candidates):
+            predicted = self.seconds(candidates)
             index = int(predicted.argmin())
             if not predicted[index] < seconds * (1 - 1e-3):
                 break
-            best, seconds = found[index], float(predicted[index])
-            found = _moves(best)
+            best, seconds = candidates[index], float(predicted[index])
+            candidates = _moves(best)
         return {role: int(count) for role, count in zip(self.loads, best, strict=True)}, float(seconds)
 
     def seconds(self, splits: Array) -> Array:
         """Seconds to the end under `splits` [C, roles]. All blocks to the policy stands for giving some away later;
         judges that have requests do not lose all blocks so."""
-        seconds: Array = np.mean([case._seconds(splits) for case in self._cases], axis=0)
+        mean = np.mean([case._seconds(splits) for case in self._cases], axis=0)
         divided, whole = self.missed
-        missed: Array = np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, whole, divided)
-        return seconds * missed
+        alone = splits[:, list(self.loads).index(POLICY)] == self.blocks
+        seconds: Array = mean * np.where(alone, whole, divided)
+        return seconds
 
     @cached_property
     def _cases(self) -> list[Forecast]:
@@ -210,7 +217,7 @@ class Forecast:
         """The same where the longest response is as long as its load says."""
         at = list(self.loads).index(POLICY)
         late = self._late(splits)
-        seconds = self._held(splits, late)
+        seconds = self._to_the_end(splits, late)
         alone = splits[:, at] == self.blocks
         waiting = any(load.requests for role, load in self.loads.items() if role != POLICY)
         begun = self.before is not None and self.before[at] < self.blocks and waiting
@@ -219,9 +226,9 @@ class Forecast:
             seconds[alone] = late[alone, at] + (1 + LATER) * self._later
         return seconds
 
-    def _held(self, splits: Array, late: Array) -> Array:
-        """The same where each split is held to the end. A judge ends at the latest of: what it has left when some
-        response ends, done without a pause from there."""
+    def _to_the_end(self, splits: Array, late: Array) -> Array:
+        """The same where each split is kept to the end. From each point of the policy's phase, a judge needs at least
+        the time for what it has left then, done without a pause; it ends at the latest of these."""
         policy, at = self.loads[POLICY], list(self.loads).index(POLICY)
         blocks, count = splits[:, at, None], np.full((1, 1), policy.requests + policy.coming)
         fresh = np.full((1, 1), policy.coming + policy.unread)
@@ -262,10 +269,10 @@ class Forecast:
     def _lightest(load: Load, had: float, lost: Array) -> Array:
         """Requests that run on the `lost` blocks with the fewest, of the `had` ones that a role holds."""
         running = min(load.requests, had * load.speed.engines * load.speed.capacity)
-        if len(load.held) != had:
+        if len(load.on_blocks) != had:
             return running * np.maximum(lost, 0) / max(had, 1)
-        by_blocks: Array = np.cumsum([0.0, *sorted(load.held)])
-        lightest: Array = np.minimum(running, by_blocks[np.maximum(lost, 0).astype(int)])
+        fewest: Array = np.cumsum([0.0, *sorted(load.on_blocks)])
+        lightest: Array = np.minimum(running, fewest[np.maximum(lost, 0).astype(int)])
         return lightest
 
     @cached_property
@@ -280,19 +287,19 @@ class Forecast:
             then = _after(self.loads, float(ended[0, point]) if _PASSED[point] < 1 else 1.0, float(_PASSED[point]))
             rest = replace(self, loads=then, before=holding)
             splits = spreads(then, self.blocks)
-            ends.append(seconds[0, point] + rest._held(splits, rest._late(splits)).min())
+            ends.append(seconds[0, point] + rest._to_the_end(splits, rest._late(splits)).min())
         return float(min(ends))
 
 
 def _after(loads: Loads, ended: float, passed: float) -> dict[Role, Load]:
-    """Loads once a share of the policy's responses has ended, none of them judged. What is left of a role's requests
-    has the same shape as before, `1 - passed` as long."""
+    """Loads once a share `ended` of the policy's responses has ended, none of them judged. The responses left have the
+    same distribution of lengths as before, `1 - passed` as long."""
     policy, rest = loads[POLICY], 1 - passed
     count = policy.requests + policy.coming
     mean = (policy.requests * policy.tokens + policy.coming * policy.length) / count
     then = {
         role: replace(
-            load, requests=round(load.requests + load.coming * ended), coming=load.coming * (1 - ended), held=()
+            load, requests=round(load.requests + load.coming * ended), coming=load.coming * (1 - ended), on_blocks=()
         )
         for role, load in loads.items()
     }
@@ -301,7 +308,7 @@ def _after(loads: Loads, ended: float, passed: float) -> dict[Role, Load]:
         requests=math.ceil(count * (1 - ended)) if rest else 0,
         coming=0.0,
         unread=0.0,
-        held=(),
+        on_blocks=(),
         tokens=mean * rest,
         longest=max(policy.longest, mean) * rest,
         drawn=policy.drawn + max(policy.longest, mean) * passed,

@@ -1,4 +1,4 @@
-"""How slots are divided: blocks of them, who holds which, and what engines there are. Data only."""
+"""How slots are divided into blocks, which role holds which block, and where engines stand. Data only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Split = Mapping[Role, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSite:
-    """One engine: whom it serves and the slots it lives on."""
+    """One engine: the role it serves and the slots it lives on."""
 
     role: Role
     slots: tuple[int, ...]
@@ -27,7 +27,7 @@ class EngineSite:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What can be divided: `slots`, in blocks that hold whole engines of every role. `sizes` are the slots of one
+    """The `slots` that are divided, in blocks that hold whole engines of every role. `sizes` are the slots of one
     engine of each role, the policy's first; each divides the largest, which is a block's."""
 
     slots: tuple[int, ...]
@@ -46,7 +46,7 @@ class Layout:
         return [EngineSite(role=role, slots=tuple(slots[i : i + size])) for i in range(0, len(slots), size)]
 
     def awake(self, holders: Sequence[Role]) -> Awake:
-        """Who is awake on each slot; `holders` [blocks] is the role of each block."""
+        """Roles awake on each slot; `holders` [blocks] is the role of each block."""
         return {slot: frozenset({role}) for block, role in zip(self.blocks, holders, strict=True) for slot in block}
 
 

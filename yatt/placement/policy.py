@@ -1,4 +1,4 @@
-"""Who gets which share of the slots while responses are drawn and judged: pure functions of what was measured."""
+"""The share of the slots that each role gets while responses are drawn and judged: pure functions of measurements."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def open_mode(name: str, *, given: Split, parameters: Mapping[Role, float]) -> M
 
 
 def miss(loads: Loads, split: Split, took: float) -> float:
-    """What the forecast of a rollout would have had to be multiplied by that began with `split`, had these loads, and
-    took so long; at least a half and at most twice, and 1 where there was no forecast of an end."""
+    """The seconds a rollout `took`, divided by those forecast for these loads under the `split` it began with; at least
+    0.5 and at most 2, and 1 where no end was forecast."""
     seconds = float(Forecast(loads=loads, blocks=sum(split.values())).seconds(row(split, loads))[0])
     return min(max(took / seconds, 0.5), 2.0) if 0 < seconds < np.inf else 1.0
 

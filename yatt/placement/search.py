@@ -20,7 +20,7 @@ def search(
     tries: int = TRIES,
     first: Sequence[Split] = (),
 ) -> dict[tuple[int, ...], float]:
-    """What `seconds` says of each split tried, by the blocks of each role in turn: of all where they are few, else of
+    """Seconds of each split tried, by the blocks of each role in turn. All splits are tried where they are few; else
     those to try `first`, a coarse grid, and then ever finer moves from the best. The same arguments try the same ones.
     """
     tried: dict[tuple[int, ...], float] = {}
