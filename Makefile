@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart genrm chain test lint bench lock clean
+.PHONY: help install quickstart genrm chain check test test-long lint bench lock clean
 .DELETE_ON_ERROR:
 
 SEED ?= 0
@@ -24,7 +24,7 @@ INSTALL := $(PIP) install -qq --no-warn-script-location
 HARMFUL := torchvision torchaudio torchcodec
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP) ## Make or refresh .venv from the lock (TORCH=cpu|cuda, PYTHON=python3.11)
 
@@ -59,14 +59,22 @@ genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that 
 chain: $(STAMP) ## The same sums through the whole chain: SFT, preferences, a reward model, PPO (SEED=0 CONTROLLERS=2)
 	@$(BIN)/python examples/chain/run.py --seed $(SEED) --controllers $(CONTROLLERS)
 
-lint: $(STAMP) ## Style, format, types of layers 0-2
+lint: $(STAMP) ## Style, format, types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
 # Two at a time: whole runs wait for processes to start most of the time. A file stays together, for its fixtures.
-test: lint ## Lint, then every test
-	@$(BIN)/python -m pytest --durations=15 -n 2 --dist loadfile
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint ## Lint, then the tests that take no time: what to run while writing
+	@$(TESTS) -q -m "not slow and not long"
+
+test: lint ## Lint, then every test of a change
+	@$(TESTS) --durations=15
+
+test-long: $(STAMP) ## What a change is not held up by: thousands of fault seeds, benchmarks as they are
+	@$(TESTS) --durations=15 -m long
 
 bench: $(STAMP) ## Run the benchmarks
 	@$(BIN)/python -m benchmarks

@@ -128,9 +128,6 @@ class Engine:
 
     async def wake(self) -> None: ...
 
-    async def version(self) -> int:
-        return self._version
-
     async def pulse(self) -> Pulse:
         return Pulse(running=0, tokens=0)
 

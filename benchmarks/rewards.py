@@ -19,7 +19,7 @@ from yatt.types import Completion, Prompt, SampleKey, Trajectory
 def trajectory(a: int) -> Trajectory:
     """A worked answer like the quickstart's, and right. A reward sees only text."""
     tokens, none = np.zeros(8, dtype=np.int32), np.zeros(8, dtype=np.float32)
-    prompt = Prompt(uid=a, row=a, text=f"{a}+100=", tokens=tokens, answer=str(a + 100))
+    prompt = Prompt(uid=a, text=f"{a}+100=", tokens=tokens, answer=str(a + 100))
     drawn = Completion(key=SampleKey(a, 0), tokens=tokens, rollout_logprobs=none, spans=(), finish="stop")
     return Trajectory.single_turn(prompt, drawn, f"<think>3+7+0=10,8+6+1=15,5+7+1=13</think><answer>{a + 100}</answer>")
 

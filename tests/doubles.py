@@ -100,9 +100,6 @@ class ScriptedGenerator:
     async def wake(self) -> None:
         self.events.append("wake")
 
-    async def version(self) -> int:
-        return self.served
-
     async def pulse(self) -> Pulse:
         return Pulse(running=0, tokens=0)
 
@@ -247,7 +244,7 @@ class Numbers:
 
 
 def number_prompt(row: dict[str, int], uid: int, index: int) -> Prompt:
-    return Prompt(uid=uid, row=index, text=str(index), tokens=np.arange(1 + index % 5, dtype=np.int32))
+    return Prompt(uid=uid, text=str(index), tokens=np.arange(1 + index % 5, dtype=np.int32))
 
 
 class World:

@@ -115,9 +115,6 @@ class DoubleGenerator:
         self._check_open()
         self._asleep = False
 
-    async def version(self) -> int:
-        return self._version
-
     async def pulse(self) -> Pulse:
         return Pulse(
             running=len(self._drawings),

@@ -23,6 +23,7 @@ from tests.generator_contract import (
     check_close,
     publish,
     requests,
+    served,
     swap,
     until_running,
     until_sampled,
@@ -185,7 +186,7 @@ async def test_a_response_goes_on_elsewhere_as_it_would_have_here(tied, temperat
 @pytest.mark.parametrize("kind", ["shm", "disk"])
 async def test_logprobs_after_loads_and_sleep(tied, publish, kind):
     """Other weights are really served, through either transport, and survive a sleep."""
-    version = await tied.version()
+    version = await served(tied)
     for seed in (1, 2, 1):
         version = await swap(tied, publish(version + 1, seed=seed, kind=kind))
         assert await gap(tied, tiny_model(seed=seed)) <= TOLERANCE
@@ -197,7 +198,7 @@ async def test_logprobs_after_loads_and_sleep(tied, publish, kind):
 
 async def test_logprobs_of_a_request_that_lived_through_a_load(tied, publish):
     """Its later tokens are drawn under the new weights from a prefix recomputed with them."""
-    version = await swap(tied, publish(await tied.version() + 1, seed=1))
+    version = await swap(tied, publish(await served(tied) + 1, seed=1))
     new = publish(version + 1, seed=2)
     wanted = requests(3, max_tokens=LONG, seed=7)
     task = asyncio.create_task(answers(tied, wanted))
@@ -211,7 +212,7 @@ async def test_logprobs_of_a_request_that_lived_through_a_load(tied, publish):
 
 async def test_weights_of_another_model_are_refused(tied, publish):
     before = await answers(tied, requests(2, seed=3))
-    version = await tied.version()
+    version = await served(tied)
     other = publish(version + 1, seed=0)
     await tied.pause()
     lacking = dataclasses.replace(other, entries=other.entries[:3] + other.entries[4:])
@@ -264,7 +265,7 @@ async def test_a_stop_string_ends_a_response_with_the_token_that_completes_it(ti
 
 async def test_a_judge_writes_what_its_model_would(tied, publish, tmp_path):
     """Greedy, against a Hugging Face forward for each token, from the question in the judge's chat template."""
-    await swap(tied, publish(await tied.version() + 1, seed=0))
+    await swap(tied, publish(await served(tied) + 1, seed=0))
     settings = JudgeConfig(path=save_tiny(tmp_path, seed=0), template="{response}", temperature=0.0, max_tokens=12)
     judge = EngineAsker(Engines("j", settings, tied.generate))
     await judge.start()
@@ -315,7 +316,7 @@ async def test_a_classifiers_logits_are_those_of_transformers(architecture, plac
 
 
 def talk(text: str) -> Trajectory:
-    prompt = Prompt(uid=0, row=0, text="", tokens=np.zeros(0), question="2+2=")
+    prompt = Prompt(uid=0, text="", tokens=np.zeros(0), question="2+2=")
     none = np.zeros(0)
     return Trajectory(
         prompt=prompt, sibling=0, tokens=none, loss_mask=none, rollout_logprobs=none, spans=(), finish="stop", text=text

@@ -10,8 +10,8 @@ import torch
 
 from yatt.algorithm.correction import LEVELS, MODES
 from yatt.algorithm.kl import KINDS
+from yatt.algorithm.load import load_loss
 from yatt.algorithm.loss import AGGREGATES, LOSSES, policy_loss
-from yatt.algorithm.own import load_loss
 from yatt.algorithm.samples import samples
 from yatt.config.algorithms import RECIPES
 from yatt.config.schema import AlgorithmConfig, Config, Section
@@ -96,18 +96,20 @@ def test_every_setting_that_a_page_names_is_there(page):
 
 def test_the_page_shows_the_example_as_it_is():
     shown = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.DOTALL)
-    assert shown and shown[1] == (ROOT / "examples" / "extending" / "own.py").read_text()
+    assert shown and shown[1] == (ROOT / "examples" / "extending" / "functions.py").read_text()
 
 
 @pytest.fixture
 def own(monkeypatch):
     monkeypatch.chdir(ROOT)
-    return AlgorithmConfig(advantage="examples/extending/own.py:median", loss="examples/extending/own.py:spo")
+    return AlgorithmConfig(
+        advantage="examples/extending/functions.py:median", loss="examples/extending/functions.py:spo"
+    )
 
 
 def test_the_examples_advantage_by_hand(own):
     def responses(uid, rewards):
-        prompt = Prompt(uid=uid, row=uid, text="p", tokens=np.zeros(1, np.int32))
+        prompt = Prompt(uid=uid, text="p", tokens=np.zeros(1, np.int32))
         made = [
             Trajectory(
                 prompt=prompt,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from yatt.algorithm.kl import AdaptiveCoefficient, kl
-from yatt.algorithm.loss import AGGREGATES, aggregate, divisor, policy_loss, sft_loss
+from yatt.algorithm.loss import AGGREGATES, divisor, policy_loss, sft_loss, to_scalar
 from yatt.errors import ConfigError
 from yatt.types import Denominator
 
@@ -26,10 +26,10 @@ VALUES = torch.tensor([90.0, 1.0, 3.0, 90.0, 8.0, 90.0, math.nan])
     ],
 )
 def test_aggregates_by_hand(kind, wanted):
-    found = aggregate(VALUES, MASK, CU, kind, max_tokens=10)
+    found = to_scalar(VALUES, MASK, CU, kind, max_tokens=10)
     assert found.dtype == VALUES.dtype and found.item() == pytest.approx(wanted)
     own = 3 if kind == "token_mean" else 2
-    assert aggregate(VALUES, MASK, CU, kind, 10, denominator=30).item() == pytest.approx(wanted * own / 30)
+    assert to_scalar(VALUES, MASK, CU, kind, 10, denominator=30).item() == pytest.approx(wanted * own / 30)
     assert divisor(kind, Denominator(tokens=3, sequences=2)) == own
 
 
@@ -42,7 +42,7 @@ def test_sft_is_the_negative_mean_logprob():
 
 def test_fixed_length_needs_a_length():
     with pytest.raises(ConfigError, match="max_tokens=None"):
-        aggregate(VALUES, MASK, CU, "fixed_length")
+        to_scalar(VALUES, MASK, CU, "fixed_length")
 
 
 @pytest.mark.parametrize("kind", AGGREGATES)

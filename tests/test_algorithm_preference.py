@@ -2,12 +2,10 @@
 
 import math
 
-import pytest
 import torch
 
-from yatt.algorithm.loss import pairwise_loss, preference_loss
 from yatt.algorithm.packed import sequence_sums
-from yatt.algorithm.preference import bradley_terry, dpo, ipo, kto
+from yatt.algorithm.preference import bradley_terry, dpo, ipo, kto, pair_losses
 
 LN2 = math.log(2)
 
@@ -30,9 +28,6 @@ def test_bradley_terry_by_hand():
     three = math.log(3)
     found = bradley_terry(column(three, three, 0), column(0, 0, three), column(0, three, 0))
     close(found, math.log(4 / 3), LN2, math.log(4))
-    assert pairwise_loss(column(three, 0), column(0, three)).item() == pytest.approx(
-        (math.log(4 / 3) + math.log(4)) / 2
-    )
 
 
 def test_dpo_by_hand():
@@ -81,18 +76,14 @@ def test_kto_pushes_labels_apart_and_not_through_the_reference_point():
     assert z.grad is None
 
 
-def test_preference_loss_is_the_mean_over_pairs():
-    policy_chosen, policy_rejected = column(-10, -12), column(-11, -9)
-    ref_chosen, ref_rejected = column(-11, -11), column(-11, -11)
-    # Log ratios 1, -1 and 0, 2: h = 1, -3. beta .1.
+def test_pair_losses_by_name():
+    ratios = column(1, -1), column(0, 2)  # h = 1, -3
     plain = [math.log(1 + math.exp(-0.1)), math.log(1 + math.exp(0.3))]
     reverse = [math.log(1 + math.exp(0.1)), math.log(1 + math.exp(-0.3))]
-    columns = (policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-    assert preference_loss(*columns, beta=0.1).item() == pytest.approx(sum(plain) / 2, abs=1e-12)
-    smoothed = preference_loss(*columns, beta=0.1, label_smoothing=0.25).item()
-    assert smoothed == pytest.approx((0.75 * sum(plain) + 0.25 * sum(reverse)) / 2, abs=1e-12)
-    # (1 - 5)^2 = 16 and (-3 - 5)^2 = 64.
-    assert preference_loss(*columns, beta=0.1, kind="ipo").item() == pytest.approx(40)
+    close(pair_losses(*ratios, kind="dpo", beta=0.1), *plain)
+    smoothed = [0.75 * one + 0.25 * other for one, other in zip(plain, reverse, strict=True)]
+    close(pair_losses(*ratios, kind="dpo", beta=0.1, label_smoothing=0.25), *smoothed)
+    close(pair_losses(*ratios, kind="ipo", beta=0.1), 16, 64)  # (1 - 5)^2 and (-3 - 5)^2
 
 
 def test_far_pairs_stay_finite():

@@ -20,7 +20,7 @@ from yatt.types import Group, Prompt, SampleKey, Score, Span, Trajectory
 
 
 def group(uid, rewards, lengths, finish=None, parts=None, baseline=None):
-    prompt = Prompt(uid=uid, row=uid, text="p", tokens=np.arange(2, dtype=np.int32))
+    prompt = Prompt(uid=uid, text="p", tokens=np.arange(2, dtype=np.int32))
     trajectories = tuple(
         Trajectory(
             prompt=prompt,

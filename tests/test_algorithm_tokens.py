@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from yatt.algorithm.advantage import (
+from yatt.algorithm.token_advantage import (
     TOKEN_ESTIMATORS,
     TokenOutcomes,
     distillation,
@@ -61,18 +61,12 @@ def test_gae_at_its_ends():
 def test_reinforce_plus_plus_by_hand():
     rewards = torch.tensor([NAN, 0.0, NAN, 2.0, NAN, 1.0, -1.0])
     # gamma .5: 0 + .5 * 2 = 1, 2; 1 - .5 = .5, -1.
-    plain = reinforce_plus_plus(rewards, MASK, CU, gamma=0.5, whiten=False)
+    plain = reinforce_plus_plus(rewards, MASK, CU, gamma=0.5)
     close(plain, [0, 1, 0, 2, 0, 0.5, -1])
     # Mean of 1, 2, .5, -1 is .625; deviations .375, 1.375, -.125, -1.625; squares add up to 4.6875, over 3 is 1.5625,
     # whose root is 1.25.
-    whitened = reinforce_plus_plus(rewards, MASK, CU, gamma=0.5)
+    whitened = whiten(plain, MASK)
     close(whitened, [0, 0.3, 0, 1.1, 0, -0.1, -1.3])
-    # Totals 2 and 0 of one group have mean 1: last rewards become 1 and -2. gamma .5: .5, 1; 1 - 1 = 0, -2.
-    grouped = reinforce_plus_plus(rewards, MASK, CU, gamma=0.5, groups=torch.tensor([7, 7]), whiten=False)
-    close(grouped, [0, 0.5, 0, 1, 0, 0, -2])
-    # Each alone in its group: nothing is left of a total of 2; the other's 1, -1 has total 0.
-    alone = reinforce_plus_plus(rewards, MASK, CU, gamma=1.0, groups=torch.tensor([3, 1]), whiten=False)
-    close(alone, [0, 0, 0, 0, 0, 0, -1])
 
 
 def test_distillation_by_hand():
@@ -139,7 +133,7 @@ def test_token_estimators_against_double_loops(gamma, lam):
     mask[cu[:-1]] = False
     rewards, values = torch.randn(2, total, generator=generator, dtype=torch.float64)
     advantages, targets = gae(rewards, values, mask, cu, gamma=gamma, lam=lam)
-    to_go = reinforce_plus_plus(rewards, mask, cu, gamma=gamma, whiten=False)
+    to_go = reinforce_plus_plus(rewards, mask, cu, gamma=gamma)
     wanted = torch.zeros(3, total, dtype=torch.float64)
     for start, stop in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
         trained = [t for t in range(start, stop) if mask[t]]

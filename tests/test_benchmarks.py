@@ -1,21 +1,43 @@
-"""Every benchmark runs at its smallest settings and says what it should; how fast anything is does not matter here."""
+"""Every benchmark says what it should, with doubles in place of what it measures; how fast anything is does not matter
+here."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import inspect
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import balance, common, overhead, placement_crossover, placement_hindsight, placement_real
+from benchmarks import (
+    balance,
+    common,
+    datapath,
+    generator,
+    overhead,
+    placement_crossover,
+    placement_hindsight,
+    placement_real,
+    sampling,
+    scale,
+    trainer,
+)
+from benchmarks.datapath_parts import Size
 from benchmarks.placement import Case
+from tests.generator_double import DoubleGenerator
+from yatt.cluster.clock import WallClock
 from yatt.placement.forecast import Load, Speed
 from yatt.simulation.loop import run
+from yatt.types import Share
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"benchmark", "date", "quick", "machine"}
@@ -54,37 +76,93 @@ RESULT_KEYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def outputs():
-    """What `--quick --json` prints, by benchmark. The slowest, with three Rays in turn, runs beside the others."""
-    groups = (("datapath",), tuple(name for name in KEYS if name != "datapath"))
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks", *names, "--quick", "--json"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for names in groups
-    ]
-    found = {}
-    for names, process in zip(groups, running, strict=True):
-        printed, complaints = process.communicate(timeout=1000)
-        assert process.returncode == 0, complaints[-4000:]
-        objects = [json.loads(line) for line in printed.splitlines()]
-        assert tuple(o["benchmark"] for o in objects) == names
-        found |= dict(zip(names, objects, strict=True))
-    return found
+class PlainRank:
+    """A rank's place in the trainer's benchmark, taken by the other side."""
+
+    def __init__(self, folder: str, algorithm: str) -> None:
+        self.plain = trainer.Plain(folder, algorithm)
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def update(self, shares: list[Share]) -> SimpleNamespace:
+        ((samples,),) = shares[0].updates
+        return SimpleNamespace(grad_norm=self.plain.update(list(samples)))
 
 
-@pytest.mark.parametrize("name", KEYS)
-def test_a_benchmark_prints_its_keys(outputs, name):
-    output = outputs[name]
-    assert output.keys() >= ALWAYS | KEYS[name]
-    assert output["quick"] is True and output["machine"].keys() >= {"cpu", "cores", "load", "python", "torch"}
+class InstantGenerator(DoubleGenerator):
+    """The double, whose life is the benchmark's."""
+
+    def __init__(self, folder: str, engine: str) -> None:
+        super().__init__(clock=WallClock())
+
+    async def start(self) -> None: ...
+
+
+async def decode_steps(model: str) -> list[tuple[int, float, float]]:
+    return [(1, 0.003, 5e-5), (16, 0.018, 5e-5)]
+
+
+def moved(size: Size, central: str, steps: int) -> dict[str, Any]:
+    """What the data path's benchmark measures of one side."""
+    peaks = {name: 1 << 20 for name in ("driver_anon_peak", "object_store_peak", "moved_bytes")}
+    row = size.as_dict() | {"central": central, "steps": steps, "cpu_tree_s": 2.0, "wall_s": 1.0}
+    return row | peaks | {"controller_anon_peak": [1 << 20] * size.controllers}
+
+
+@pytest.fixture
+def doubles(monkeypatch):
+    """Nothing starts: engines, ranks and Ray have their place in a benchmark taken by what takes no time."""
+    monkeypatch.setattr(trainer, "_rank", PlainRank)
+    monkeypatch.setattr(generator, "_generator", InstantGenerator)
+    monkeypatch.setattr(generator, "plain_generate", lambda folder, tokens, length: len(tokens) * length)
+    monkeypatch.setattr(generator, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(datapath, "apart", moved)
+    monkeypatch.setattr(placement_crossover, "decode_steps", decode_steps)
+    monkeypatch.setattr(sampling, "DEVICES", 8)
+    monkeypatch.setattr(sampling, "CONTROLLERS", 2)
+    short = ["rollout.max_tokens=40", "plan.response_median=10", "plan.response_p99=30"]
+    monkeypatch.setattr(sampling, "BASE", [*sampling.BASE, *short, "reward.models.judge.max_tokens=8"])
+    monkeypatch.setattr(scale, "IMAGES", (0,))
+    monkeypatch.setattr(placement_crossover, "STEPS", 2)
+    monkeypatch.setattr(placement_crossover, "LEARNING", 1)
+
+
+def check(name: str, output: dict[str, Any]) -> None:
+    assert output.keys() >= KEYS[name]
     if name in RESULT_KEYS:
         assert output["results"] and all(result.keys() == RESULT_KEYS[name] for result in output["results"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_a_benchmark_says_what_it_should(doubles, name):
+    measure = importlib.import_module(f"benchmarks.{name}").measure
+    given = [key for key, value in inspect.signature(measure).parameters.items() if value.default is value.empty]
+    output = measure(**dict.fromkeys(given) | {"quick": True})
+    assert json.loads(json.dumps(output)) is not None
+    check(name, output)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", KEYS)
+def test_a_benchmark_runs(name):
+    """At its smallest settings, on what it measures."""
+    command = [sys.executable, "-m", "benchmarks", name, "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000)
+    assert done.returncode == 0, done.stderr[-4000:]
+    output = json.loads(done.stdout)
+    assert output.keys() >= ALWAYS and output["benchmark"] == name and output["quick"] is True
+    assert output["machine"].keys() >= {"cpu", "cores", "load", "python", "torch"}
+    check(name, output)
+
+
+def test_what_cannot_be_measured_alike_is_refused(doubles, monkeypatch):
+    """Sides that do not do the same work are not compared."""
+    monkeypatch.setattr(generator, "plain_generate", lambda folder, tokens, length: 1)
+    with pytest.raises(RuntimeError, match="another number of tokens"):
+        generator.measure(quick=True, engine="vllm")
 
 
 def test_overhead_of_a_run_by_hand(tmp_path):

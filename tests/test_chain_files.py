@@ -17,6 +17,8 @@ from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.faces.rundir import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 CHAIN, PREFERENCE = ROOT / "examples" / "chain", ROOT / "examples" / "preference"
 BARE, WORKED = "<answer>1350</answer>", "<think>3+7+0=10,8+6+1=15,5+7+1=13</think><answer>1350</answer>"

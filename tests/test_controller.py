@@ -79,7 +79,7 @@ def some_parts(trajectory):
     return Score(
         status="ok",
         value=float(trajectory.sibling),
-        parts=parts | ({"rare": 7.0} if trajectory.prompt.row == 3 else {}),
+        parts=parts | ({"rare": 7.0} if trajectory.prompt.text == "3" else {}),
     )
 
 
@@ -97,12 +97,12 @@ async def test_a_part_is_averaged_over_the_responses_that_have_it(controllers):
 async def test_dropped_groups_are_replaced_by_the_next_prompts_whatever_ends_first(order):
     # Rows 1, 3, 5 ... teach nothing. One controller owes 4: it takes the shortest run of its order with 4 even rows.
     world = World(
-        1, lambda t: float(t.sibling) if t.prompt.row % 2 == 0 else 1.0, batch=4, order=order,
+        1, lambda t: float(t.sibling) if int(t.prompt.text) % 2 == 0 else 1.0, batch=4, order=order,
         rollout=RolloutConfig(n=2, filter="all_equal", refill="one", max_refills=5),
     )  # fmt: skip
     source = world.controllers[0].desk.source
     source.begin_step()
-    rows = [source.draw().row for _ in range(24)]
+    rows = [int(source.draw().text) for _ in range(24)]
     expected = next(d for d in range(4, 25) if sum(row % 2 == 0 for row in rows[:d]) == 4)
     counts = (await world.step(1))[0].counts
     assert (counts.groups, counts.groups_dropped, counts.refills) == (4, expected - 4, expected - 4)

@@ -72,14 +72,14 @@ def test_a_row_that_cannot_be_read_is_named_and_skipped(tmp_path, row, said, cap
     assert str(caught.value).startswith(f"1 bad row(s) of 2 looked at: {place}: {said}")
     assert "\n" not in str(caught.value) and str(caught.value).encode()
     assert check_rows(source, prompts(), "skip").count == 1
-    assert [prompt.row for prompt in share_of_rows(source, prompts(), 0, 1, "skip")] == [0]
-    assert [prompt.row for prompt in good_rows(source, prompts(), 0, 1)] == [0]
+    assert [prompt.question for prompt in share_of_rows(source, prompts(), 0, 1, "skip")] == ["1"]
+    assert [prompt.question for prompt in good_rows(source, prompts(), 0, 1)] == ["1"]
 
     def loader(bad_rows):
         return Loader(source, prompts(), seed=0, shuffle=False, index=0, count=1, bad_rows=bad_rows)
 
     running = loader("skip")
-    assert [running.draw().row for _ in range(3)] == [0, 0, 0] and running.bad_rows == 2
+    assert [running.draw().question for _ in range(3)] == ["1", "1", "1"] and running.bad_rows == 2
     assert any(message.startswith(f"skipped bad row 1: {place}: {said}") for message in caplog.messages)
     running = loader("fail")
     running.draw()
@@ -257,7 +257,7 @@ def test_what_a_table_holds_beside_text_reaches_the_reward_as_it_is(tmp_path):
 
 
 def trajectory(**prompt):
-    asked = Prompt(uid=0, row=0, text="1", tokens=np.array([1], np.int32), **prompt)
+    asked = Prompt(uid=0, text="1", tokens=np.array([1], np.int32), **prompt)
     completion = Completion(
         key=SampleKey(0, 0),
         tokens=np.array([2], np.int32),

@@ -44,7 +44,7 @@ def test_text_goes_through_the_template(tokenizer):
     prompt = encode(tokenizer, {"prompt": "1+1", "answer": "2"})
     assert prompt.text == "user: 1+1\nassistant: " and prompt.question == "1+1"
     assert prompt.tokens.tolist() == ids(tokenizer, prompt.text) and prompt.tokens.dtype == np.int32
-    assert (prompt.uid, prompt.row, prompt.answer, prompt.metadata, prompt.media) == (7, 3, "2", {}, ())
+    assert (prompt.uid, prompt.answer, prompt.metadata, prompt.media) == (7, "2", {}, ())
 
 
 def test_messages_go_through_the_template(tokenizer):

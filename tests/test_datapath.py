@@ -19,6 +19,8 @@ from benchmarks.datapath_parts import BACKENDS, Size, lay_out, settings
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 
+pytestmark = pytest.mark.slow
+
 SIZE = Size(prompts=6, responses=3, tokens=16, image_bytes=200_000, controllers=2)
 SEEING = replace(BACKENDS, generator="tests.seeing_backends:Engine", trainer="tests.seeing_backends:Rank")
 

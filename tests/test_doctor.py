@@ -13,6 +13,8 @@ from yatt.faces import doctor
 from yatt.faces.doctor import Finding, Probe
 from yatt.generation.table import ENGINES
 
+pytestmark = pytest.mark.slow
+
 
 def probe(code: str, package: str = "numpy", **options: object) -> Finding:
     return doctor.probe_library(Probe("thing", package, code, **options), cuda=False)  # type: ignore[arg-type]

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from real_runs import make_place, rows
 from safetensors.numpy import load_file
 
 from yatt.config.load import load_config
+
+pytestmark = pytest.mark.slow
 
 REWARD = "def length(response):\n    return len(response)\n"
 

@@ -63,7 +63,7 @@ async def evaluate(controllers, *, sources=(None,) * 4, judge=judge, logged=None
     """What every controller reports of one prompt per source."""
     generator, hub = ScriptedGenerator(0), Hub(controllers, 5)
     prompts = [
-        Prompt(uid=i, row=i, text=str(i), tokens=np.array([1]), metadata={} if source is None else {"source": source})
+        Prompt(uid=i, text=str(i), tokens=np.array([1]), metadata={} if source is None else {"source": source})
         for i, source in enumerate(sources)
     ]
 

@@ -19,6 +19,8 @@ from yatt.config import folders
 from yatt.generation.table import ENGINES
 from yatt.training.attention import packed_attention, packing
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = {"one": (1, {}), "pp2": (2, {"pp": 2}), "tp2+sp": (2, {"tp": 2, "sequence_parallel": True})}
 TIED = {"mistral": False, "olmo2": False, "phi3": False, "glm4": False, "gemma2": True, "gemma3_text": True}
 """Llama, Qwen2 and Qwen3 are in `test_trainer_parity`."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from real_runs import Driver, all_gone, descendants, make_place, rows, wait_for
 
+pytestmark = pytest.mark.slow
+
 REWARD = '''
 import json, os, signal, time
 

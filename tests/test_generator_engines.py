@@ -18,6 +18,8 @@ from yatt.generation.stepped import SteppedGenerator, end_tokens
 from yatt.generation.table import ENGINES
 from yatt.types import WeightManifest
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 SUITES = {
     "vllm": ("generator_suite.py", "generator_vllm_suite.py"),

@@ -25,6 +25,8 @@ from yatt.reward.pool import function_specs
 from yatt.reward.worker import judge as score
 from yatt.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "genrm"
 
@@ -210,7 +212,7 @@ def test_settings_fit_the_judges_lessons(judge, lessons, words, monkeypatch):
     sft, grpo = (load_config(f"examples/genrm/{name}", []) for name in ("judge.yaml", "dynamic.yaml"))
     served = grpo.reward.models["judge"]
     assert served.path == f"{sft.run.dir}/{sft.run.name}/model" and sft.checkpoint.export
-    prompt = Prompt(uid=0, row=0, text="583+767=", tokens=np.arange(8), question="583+767=", answer="1350")
+    prompt = Prompt(uid=0, text="583+767=", tokens=np.arange(8), question="583+767=", answer="1350")
     assert render(served.template, prompt, "<answer>1350</answer>") == judge.asked("583+767=", "<answer>1350</answer>")
     parse = load_parser(served.parser, "parser")
     assert parse(judge.judgement(583, 767, "1350")) == 1 and parse(judge.judgement(583, 767, "1340")) == 0

@@ -19,7 +19,7 @@ from yatt.types import Prompt, Score, Trajectory
 
 
 def prompt(**changes: Any) -> Prompt:
-    base = {"uid": 3, "row": 3, "text": "<user>2+2=<assistant>", "tokens": np.arange(2), "question": "2+2="}
+    base = {"uid": 3, "text": "<user>2+2=<assistant>", "tokens": np.arange(2), "question": "2+2="}
     return Prompt(**(base | {"answer": "4"} | changes))
 
 

@@ -94,7 +94,7 @@ async def asker(folders: Path, engine: Engine, index: int = 0, count: int = 1, *
 
 
 def trajectory(text: str, sibling: int = 0, question: str = "2+2=", answer: str | None = "4") -> Trajectory:
-    prompt = Prompt(uid=3, row=3, text="", tokens=np.arange(2), question=question, answer=answer)
+    prompt = Prompt(uid=3, text="", tokens=np.arange(2), question=question, answer=answer)
     return Trajectory(
         prompt=prompt,
         sibling=sibling,

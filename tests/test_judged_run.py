@@ -7,6 +7,8 @@ import json
 import pytest
 from real_runs import make_place, rows, yatt
 
+pytestmark = pytest.mark.slow
+
 REWARD = '''
 def seen(response):
     """A rule of weight 0: only to be looked at."""

@@ -31,7 +31,7 @@ LAYERS = {
     "yatt.config.engines": 1,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
-    "yatt.functions": 1,
+    "yatt.user_functions": 1,
     "yatt.histogram": 1,
     "yatt.intervals": 1,
     "yatt.placement": 1,

@@ -14,6 +14,8 @@ from yatt.controller.survey import Survey
 from yatt.data.loader import Loader, good_rows
 from yatt.types import Pair, Sample, SampleKey
 
+pytestmark = pytest.mark.slow
+
 
 class Rows:
     """Rows by number. Row i is a sequence of 2 + i mod 5 tokens i, and with `pairs` one more of 2 + i mod 3."""

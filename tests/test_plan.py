@@ -39,6 +39,8 @@ from yatt.simulation.costs import (
 from yatt.simulation.simulate import simulate
 from yatt.simulation.standing import costs_for, divided
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "tests/data/quickstart-run"
 PAPER = "examples/plan/paper.yaml"

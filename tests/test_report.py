@@ -13,8 +13,8 @@ from tests.runs import HTML, fake_run, spans
 from yatt.errors import ConfigError
 from yatt.faces.chart import LEFT, MOST_POINTS, RIGHT, Series, line_chart, number, stacked_chart, ticks
 from yatt.faces.gantt import devices, role_colours
+from yatt.faces.placement import mean_split
 from yatt.faces.report import write_report
-from yatt.faces.split import mean_split
 from yatt.faces.timeline import mark
 from yatt.reports import Decision, PhaseSpan, RolloutCounts
 
@@ -119,6 +119,7 @@ def test_one_step(tmp_path):
     assert "1 of 1" in page.texts
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_stay_small_and_keep_the_peaks(tmp_path):
     run = fake_run(tmp_path / "many", steps=10_000, every=50)
     _, page = page_of(run)

@@ -42,7 +42,7 @@ def by_text(response, metadata):
 
 
 def trajectory(text, answer="yes", metadata=None, sibling=0):
-    prompt = Prompt(uid=1, row=1, text="say", tokens=np.arange(2), answer=answer, metadata=metadata or {})
+    prompt = Prompt(uid=1, text="say", tokens=np.arange(2), answer=answer, metadata=metadata or {})
     return Trajectory(
         prompt=prompt,
         sibling=sibling,
@@ -196,6 +196,7 @@ async def test_workers_that_no_longer_start_end_the_scoring(tmp_path):
         await FunctionScorer(RewardConfig(function=f"{path}:f")).start()
 
 
+@pytest.mark.slow
 def test_no_orphan_when_the_parent_is_killed(rewards):
     """Killed in the middle of a hanging item, a parent takes its worker along."""
     script = textwrap.dedent(f"""

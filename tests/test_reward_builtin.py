@@ -135,6 +135,7 @@ def test_an_answer_that_cannot_be_read_fails_whatever_the_response(response, ans
         math_verify(response, answer)
 
 
+@pytest.mark.slow
 async def test_a_comparison_without_end_is_timed_out_and_never_zero():
     """Python is inside one multiplication of whole numbers then: nothing but a kill ends it."""
     scorer = FunctionScorer(RewardConfig(function="math_verify", timeout=3))

@@ -339,7 +339,7 @@ async def test_images_are_counted_once_per_prompt():
 
 def Numbered(prompt):
     media = (Media(handle=None, nbytes=5), Media(handle=None, nbytes=7))
-    return type(prompt)(uid=prompt.uid, row=prompt.row, text=prompt.text, tokens=prompt.tokens, media=media)
+    return type(prompt)(uid=prompt.uid, text=prompt.text, tokens=prompt.tokens, media=media)
 
 
 def test_the_band_keeps_mean_rewards_within_it():

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from yatt.faces.rundir import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 REWARD = '''
 import time
 

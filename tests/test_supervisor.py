@@ -152,7 +152,7 @@ async def test_held_out_rows_are_evaluated_whatever_is_trained():
 def test_numbers_about_data_are_not_payload_and_data_is():
     assert payload_bytes([REPORT, EVALUATION]) == 0
     tokens = np.arange(10, dtype=np.int32)
-    assert payload_bytes(Prompt(uid=0, row=0, text="", tokens=tokens)) == 40
+    assert payload_bytes(Prompt(uid=0, text="", tokens=tokens)) == 40
     assert payload_bytes({"a": [tokens, b"12345"]}) == 45
     assert payload_bytes(list(range(1000))) == 8000
     assert payload_bytes("x" * 5000) == 5000

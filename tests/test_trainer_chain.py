@@ -19,6 +19,8 @@ from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
 from yatt.types import Denominator, Pair, Sample, Share
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = {
     "one": (1, {}),
     "dp2": (2, {}),

@@ -19,6 +19,8 @@ from yatt.config.schema import Config
 from yatt.training import export
 from yatt.weights import shards
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -21,6 +21,8 @@ from yatt.config.facts import model_facts
 from yatt.errors import ConfigError
 from yatt.types import Pair, Sample
 
+pytestmark = pytest.mark.slow
+
 PAD, EOS, LAST = 0, 1, 95
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}),

@@ -11,6 +11,8 @@ from tests.megatron_cases import RATES, Reference, config, make_samples, shares,
 from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = {
     "one": (1, {}),
     "dp2": (2, {}),

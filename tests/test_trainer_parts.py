@@ -28,6 +28,8 @@ from yatt.training.megatron.backend import open_rank
 from yatt.training.megatron.model import ValueHead
 from yatt.training.memory import Shelf
 
+pytestmark = pytest.mark.slow
+
 PLAIN = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2)
 
 

@@ -15,6 +15,8 @@ from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
 from yatt.algorithm.kl import AdaptiveCoefficient
 
+pytestmark = pytest.mark.slow
+
 PLAIN = (1e-3, 8.875e-4)
 """Rates of the third and the fourth update as the checkpoint's settings have them: down from 1e-3 to 1e-4 in eight."""
 

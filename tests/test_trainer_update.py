@@ -18,6 +18,8 @@ from yatt.config.schema import OptimizerConfig
 from yatt.training.schedule import learning_rate
 from yatt.types import Denominator, Sample, Share
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from real_runs import make_place, rows
 from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.slow
 
 REWARD = """
 def length(response):

@@ -1,8 +1,7 @@
 """Which rank trains which sample, in which micro-batch: an equal share of cost, within a budget of tokens.
 
-Pure functions of numbers: whoever calls them with the same numbers gets the same answer. Every tie goes to the lower
-index.
-"""
+Pure functions of numbers: every process that calls them with the same numbers gets the same answer. Every tie goes to
+the lower index."""
 
 from __future__ import annotations
 
@@ -199,14 +198,16 @@ def place(part: np.ndarray, sizes: np.ndarray, holders: Names, rank_nodes: Names
         return rank
     holder = np.searchsorted(nodes, np.asarray(holders)).clip(max=len(nodes) - 1)
     known = nodes[holder] == holders
-    held = np.zeros((ranks, len(nodes)))
-    np.add.at(held, (part[known], holder[known]), sizes[known])
+    bytes_at = np.zeros((ranks, len(nodes)))
+    np.add.at(bytes_at, (part[known], holder[known]), sizes[known])
     free = [np.flatnonzero(home == node).tolist() for node in range(len(nodes))]
     chosen = np.full(ranks, -1)
-    for number, node in zip(*np.unravel_index(np.argsort(-held, axis=None, kind="stable"), held.shape), strict=True):
+    for number, node in zip(
+        *np.unravel_index(np.argsort(-bytes_at, axis=None, kind="stable"), bytes_at.shape), strict=True
+    ):
         if chosen[number] < 0 and free[node]:
             chosen[number] = free[node].pop(0)
-    return chosen if held[rank, home[chosen]].sum() > held[rank, home].sum() else rank
+    return chosen if bytes_at[rank, home[chosen]].sum() > bytes_at[rank, home].sum() else rank
 
 
 def _check_budget(sizes: np.ndarray, budget: int) -> None:

@@ -30,7 +30,8 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
 
 def _command(module: str, name: str) -> Callable[..., Any]:
     """The function behind a command; its heavy libraries are imported now and not before."""
-    return getattr(importlib.import_module(f"yatt.faces.{module}"), name)
+    function: Callable[..., Any] = getattr(importlib.import_module(f"yatt.faces.{module}"), name)
+    return function
 
 
 def _checked(config: Config) -> Config:

@@ -30,7 +30,7 @@ class RunEnded(YattError):
 
 
 class WaitTimeout(YattError):
-    """A wait passed its deadline; the message names whom it waited for."""
+    """A wait passed its deadline; the message names those that did not come."""
 
 
 class BackendError(YattError):

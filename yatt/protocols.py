@@ -1,7 +1,6 @@
 """Contracts between the heart and what it drives. The heart imports these and nothing below them.
 
-Every wait here has a deadline; past it `WaitTimeout` names whom was waited for.
-"""
+Every wait here has a deadline; past it `WaitTimeout` names those that did not come."""
 
 from __future__ import annotations
 
@@ -55,12 +54,8 @@ class Generator(Protocol):
         """Take back what `sleep` freed, weights first. Does not resume."""
         ...
 
-    async def version(self) -> int:
-        """The policy version now served."""
-        ...
-
     async def pulse(self) -> Pulse:
-        """What it is doing now; answered while it samples."""
+        """Requests and tokens now; answered while it samples."""
         ...
 
     async def close(self) -> None:
@@ -93,7 +88,8 @@ class Trainer(Protocol):
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
         """Collective. Each share goes to its `rank`, which runs every optimizer update of the step once all its
-        senders' shares have come. The step's report, the same for everyone; None to whom had nothing to send."""
+        senders' shares have come. Returns the step's report, the same for every controller; None to a controller that
+        sent no shares."""
         ...
 
     async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:

@@ -1,4 +1,4 @@
-"""What comes back: numbers of a step, of an evaluation, and of who did what when. Nothing here grows with the batch."""
+"""Reports: numbers of a step, of an evaluation, and when each process did what. Nothing here grows with the batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FAILURES, FAILURE_LENGTH = 3, 240
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
-    """What the ranks say of a step's updates: global numbers, the same on every rank. `numbers` are those that only
-    some algorithms have, such as `critic_loss` or `pair_accuracy`, by the names under which metrics show them.
+    """A step's updates: global numbers, the same on every rank. `numbers` are those that only some algorithms have,
+    such as `critic_loss` or `pair_accuracy`, by the names under which metrics show them.
 
     `kl` and the gaps compare the sampler's log-probabilities with the trainer's before the first update; they are not a
     number where nothing was compared. `fresh_gap_mean` is that of the `fresh_tokens`, which were sampled from the
@@ -73,8 +73,8 @@ def in_step(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the placement policy did, and why, in one line: what was measured, what was predicted, what was done.
-    `slots` are those of each role from `at` on (seconds since the epoch, by the leader's clock)."""
+    """An action of the placement policy; `text` is one line of what was measured, predicted and done. `slots` are those
+    of each role from `at` on (seconds since the epoch, by the leader's clock)."""
 
     at: float
     text: str

@@ -1,4 +1,4 @@
-"""What a run does from its first step to its last: steps, evaluations, checkpoints, and a clean stop. Control only."""
+"""A run from its first step to its last: steps, evaluations, checkpoints, and a clean stop. Control only."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException | str, most: int = 200) -> str:
-    """What an error of another library says, in one line of at most `most` characters; its type where it says
+    """The message of another library's error, in one line of at most `most` characters; its type where it says
     nothing."""
     said = " ".join(printable(str(error)).split()) or type(error).__name__
     return said if len(said) <= most else said[: most - 4] + " ..."

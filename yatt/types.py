@@ -1,4 +1,5 @@
-"""What flows: one frozen type per stage, from a prompt to what a rank trains on. `reports` has what comes back.
+"""The data in flight: one frozen type per stage, from a prompt to the sample that a rank trains on. Numbers come back
+as `reports`.
 
 Token columns are numpy arrays (int32 tokens, float32 logprobs, bool masks): they pickle without a copy and need no
 torch. Every `[T]` column of a trajectory or sample is aligned with the token itself: `logprobs[t]` is the
@@ -27,7 +28,7 @@ class SampleKey(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
     """One image of a prompt, held once by the runtime. `handle` is what its store gave for the bytes, and means
-    something to that runtime only; whoever receives one opens it there."""
+    something to that runtime only; its receiver opens it there."""
 
     handle: Any
     nbytes: int
@@ -35,12 +36,11 @@ class Media:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included);
-    `row` is its row in the dataset. `text` is what the policy reads; `question` what the row asks, without the marks of
-    a chat template, for a judge to read."""
+    """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included).
+    `text` is what the policy reads; `question` what the row asks, without the marks of a chat template, for a judge to
+    read."""
 
     uid: int
-    row: int
     text: str
     tokens: np.ndarray
     question: str = ""
@@ -98,8 +98,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """What an engine answers to one request: response tokens [R] with the sampler's logprobs [R].
-    The stop token, where there was one, is the last token. A classifier samples nothing: its answer is `logit`."""
+    """An engine's answer to one request: response tokens [R] with the sampler's logprobs [R]. The stop token, where
+    there was one, is the last token. A classifier samples nothing: its answer is `logit`."""
 
     key: SampleKey
     tokens: np.ndarray
@@ -193,7 +193,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What a rank trains on: columns [T]. `advantage` is the trajectory's; 1.0 where the algorithm has none (SFT).
+    """A sequence that a rank trains on: columns [T]. `advantage` is the trajectory's; 1.0 where the algorithm has none
+    (SFT).
 
     `reward` is the trajectory's, for ranks that work advantages out per token. `reference` is how likely the reference
     finds the trained tokens, where that was worked out beforehand: a sum of log-probabilities. Tokens from `fresh` on
@@ -245,7 +246,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denominator:
-    """What the loss of one optimizer update is divided by, counted over all ranks."""
+    """The divisors of one optimizer update's loss, counted over all ranks."""
 
     tokens: int
     sequences: int
@@ -253,7 +254,7 @@ class Denominator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """What one controller sends to data-parallel rank `rank` for one step.
+    """The samples that one controller sends to data-parallel rank `rank` for one step.
 
     `updates[u][m]` are what this controller has of micro-batch m of optimizer update u; every sender names the same
     numbers of updates and micro-batches, some of them empty. `denominators[u]` is global. `senders` are all controllers

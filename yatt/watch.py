@@ -1,4 +1,5 @@
-"""What a run's own numbers say against it: an engine and a trainer that are not one model, steps that teach nothing."""
+"""Finds faults of a run in its own numbers: an engine and a trainer that are not one model, steps that teach
+nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ NOISE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What a step's numbers say against the run. `warnings` are to be said. `broken` ends the run at once: its weights
+    """The faults that a step's numbers show. `warnings` are for the user. `broken` ends the run at once: its weights
     are not worth keeping. `idle` ends it too, with a checkpoint."""
 
     warnings: tuple[str, ...] = ()
@@ -62,7 +63,7 @@ class GapAlarm:
         self._lost = False
 
     def look(self, report: StepReport) -> tuple[str | None, bool]:
-        """What is to be said of a step, if anything, and whether it ends the run."""
+        """A warning about the step, if any, and whether it ends the run."""
         gap, tokens = report.update.fresh_gap_mean, report.update.fresh_tokens
         if not tokens:
             return None, False
@@ -134,7 +135,7 @@ class IdleSteps:
 
 
 def why_idle(report: StepReport, config: Config) -> str | None:
-    """What a step does that teaches nothing, the first cause first; None where it taught something."""
+    """Why a step teaches nothing, the first cause first; None where it taught something."""
     counts, update = report.counts, report.update
     if counts is not None and not counts.groups:
         late = f", {counts.reward_timeouts} of them out of time" if counts.reward_timeouts else ""
@@ -222,7 +223,8 @@ def why_missing(report: StepReport, config: Config) -> str:
 
 
 def lacks(report: StepReport, config: Config, *, failures: bool) -> Iterator[str]:
-    """What a step that taught something went without; with `failures`, why rewards failed."""
+    """Warnings about a step that taught something, but less than it should have; with `failures`, why rewards
+    failed."""
     counts = report.counts
     if counts is None:
         return

@@ -266,6 +266,7 @@ def check_split(split, loads, blocks):
         assert all(split[role] for role, one in loads.items() if one.requests + one.coming)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(moments())
 def test_dynamic_splits_add_up_and_starve_nobody(moment):
@@ -400,6 +401,7 @@ NOISE = 0.1
 """Every measured number is off by up to a tenth, independently, at each look and between any two steps."""
 
 
+@pytest.mark.slow
 def test_noise_does_not_make_it_oscillate():
     for found, blocks in ((works(1024, 1000, 300), 32), (works(512, 1000, 600), 4), (works(1024, 400, 400), 8)):
         exact, _ = run(found, blocks)
@@ -413,6 +415,7 @@ def test_noise_does_not_make_it_oscillate():
         assert changes <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("judged", "capacity"), [(500, 32), (2000, 8)])
 def test_it_follows_responses_that_grow(judged, capacity):
     """Responses of 500 tokens, then of 2000. In the first step after the growth, begun with the loads of the one

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from tests.simulation.ledger import Audited, audited
 from tests.simulation.worlds import COSTS, settings
@@ -51,6 +52,7 @@ def test_what_is_being_drawn_when_the_version_changes_goes_on_under_the_new_one(
     assert any(len(mine) == 2 for versions in seen.of.values() for mine in versions)
 
 
+@pytest.mark.slow
 def test_with_faults_and_checkpoints_every_group_is_trained_once() -> None:
     logging.disable(logging.WARNING)  # the fleet warns of every engine it loses
     try:

@@ -45,6 +45,7 @@ def world(seed: int, faults: Any = (), **options: Any) -> Audited:
     return audited(config, JUDGED, devices=DEVICES, controllers=CONTROLLERS, steps=2, seed=seed, faults=faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_a_run_with_judges_and_faults_ends_and_is_right(batch: int) -> None:
     happened: Counter[str] = Counter()
@@ -70,6 +71,7 @@ def forced() -> Mode:
     return Mode(start=start, look=look)
 
 
+@pytest.mark.slow
 def test_forced_moves_lose_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every response has the tokens, versions and reward it has where no slot changes hands, in every step."""
     monkeypatch.setitem(policy.MODES, "dynamic", lambda given, parameters: forced())

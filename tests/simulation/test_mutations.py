@@ -237,6 +237,7 @@ def test_a_planted_bug_is_found(
         assert not found, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [where for _, where, _ in PLANTED[::2]], ids=str)
 def test_nothing_is_found_where_nothing_is_planted(where: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.simulation.test_mutations.SEEDS", 6)

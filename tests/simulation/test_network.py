@@ -132,7 +132,7 @@ def test_uniform_is_uniform() -> None:
 
 
 def trajectory(uid: int, sibling: int) -> Trajectory:
-    prompt = Prompt(uid=uid, row=uid, text="", tokens=np.zeros(1, dtype=np.int32))
+    prompt = Prompt(uid=uid, text="", tokens=np.zeros(1, dtype=np.int32))
     empty = np.zeros(0)
     return Trajectory(
         prompt=prompt,

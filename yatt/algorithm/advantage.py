@@ -12,14 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS as TOKEN_ESTIMATORS
-from yatt.algorithm.token_advantage import TokenEstimator as TokenEstimator
-from yatt.algorithm.token_advantage import TokenOutcomes as TokenOutcomes
-from yatt.algorithm.token_advantage import distillation as distillation
-from yatt.algorithm.token_advantage import gae as gae
-from yatt.algorithm.token_advantage import reinforce_plus_plus as reinforce_plus_plus
-from yatt.algorithm.token_advantage import token_rewards as token_rewards
-from yatt.algorithm.token_advantage import whiten as whiten
 from yatt.config.schema import AlgorithmConfig
 
 
@@ -95,7 +87,7 @@ def _float_type(rewards: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What group estimators see: of each of N trajectories its reward, group and response tokens; the reward of its
+    """The input of group estimators: of each of N trajectories its reward, group and response tokens; the reward of its
     prompt's greedy response, where one is drawn; and the rewards it is made of, [N, K] with weights [K], for `gdpo`."""
 
     rewards: Tensor
@@ -107,7 +99,7 @@ class Outcomes:
 
 
 Estimator = Callable[[Outcomes, AlgorithmConfig], Tensor]
-"""What happened to N trajectories, and the settings -> their advantages [N]."""
+"""(the outcomes of N trajectories, the settings) -> their advantages [N]."""
 
 
 def _given(column: Tensor | None) -> Tensor:

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from yatt.algorithm.kl import MAX_LOG_RATIO
 from yatt.algorithm.packed import sequence_ids, sequence_means, sequence_sums
-from yatt.algorithm.preference import pairwise_loss as pairwise_loss
-from yatt.algorithm.preference import preference_loss as preference_loss
 from yatt.errors import ConfigError
 from yatt.types import Denominator
 
@@ -54,11 +52,11 @@ AGGREGATES = {
 
 
 def divisor(kind: str, denominator: Denominator) -> int:
-    """Which of an update's global counts is `aggregate`'s denominator under this kind; 1 where there is none."""
+    """Which of an update's global counts is the denominator of `to_scalar` under this kind; 1 where there is none."""
     return max(1, denominator.tokens if kind == "token_mean" else denominator.sequences)
 
 
-def aggregate(
+def to_scalar(
     values: Tensor,
     loss_mask: Tensor,
     cu_seqlens: Tensor,
@@ -79,13 +77,9 @@ def aggregate(
     return (total / (own.clamp(min=1) if denominator is None else denominator)).to(values.dtype)
 
 
-# The losses have a setting of the same name.
-_aggregate = aggregate
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossTokens:
-    """What a token loss sees: packed columns [T]; those of numbers are 0 outside `mask`. `log_ratio` is logp - old
+    """The input of a token loss: packed columns [T]; those of numbers are 0 outside `mask`. `log_ratio` is logp - old
     logp; gradients flow through it and through `logprobs`."""
 
     logprobs: Tensor
@@ -147,8 +141,8 @@ def cispo(tokens: LossTokens, settings: LossSettings) -> tuple[Tensor, Tensor]:
     MiniMax 2025 (arXiv 2506.13585, eq. 4 and 5); its lower bound is no bound, `clip_low` 1.
     """
     ratio = tokens.ratio.detach()
-    held = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
-    return -tokens.advantages * held * tokens.logprobs, held != ratio
+    bounded = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    return -tokens.advantages * bounded * tokens.logprobs, bounded != ratio
 
 
 def sapo(tokens: LossTokens, settings: LossSettings) -> tuple[Tensor, Tensor]:
@@ -204,7 +198,7 @@ def policy_loss(
     """The policy's loss on packed tokens: columns [T], of which those under `loss_mask` count, to a scalar.
 
     `kind` is a name of LOSSES or a function like theirs. `weights` [T] multiply token losses, without a gradient.
-    `aggregate`, `max_tokens` and `denominator` are those of the function `aggregate`. `clip_fraction` is over this
+    `aggregate`, `max_tokens` and `denominator` are those of `to_scalar`. `clip_fraction` is over this
     batch's own trained tokens: weigh it by their number when batches are put together.
     """
     mask = loss_mask.bool()
@@ -252,8 +246,8 @@ def value_loss(
     square, clipped = error.square(), torch.zeros_like(mask)
     if clip is not None:
         change = (values - old_values).masked_fill(~mask, 0.0)
-        held = (error - change + change.clamp(-clip, clip)).square()
-        square, clipped = torch.maximum(square, held), held > square
+        bounded = (error - change + change.clamp(-clip, clip)).square()
+        square, clipped = torch.maximum(square, bounded), bounded > square
     return _reduced(square / 2, clipped, mask, cu_seqlens, aggregate, max_tokens, denominator)
 
 
@@ -267,7 +261,7 @@ def sft_loss(
     denominator: float | None = None,
 ) -> Tensor:
     """Negative log-likelihood of the tokens under `loss_mask`, as a scalar; settings as in `policy_loss`."""
-    return _aggregate(-logprobs, loss_mask, cu_seqlens, aggregate, max_tokens, denominator)
+    return to_scalar(-logprobs, loss_mask, cu_seqlens, aggregate, max_tokens, denominator)
 
 
 def _reduced(
@@ -280,6 +274,6 @@ def _reduced(
     denominator: float | None,
 ) -> Loss:
     return Loss(
-        loss=_aggregate(values, mask, cu_seqlens, kind, max_tokens, denominator),
+        loss=to_scalar(values, mask, cu_seqlens, kind, max_tokens, denominator),
         clip_fraction=(clipped & mask).sum() / mask.sum().clamp(min=1),
     )

@@ -65,23 +65,3 @@ def pair_losses(
 
 
 PAIR_LOSSES: dict[str, Callable[..., Tensor]] = {"dpo": dpo, "ipo": ipo}
-
-
-def preference_loss(
-    policy_chosen: Tensor,
-    policy_rejected: Tensor,
-    ref_chosen: Tensor,
-    ref_rejected: Tensor,
-    *,
-    beta: float,
-    kind: str = "dpo",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The mean of `pair_losses` over N pairs, from their responses' summed logprobs [N], as a scalar."""
-    ratios = policy_chosen - ref_chosen, policy_rejected - ref_rejected
-    return pair_losses(*ratios, kind=kind, beta=beta, label_smoothing=label_smoothing).mean()
-
-
-def pairwise_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """The mean of `bradley_terry` over N pairs' rewards [N], without a margin, as a scalar."""
-    return bradley_terry(chosen, rejected, torch.zeros_like(chosen)).mean()

@@ -1,4 +1,4 @@
-"""What becomes of a reward between the judgement and the advantage."""
+"""Steps from the judgement of a response to the reward that advantages are worked out from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RewardShaper:
         self._earlier = Moments()
 
     def shaped(self, trajectory: Trajectory) -> float:
-        """What is learned from. Raises ValueError for a trajectory without a reward."""
+        """The reward to learn from: all steps. Raises ValueError for a trajectory without a reward."""
         score = trajectory.score
         if score is None or score.value is None:
             raise ValueError(f"prompt {trajectory.prompt.uid}, sibling {trajectory.sibling} has no reward: {score}")
@@ -56,7 +56,7 @@ class RewardShaper:
 
     @property
     def penalty_weights(self) -> tuple[float, float]:
-        """What `penalties` weigh as rewards of their own, each normalised alone (`gdpo`)."""
+        """The weights of `penalties` as rewards of their own, each normalised alone (`gdpo`)."""
         return 1.0, self._config.length_penalty
 
     def close(self, rewards: Moments) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from yatt.algorithm.advantage import Outcomes, grpo
-from yatt.algorithm.own import load_estimator
+from yatt.algorithm.load import load_estimator
 from yatt.algorithm.rewards import RewardShaper
 from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import AlgorithmConfig

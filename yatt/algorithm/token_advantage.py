@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yatt.algorithm.packed import discounted, followers, later, sequence_ids, sequence_sums
+from yatt.algorithm.packed import discounted, followers, later, sequence_ids
 from yatt.config.schema import AlgorithmConfig
 
 # Deviations below this share of the mean, or what the type rounds to, are rounding: such values count as equal.
@@ -51,24 +51,14 @@ def reinforce_plus_plus(
     cu_seqlens: Tensor,
     *,
     gamma: float,
-    groups: Tensor | None = None,
-    whiten: bool = True,
 ) -> Tensor:
-    """A_t = sum_k gamma^k r_(t + k), the discounted reward to go [T]; brought to mean 0, deviation 1 with `whiten`.
+    """A_t = sum_k gamma^k r_(t + k), the discounted reward to go [T]; `whiten` follows, over all of a step's tokens.
 
-    With `groups` [S], each sequence's total reward is set against its group's: the group's mean total is taken off the
-    reward at its last trained token first, so that with gamma 1 and one reward per sequence A is r - mean before
-    whitening. Hu et al. 2025 (arXiv 2501.03262).
+    Hu et al. 2025 (arXiv 2501.03262).
     """
     mask = loss_mask.bool()
     after, rewards = followers(mask, cu_seqlens), token_rewards[mask].double()
-    if groups is not None:
-        totals = sequence_sums(token_rewards, mask, cu_seqlens)
-        _, group, sizes = torch.unique(groups, return_inverse=True, return_counts=True)
-        means = torch.zeros(len(sizes), dtype=torch.float64, device=totals.device).index_add(0, group, totals) / sizes
-        rewards = rewards - torch.where(after == 0, means[group][sequence_ids(cu_seqlens, len(mask))[mask]], 0.0)
-    advantages = _spread(discounted(rewards, after, gamma), mask, token_rewards)
-    return _whiten(advantages, mask) if whiten else advantages
+    return _spread(discounted(rewards, after, gamma), mask, token_rewards)
 
 
 def distillation(teacher_logprobs: Tensor, logprobs: Tensor) -> Tensor:
@@ -101,10 +91,6 @@ def whiten(x: Tensor, mask: Tensor, *, total: Callable[[Tensor], Tensor] = _itse
     return (deviation * scale).to(x.dtype)
 
 
-# `reinforce_plus_plus` has a setting of the same name.
-_whiten = whiten
-
-
 def _spread(values: Tensor, mask: Tensor, like: Tensor) -> Tensor:
     """Values of trained tokens [n] at their places, 0 elsewhere [T], in the type of `like`."""
     return (
@@ -114,8 +100,8 @@ def _spread(values: Tensor, mask: Tensor, like: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutcomes:
-    """What token estimators see, packed: rewards at tokens, the policy's logprobs before the update, a critic's values
-    and a teacher's logprobs. Those that the recipe or its settings do not ask for are None."""
+    """The input of token estimators, packed: rewards at tokens, the policy's logprobs before the update, a critic's
+    values and a teacher's logprobs. Those that the recipe or its settings do not ask for are None."""
 
     token_rewards: Tensor
     loss_mask: Tensor
@@ -126,7 +112,7 @@ class TokenOutcomes:
 
 
 TokenEstimator = Callable[[TokenOutcomes, AlgorithmConfig], tuple[Tensor, Tensor | None]]
-"""What happened along S sequences, and the settings -> advantages [T], and the critic's targets [T] if it has one."""
+"""(the outcomes along S sequences, the settings) -> advantages [T], and the critic's targets [T] if it has one."""
 
 
 def _gae(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, Tensor]:
@@ -135,7 +121,7 @@ def _gae(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, Tensor]:
 
 
 def _reward_to_go(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, None]:
-    return reinforce_plus_plus(o.token_rewards, o.loss_mask, o.cu_seqlens, gamma=config.gamma, whiten=False), None
+    return reinforce_plus_plus(o.token_rewards, o.loss_mask, o.cu_seqlens, gamma=config.gamma), None
 
 
 def _distillation(o: TokenOutcomes, config: AlgorithmConfig) -> tuple[Tensor, None]:

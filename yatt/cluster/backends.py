@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from yatt.protocols import Generator, Scorer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backends:
-    """What a cluster is made of, each as "module:name", called as its default is."""
+    """The classes that a cluster is made of, each as "module:name", called as its default is."""
 
     generator: str = "yatt.generation.stepped:SteppedGenerator"
     classifier: str = "yatt.generation.stepped:SteppedClassifier"
@@ -18,7 +24,46 @@ class Backends:
     tokenizer: str = "yatt.data.prompts:load_tokenizer"
 
 
+class HostedGenerator(Generator, Protocol):
+    """A generator in this process."""
+
+    async def start(self) -> None:
+        """Load the engine."""
+        ...
+
+
+class HostedScorer(Scorer, Protocol):
+    """A scorer in this process."""
+
+    async def start(self) -> None:
+        """Start its workers."""
+        ...
+
+
+class HostedRank(Protocol):
+    """A trainer rank in this process, blocking. Methods that take shares are called by their names in `rank.Work`,
+    those that take none by theirs in `rank.Collective`."""
+
+    @property
+    def dp_rank(self) -> int: ...
+
+    @property
+    def dp_size(self) -> int: ...
+
+    def start(self) -> None:
+        """Collective. Join the other ranks and load the models."""
+        ...
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """Collective: every rank must exhaust it. The policy's weights under Hugging Face names."""
+        ...
+
+    def close(self) -> None:
+        """Leave the other ranks; waits for nobody."""
+        ...
+
+
 def load(backend: str) -> Any:
-    """What stands at "module:name"."""
+    """The object at "module:name"."""
     module, name = backend.split(":")
     return getattr(importlib.import_module(module), name)

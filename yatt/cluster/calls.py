@@ -1,4 +1,4 @@
-"""Waiting for actors: every wait has a deadline and an error that says whom it waited for."""
+"""Waiting for actors: every wait has a deadline, and an error that names the actors that did not answer."""
 
 from __future__ import annotations
 

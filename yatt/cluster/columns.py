@@ -32,7 +32,7 @@ import numpy as np
 from yatt.types import Media
 
 Columns: TypeAlias = Any
-"""What `pack` gives: numbers, arrays, and tuples of them."""
+"""The form that `pack` gives: numbers, arrays, and tuples of them."""
 FEW = 32
 """Up to so many numbers are a list: an array costs more to send."""
 
@@ -294,7 +294,7 @@ def _member(hint: Any) -> Codec:
 
 
 class Once(Codec):
-    """What `inner` does, but each object once."""
+    """As `inner`, but each object once."""
 
     def __init__(self, inner: Codec) -> None:
         self._inner = inner

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from transformers import PreTrainedTokenizerFast
 
-from yatt.cluster.backends import Backends, load
+from yatt.cluster.backends import Backends, HostedScorer, load
 from yatt.cluster.calls import first_error
 from yatt.cluster.clock import WallClock
 from yatt.cluster.generator import RemoteGenerator
@@ -53,7 +54,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratorHandle:
-    """A started generator: its actor, what it is called, whom it serves, and where it stands."""
+    """A started generator: its actor, its name, the role it serves, and where it stands."""
 
     actor: Any
     name: str
@@ -64,7 +65,7 @@ class GeneratorHandle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """Whom a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate."""
+    """The actors that a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate."""
 
     hub: Any
     layout: Layout
@@ -86,7 +87,7 @@ class ControllerActor:
         self._count = count
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
-        self._scorer: Any = None
+        self._scorer: HostedScorer | None = None
         self._controller: Controller | OfflineController | None = None
         self._evaluator: Evaluator | OfflineController | None = None
 
@@ -95,7 +96,7 @@ class ControllerActor:
         return await self._hub.gather(tag, index, value)
 
     async def hear(self, seen: int) -> tuple[int, Any]:
-        """What the leader has announced; only controller 0 is asked."""
+        """The leader's announcements; only controller 0 is asked."""
         return await self._hub.hear(seen)
 
     async def start(self, wiring: Wiring) -> None:
@@ -116,20 +117,21 @@ class ControllerActor:
             exchange=self._exchange(peers, wiring),
             clock=WallClock(),
         )
-        tokenizer = load(self._backends.tokenizer)(config.model.path)
+        tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
         place = {"index": self._index, "count": self._count}
         if not config.algorithm.recipe.reinforces:
             self._controller = self._evaluator = self._offline(parts, tokenizer)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
-        self._scorer = load(self._backends.scorer)(config.reward, ask, **place)
-        await self._scorer.start()
-        reading = Reading(decode=ResponseText(tokenizer), scorer=self._scorer)
+        scorer: HostedScorer = load(self._backends.scorer)(config.reward, ask, **place)
+        self._scorer = scorer
+        await scorer.start()
+        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer)
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
-            held_out = held_out_rows(config, tokenizer, **place, store=store())
+            held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
         if wiring.ranks:
             drop = load_filter(config.rollout)
@@ -137,11 +139,11 @@ class ControllerActor:
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
-    def _offline(self, parts: Parts, tokenizer: Any) -> OfflineController:
+    def _offline(self, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> OfflineController:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
         encode, survey = row_encoder(config, tokenizer, source), None
-        held_out = held_out_rows(config, tokenizer, **place)
+        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count)
         if config.algorithm.precompute_reference:
             rows = good_rows(source, encode, **place)
             survey = Survey(
@@ -188,18 +190,22 @@ class ControllerActor:
 
     async def prepare(self) -> int:
         """See `OfflineController.prepare`."""
+        assert isinstance(self._controller, OfflineController)
         return await _first(self._controller.prepare())
 
     async def step(self, step: int) -> StepReport:
+        assert self._controller is not None
         return await _first(self._controller.step(step))
 
     async def evaluate(self, step: int) -> EvaluationReport:
         if isinstance(self._controller, Controller):
             await _first(self._controller.settle())
+        assert self._evaluator is not None
         return await _first(self._evaluator.evaluate(step))
 
     async def save(self, folder: str) -> dict[str, Any]:
         """Write the groups carried over into `folder`; returns the state that is the same for all. Collective."""
+        assert self._controller is not None
         state, carried = await self._controller.state()
         if carried:
             with open(Path(folder) / f"controller-{self._index}.jsonl", "w", encoding="utf-8") as out:
@@ -208,6 +214,7 @@ class ControllerActor:
 
     async def restore(self, state: dict[str, Any], folder: str) -> None:
         """Go on from what `save` returned and what all controllers wrote into `folder`. Collective."""
+        assert self._controller is not None
         lines = [line for file in sorted(Path(folder).glob("controller-*.jsonl")) for line in file.open()]
         await self._controller.restore(state, [CarriedGroup(**json.loads(line)) for line in lines])
 
@@ -217,7 +224,7 @@ class ControllerActor:
 
 
 async def _first(work: Awaitable[R]) -> R:
-    """What `work` gives; of several errors at once, the one that tells why."""
+    """The result of `work`; of several errors at once, the one that tells why is raised."""
     try:
         return await work
     except BaseExceptionGroup as group:
@@ -231,10 +238,12 @@ class HubOverTheWire:
         self._actor = actor
 
     async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
-        return await self._actor.meet.remote(tag, index, value)
+        values: list[Any] = await self._actor.meet.remote(tag, index, value)
+        return values
 
     async def hear(self, seen: int) -> tuple[int, Any]:
-        return await self._actor.hear.remote(seen)
+        news: tuple[int, Any] = await self._actor.hear.remote(seen)
+        return news
 
 
 def _node() -> str:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
@@ -32,6 +32,8 @@ from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.simulation.standing import costs_for, divided
+
+T = TypeVar("T")
 
 OnPhase = Callable[[str, str], None]
 """Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
@@ -84,8 +86,10 @@ class ClusterCrew:
             self._start_ranks(ranks, timeout),
         )
         for judge in judges:  # one after another: each takes memory of its slots before it sleeps
-            mine = {name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge}
-            await self._start("judges", mine, timeout)
+            calls = {
+                name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge
+            }
+            await self._start("judges", calls, timeout)
         handles: tuple[RankHandle, ...] = started[1]
         wiring = Wiring(
             hub=next(iter(self._controllers.values())),
@@ -209,7 +213,7 @@ class ClusterCrew:
         timeout = self._config.cluster.step_timeout
         return list((await wait_all(f"{method} on the controllers", calls, timeout)).values())
 
-    def _receive(self, answers: Sequence[Any]) -> Any:
+    def _receive(self, answers: Sequence[T]) -> T:
         self.payload += payload_bytes(answers)
         return answers[0]
 
@@ -219,9 +223,9 @@ class ClusterCrew:
         return replace(self._receive(reports), spans=spans)
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What engines and ranks have done since the last call, numbers only. It costs one empty call to each of them,
-        all at once, and an answer of about 100 bytes per span. Whoever does not answer within PATIENCE seconds, or is
-        dead, is left out: a picture is not worth a step."""
+        """The spans of engines and ranks since the last call, numbers only. It costs one empty call to each of them,
+        all at once, and an answer of about 100 bytes per span. Those that do not answer within PATIENCE seconds, or are
+        dead, are left out: a picture is not worth a step."""
         calls = {name: actor.take_spans.remote() for name, actor in self._on_slots.items()}
         waits = (wait_one("spans", name, call, PATIENCE) for name, call in calls.items())
         answers = [a for a in await asyncio.gather(*waits, return_exceptions=True) if isinstance(a, tuple)]
@@ -239,11 +243,12 @@ class ClusterCrew:
         raise error
 
     async def evaluate(self, step: int) -> EvaluationReport:
-        return self._receive(await self._on_controllers("evaluate", step))
+        reports: list[EvaluationReport] = await self._on_controllers("evaluate", step)
+        return self._receive(reports)
 
     async def write_state(self, folder: Path) -> dict[str, Any]:
         """Have ranks and controllers write what they hold into `folder`; returns what all controllers share."""
-        states = await self._on_controllers("save", str(folder / "controllers"))
+        states: list[dict[str, Any]] = await self._on_controllers("save", str(folder / "controllers"))
         await self.trainer.on_all("save", str(folder / "trainer"))
         return self._receive(states)
 

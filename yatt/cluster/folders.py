@@ -39,14 +39,14 @@ def ray_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
     Engines' sockets go where Ray's do. Where there is no token and no home to write one to, it is given here."""
     folder = ray_folder(environ)
-    found = {"RAY_TMPDIR": folder}
+    variables = {"RAY_TMPDIR": folder}
     sockets = (kind.socket_folder for kind in ENGINES.values())
-    found |= {name: folder for name in sockets if name and name not in environ}
+    variables |= {name: folder for name in sockets if name and name not in environ}
     home = Path(environ.get("HOME") or "/")
     told = any(name in environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not told and not (home / ".ray" / "auth_token").is_file() and not _writable(home / ".ray"):
-        found["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    return found
+        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return variables
 
 
 def _lack(folder: str) -> str:

@@ -8,9 +8,10 @@ import itertools
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
-from yatt.cluster.backends import Backends, load
+from yatt.cluster.backends import Backends, HostedGenerator, load
 from yatt.cluster.calls import wait_one
 from yatt.cluster.media import address, opened
 from yatt.cluster.process import SlotProcess, settle
@@ -36,7 +37,7 @@ one call."""
 POLL = 30.0
 """Seconds an empty answer is held back."""
 
-Command = Literal["abort", "pause", "resume", "load", "sleep", "wake", "version", "pulse"]
+Command = Literal["abort", "pause", "resume", "load", "sleep", "wake", "pulse"]
 RECORDED: tuple[Command, ...] = ("load", "sleep", "wake")
 PAUSES: dict[Command, bool] = {"pause": True, "sleep": True, "resume": False}
 
@@ -92,7 +93,7 @@ class GeneratorActor:
             rollout = rollout.model_copy(update=own)
             length = judge_context(process.role, judge)
             backend = backends.classifier if judge.kind == "classifier" else backends.generator
-        self._generator: Any = load(backend)(
+        self._generator: HostedGenerator = load(backend)(
             model=model,
             config=rollout,
             context_length=length,
@@ -115,7 +116,10 @@ class GeneratorActor:
         """Begin generating; each stream is one `generate` call. Its images are let go when it ends."""
         for stream, part in read_requests(requests, opened(images)):
             task = self._tasks[client][stream] = asyncio.create_task(self._run(client, stream, part))
-            task.add_done_callback(lambda _, stream=stream: self._tasks[client].pop(stream))
+            task.add_done_callback(partial(self._ended, client, stream))
+
+    def _ended(self, client: str, stream: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[client][stream]
 
     async def _run(self, client: str, stream: int, requests: Sequence[Request]) -> None:
         box, left = self._box(client), len(requests)
@@ -156,7 +160,7 @@ class GeneratorActor:
         return self._mail.setdefault(client, asyncio.Queue())
 
     async def call(self, method: Command, *arguments: Any) -> Any:
-        """What the engine does by itself."""
+        """Call a method that takes no requests."""
         if method in PAUSES:
             self._sampling.pause(PAUSES[method], await self._generator.pulse())
         if method == "abort":
@@ -168,7 +172,7 @@ class GeneratorActor:
             return await work
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What the engine has done since the last call."""
+        """The engine's spans since the last call."""
         return self._recorder.take()
 
     async def close(self) -> None:
@@ -216,7 +220,7 @@ class RemoteGenerator:
                 self._forsake(stream)
 
     def _forsake(self, stream: int) -> None:
-        """Whoever asked has left: take its requests back, or end them in the actor."""
+        """Take the requests of a stream that nobody reads any more back, or end them in the actor."""
         waiting = [entry for entry in self._outbox if entry[0] != stream]
         if len(waiting) < len(self._outbox):
             self._outbox = waiting
@@ -254,11 +258,10 @@ class RemoteGenerator:
     def _deliver(self, stream: int, ended: list[Completion] | str) -> None:
         if stream not in self._out:
             return
-        failed = isinstance(ended, str)
-        self._out[stream] -= self._out[stream] if failed else len(ended)
+        self._out[stream] -= self._out[stream] if isinstance(ended, str) else len(ended)
         if not self._out[stream]:
             del self._out[stream]
-        self._streams[stream].put_nowait(BackendError(f"{self.name}: {ended}") if failed else ended)
+        self._streams[stream].put_nowait(BackendError(f"{self.name}: {ended}") if isinstance(ended, str) else ended)
 
     async def _call(self, method: Command, *arguments: Any) -> Any:
         return await wait_one(method, self.name, self._actor.call.remote(method, *arguments), self._timeout)
@@ -274,19 +277,19 @@ class RemoteGenerator:
         await self._call("resume")
 
     async def load(self, manifest: WeightManifest) -> int:
-        return await self._call("load", manifest)
+        version: int = await self._call("load", manifest)
+        return version
 
     async def sleep(self) -> int:
-        return await self._call("sleep")
+        freed: int = await self._call("sleep")
+        return freed
 
     async def wake(self) -> None:
         await self._call("wake")
 
-    async def version(self) -> int:
-        return await self._call("version")
-
     async def pulse(self) -> Pulse:
-        return await self._call("pulse")
+        pulse: Pulse = await self._call("pulse")
+        return pulse
 
     async def close(self) -> None:
         await wait_one("close", self.name, self._actor.close.remote(), self._timeout)

@@ -34,17 +34,17 @@ class Parcel:
             self.ref, self._images = ray.put(self._images), []
         return self.ref
 
-    def add(self, image: np.ndarray) -> Held:
+    def add(self, image: np.ndarray) -> ImageHandle:
         self._images.append(image)
         self.nbytes += image.nbytes
-        return Held(self, len(self._images) - 1)
+        return ImageHandle(self, len(self._images) - 1)
 
 
-class Held(NamedTuple):
-    """The handle of an image in the controller that holds it."""
+class ImageHandle(NamedTuple):
+    """The handle of an image in the controller that holds it: the parcel, and which of its images."""
 
     parcel: Parcel
-    index: int
+    number: int
 
 
 class RayMediaStore:
@@ -63,18 +63,18 @@ class RayMediaStore:
         if parcel is None or parcel.ref is not None:
             parcel = Parcel()
             self._last = weakref.ref(parcel)
-        held = tuple(Media(handle=parcel.add(image), nbytes=image.nbytes) for image in images)
+        media = tuple(Media(handle=parcel.add(image), nbytes=image.nbytes) for image in images)
         if parcel.nbytes >= self._capacity:
             parcel.put()
-        return held
+        return media
 
 
-def address(handles: Sequence[Held]) -> tuple[Any, ...]:
-    """What a message carries of these images: of each, which parcel it lies in and where in that; then the parcels,
-    which Ray hands over opened."""
-    parcels = {id(held.parcel): held.parcel for held in handles}
-    number = {name: place for place, name in enumerate(parcels)}
-    places = [(number[id(held.parcel)], held.index) for held in handles]
+def address(handles: Sequence[ImageHandle]) -> tuple[Any, ...]:
+    """The arguments that carry these images: of each, its parcel and its number there; then the parcels, which Ray
+    hands over opened."""
+    parcels = {id(handle.parcel): handle.parcel for handle in handles}
+    positions = {name: position for position, name in enumerate(parcels)}
+    places = [(positions[id(handle.parcel)], handle.number) for handle in handles]
     return (places, *(parcel.put() for parcel in parcels.values())) if handles else ()
 
 

@@ -1,4 +1,4 @@
-"""What every actor process is told when it starts: where it runs, how many threads it has, where its words go."""
+"""The settings of an actor process: where it runs, how many threads it has, where its output goes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def free_port(host: str = "") -> int:
     try:
         with socket.socket() as s:
             s.bind((host, 0))
-            return s.getsockname()[1]
+            port: int = s.getsockname()[1]
+            return port
     except OSError as error:
         raise ConfigError(
             f"cluster: no free TCP port on {host or 'this machine'} ({error.strerror}); "

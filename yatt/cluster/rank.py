@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import ray
 from ray import ObjectRef
 
-from yatt.cluster.backends import load
+from yatt.cluster.backends import HostedRank, load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.media import address, opened
 from yatt.cluster.process import SlotProcess, free_port, settle
@@ -28,7 +28,7 @@ from yatt.weights import WeightWriter, writer_for
 T = TypeVar("T")
 Collective = Literal["save", "load", "save_folder", "offload", "onload", "forget_reference"]
 Work = Literal["update", "evaluate", "reference"]
-"""What a rank does with shares."""
+"""The methods of a rank that take shares."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class RankActor:
         self._place = (rank, world_size)
         self._deliveries: dict[tuple[Work, int], _Delivery] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
-        self._rank: Any = None
+        self._hosted: HostedRank | None = None
         self._writer: WeightWriter | None = None
         self._home = asyncio.Event()  # it has its memory
         self._home.set()
@@ -66,7 +66,7 @@ class RankActor:
         """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes
         this rank the one that writes its node's weights."""
         rank, world_size = self._place
-        self._rank = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
+        self._hosted = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
         async with self._recorder.phase("start"):
             await self._run(self._rank.start)
         if token is not None:
@@ -75,21 +75,29 @@ class RankActor:
         gc.freeze()
         return self._rank.dp_rank, self._rank.dp_size
 
+    @property
+    def _rank(self) -> HostedRank:
+        assert self._hosted is not None, "a rank is started first"
+        return self._hosted
+
     async def _run(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def update(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """Collective over the senders that the share names, and over ranks. Every rank answers with the report.
         Raises WaitTimeout naming the controllers whose shares did not come."""
-        return await self._deliver("update", read_share(columns, opened(images)))
+        report: UpdateReport = await self._deliver("update", read_share(columns, opened(images)))
+        return report
 
     async def evaluate(self, columns: ShareColumns, *images: Any) -> UpdateReport:
         """As `update`, but the weights stay as they are."""
-        return await self._deliver("evaluate", read_share(columns, opened(images)))
+        report: UpdateReport = await self._deliver("evaluate", read_share(columns, opened(images)))
+        return report
 
     async def reference(self, columns: ShareColumns, *images: Any) -> dict[int, tuple[float, float]]:
         """As `evaluate`: what the reference says of the samples of this rank."""
-        return await self._deliver("reference", read_share(columns, opened(images)))
+        sums: dict[int, tuple[float, float]] = await self._deliver("reference", read_share(columns, opened(images)))
+        return sums
 
     async def _deliver(self, work: Work, share: Share) -> Any:
         loop, key = asyncio.get_running_loop(), (work, share.step)
@@ -132,7 +140,7 @@ class RankActor:
         return None
 
     async def call(self, method: Collective, *arguments: Any) -> None:
-        """What the model does by itself."""
+        """Call a method that takes no samples."""
         if method == "offload":
             self._home.clear()
         async with self._recorder.phase(method):
@@ -141,14 +149,14 @@ class RankActor:
             self._home.set()
 
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
-        """What the rank has done since the last call."""
+        """The rank's spans since the last call."""
         return self._recorder.take()
 
     async def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        if self._rank is not None:
-            await self._run(self._rank.close)
+        if self._hosted is not None:
+            await self._run(self._hosted.close)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,17 +188,17 @@ class RemoteTrainer:
 
     async def reference(self, shares: Sequence[Share]) -> Mapping[int, tuple[float, float]]:
         """Sent as in `update`; every rank answers for its own samples, and only the last pipeline stage at all."""
-        return {uid: sums for found in await self._send("reference", shares) for uid, sums in found.items()}
+        return {uid: sums for answer in await self._send("reference", shares) for uid, sums in answer.items()}
 
     async def _send(self, work: Work, shares: Sequence[Share]) -> list[Any]:
-        """What every rank that was sent something answers."""
+        """The answers of all ranks that were sent something."""
         calls: dict[str, ObjectRef[Any]] = {}
         for share in shares:
             columns, handles = pack_share(share)
             images = address(handles)
-            mine = [rank for rank in self._ranks if rank.dp_rank == share.rank]
-            stored = ray.put(columns) if len(mine) > 1 else columns
-            calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in mine}
+            group = [rank for rank in self._ranks if rank.dp_rank == share.rank]
+            stored = ray.put(columns) if len(group) > 1 else columns
+            calls |= {rank.name: getattr(rank.actor, work).remote(stored, *images) for rank in group}
         answers = await wait_all(f"{work} of step {shares[0].step}", calls, self._timeout) if calls else {}
         return list(answers.values())
 

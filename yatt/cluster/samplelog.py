@@ -46,7 +46,7 @@ class SampleLog:
 
 
 def _row(step: int, t: Trajectory) -> dict[str, Any]:
-    """What is written of one trajectory."""
+    """The line of one trajectory."""
     return {
         "step": step,
         "uid": t.prompt.uid,

@@ -54,11 +54,16 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 def _init(address: str | None) -> None:
     """Join Ray or start it. On a machine under load Ray gives up its own processes after 30 seconds: then once more."""
-    local = {"num_cpus": 0, "include_dashboard": False} if address is None else {}
     for tries_left in reversed(range(3 if address is None else 1)):
         try:
             ray.init(
-                address=address or "local", log_to_driver=False, configure_logging=False, namespace="yatt", **local
+                address=address or "local",
+                # Settings of a cluster's own: one that is joined refuses them.
+                num_cpus=0 if address is None else None,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                configure_logging=False,
+                namespace="yatt",
             )
             return
         except Exception as error:  # Ray's time-out is of no class of its own

@@ -1,4 +1,4 @@
-"""What the settings of an algorithm must obey: those it has, those that go together, and the models it needs."""
+"""Rules of an algorithm's settings: those it has, those that go together, and the models it needs."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _rewarded(config: Config) -> bool:
 
 
 def _rows(config: Config) -> Iterator[str]:
-    """What means nothing where rows are learned from."""
+    """Settings that mean nothing where the model learns from rows."""
     name = f"algorithm.name={config.algorithm.name}"
     unset, evaluate = RolloutConfig(), EvaluateConfig()
     idle = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Rows = Literal["prompts", "demonstrations", "pairs", "labels"]
-"""What a row of data is: a prompt to respond to, a response to imitate, a better and a worse one, a labelled one."""
+"""A kind of data row: a prompt to respond to, a response to imitate, a better and a worse one, a labelled one."""
 
 _LOSS = {
     "ppo": {"clip_low", "clip_high", "dual_clip"},

@@ -1,4 +1,4 @@
-"""What rules look at: the settings, the model's sizes and the machine."""
+"""The input of the rules: the settings, the model's sizes and the machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yatt.models.facts import ModelFacts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What a rule looks at. `model` is None where the folder cannot be read, which is a mistake of its own; `slots` is
+    """The input of a rule. `model` is None where the folder cannot be read, which is a mistake of its own; `slots` is
     None where only the cluster knows; `slots_name` is how the user says their number."""
 
     config: Config

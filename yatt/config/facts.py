@@ -1,4 +1,4 @@
-"""What a Hugging Face folder and this machine say of themselves, read without torch or transformers."""
+"""Facts of a Hugging Face folder and of this machine, read without torch or transformers."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def padding_row(pad: int | None, rows: int) -> int | None:
 
 
 def no_folder(setting: str, path: str) -> str:
-    """What to say of a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
+    """The error for a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
     hub = "/".join(Path(path).parts[-2:])
     if not _HUB.fullmatch(hub) or Path(path).parent.is_dir():
         return f"{setting}={path}: no such folder; name a Hugging Face model folder"
@@ -137,18 +137,18 @@ def differing_token(path: str, other: str, setting: str) -> tuple[int, str | Non
 
 
 def _tokens(path: str, setting: str) -> dict[int, str]:
-    """What each token id of the folder's tokenizer.json stands for, added tokens included."""
+    """The text of each token id of the folder's tokenizer.json, added tokens included."""
     file = Path(path) / _TOKENIZER
     tokenizer = read_json(file, setting)
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, dict):
-        found = {token: text for text, token in vocabulary.items()}
+        texts = {token: text for text, token in vocabulary.items()}
     else:
-        found = dict(enumerate(text for text, _ in vocabulary))
-    found |= {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
-    if not found:
+        texts = dict(enumerate(text for text, _ in vocabulary))
+    texts |= {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
+    if not texts:
         raise ConfigError(f"{setting}={path}: {file} has no tokens")
-    return found
+    return texts
 
 
 def parameters(models: Mapping[str, str]) -> dict[str, float]:
@@ -162,19 +162,19 @@ def parameters(models: Mapping[str, str]) -> dict[str, float]:
 def local_gpus() -> int:
     """GPUs this process may use, by the driver's device files and CUDA_VISIBLE_DEVICES; nvidia-smi where there are
     no such files."""
-    found = (
+    count = (
         len([name for name in os.listdir("/dev") if re.fullmatch(r"nvidia\d+", name)]) if os.path.isdir("/dev") else 0
     )
-    if not found and shutil.which("nvidia-smi"):
+    if not count and shutil.which("nvidia-smi"):
         try:
             listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-            found = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+            count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
         except (OSError, subprocess.TimeoutExpired):
-            found = 0
+            count = 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return found
-    return min(found, len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]))
+        return count
+    return min(count, len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]))
 
 
 def tensor_shapes(path: str, setting: str = "model.path") -> dict[str, tuple[int, ...]]:

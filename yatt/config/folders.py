@@ -38,17 +38,17 @@ def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = Fal
     config = read_json(folder / "config.json", setting)
     architecture = architecture_of(config)
     family = family_of(architecture)
-    found = [] if judge or family is None else list(config_mistakes(config, family, architecture))
+    reasons = [] if judge or family is None else list(config_mistakes(config, family, architecture))
     if weights:
-        found += _weights(folder, setting, config, judge)
-    return [f"{setting}={path}: {one}" for one in found]
+        reasons += _weights(folder, setting, config, judge)
+    return [f"{setting}={path}: {one}" for one in reasons]
 
 
 def refuse(path: str, setting: str, *, weights: bool = True) -> None:
     """Raises ConfigError with the `mistakes` there are."""
-    found = mistakes(path, setting, weights=weights)
-    if found:
-        raise ConfigError("\n".join(found))
+    reasons = mistakes(path, setting, weights=weights)
+    if reasons:
+        raise ConfigError("\n".join(reasons))
 
 
 def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool) -> Iterator[str]:
@@ -59,52 +59,52 @@ def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool)
                 yield f"{name} is {what}"
         for file in sorted(folder.rglob("consolidated*.safetensors"))[:1]:
             yield f"an engine would read {file.relative_to(folder)} in place of the model; move it away"
-    held, architecture = stored(folder, setting), architecture_of(config)
+    on_disk, architecture = stored(folder, setting), architecture_of(config)
     family = family_of(architecture)
     if family is None or (judge and config.get("quantization_config")):
         return
     expected = tensors(config, family, architecture)
-    yield from _missing(held, expected, config)
+    yield from _missing(on_disk, expected, config)
     if not judge:
-        yield from _left_over(held, expected, classifies=architecture == family.scoring)
+        yield from _left_over(on_disk, expected, classifies=architecture == family.scoring)
         if tied(config, family) and architecture == family.causal:
-            yield from _tied(folder, setting, held)
+            yield from _tied(folder, setting, on_disk)
 
 
 def _missing(
-    held: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    on_disk: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
 ) -> Iterator[str]:
-    absent = [name for name in expected if name not in held]
+    absent = [name for name in expected if name not in on_disk]
     if absent:
         yield f"its weight files have no {_first(absent)}; save the model with save_pretrained"
     for name, shape in expected.items():
-        if name not in held or held[name].shape == shape:
+        if name not in on_disk or on_disk[name].shape == shape:
             continue
-        if name == EMBEDDING and held[name].shape[1:] == shape[1:]:
-            yield f"its weights have {held[name].shape[0]} embedding rows but vocab_size={config['vocab_size']}"
+        if name == EMBEDDING and on_disk[name].shape[1:] == shape[1:]:
+            yield f"its weights have {on_disk[name].shape[0]} embedding rows but vocab_size={config['vocab_size']}"
         else:
-            yield f"{name} is {list(held[name].shape)}, and config.json makes it {list(shape)}; mend config.json"
+            yield f"{name} is {list(on_disk[name].shape)}, and config.json makes it {list(shape)}; mend config.json"
         return
 
 
 def _left_over(
-    held: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], *, classifies: bool
+    on_disk: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], *, classifies: bool
 ) -> Iterator[str]:
     """Tensors that would be lost, and those that are no numbers."""
-    unknown = [name for name in held if name not in expected and name != HEAD and not name.endswith(DERIVED)]
+    unknown = [name for name in on_disk if name not in expected and name != HEAD and not name.endswith(DERIVED)]
     if unknown:
         kind = "classifier" if classifies else "model"
         yield f"its weight files have {_first(unknown)}, which no {kind} of this architecture has; use another model"
-    codes = [name for name, tensor in held.items() if name in expected and tensor.dtype not in FLOATS]
+    codes = [name for name, tensor in on_disk.items() if name in expected and tensor.dtype not in FLOATS]
     if codes:
-        dtype = held[codes[0]].dtype
+        dtype = on_disk[codes[0]].dtype
         yield f"{_first(codes)} is {dtype}, which is a code for a number; save the model in float32 or bfloat16"
 
 
-def _tied(folder: Path, setting: str, held: Mapping[str, Stored]) -> Iterator[str]:
-    if HEAD in held and EMBEDDING in held and not same_bytes(HEAD, EMBEDDING, held):
+def _tied(folder: Path, setting: str, on_disk: Mapping[str, Stored]) -> Iterator[str]:
+    if HEAD in on_disk and EMBEDDING in on_disk and not same_bytes(HEAD, EMBEDDING, on_disk):
         yield f"config.json ties the embeddings, but {HEAD} is there and differs; set tie_word_embeddings to false"
-    read = {tensor.file for tensor in held.values()}
+    read = {tensor.file for tensor in on_disk.values()}
     for file in sorted(set(folder.glob("*.safetensors")) - read):
         # An engine looks for a head in every file there is, and unties the model where it finds one.
         if any(name.endswith(HEAD) for name in stored_in(file, setting)):

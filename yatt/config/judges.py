@@ -1,4 +1,4 @@
-"""What a judge's settings must obey, and the fields its template may name."""
+"""Rules of a judge's settings, and the fields its template may name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAKEN = ("policy", "trainer", "generator", "rank", "controller")
 WITH_PATH = ("kind", "engine", "context_length", "engine_args")
 WITH_URL = ("model", "key_env", "concurrency", "timeout")
 WITH_WORDS = ("parser", "judgements", "retries", "temperature", "max_tokens")
-"""What only makes sense for a judge that writes; the other two for one that is served here, or elsewhere."""
+"""Settings of a judge that writes; the other two are of one that is served here, or elsewhere."""
 
 
 def judge_mistakes(name: str, judge: JudgeConfig) -> Iterator[str]:

@@ -25,7 +25,7 @@ from yatt.errors import ConfigError
 REQUIRED = "required"
 _OBEYS = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
 BESIDE_SAVED = ("metrics.jsonl", "complete.json")
-"""What stands beside a config that a run, or its checkpoint, has written."""
+"""Files beside a config that a run, or its checkpoint, has written."""
 MOST_MEANT = 3
 """Settings named where one of them was meant."""
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -125,8 +125,10 @@ def _read_yaml(path: str) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read the config {path}: {reason}") from None
     except ValueError as error:
-        line, problem = re.fullmatch(r"(?:line (\d+): )?(.*)", str(error)).groups()  # type: ignore[union-attr]
-        raise ConfigError(f"{path}{f':{line}' if line else ''} is not valid YAML: {problem}") from None
+        problem = str(error)
+        if line := re.match(r"line (\d+): ", problem):
+            path, problem = f"{path}:{line[1]}", problem[line.end() :]
+        raise ConfigError(f"{path} is not valid YAML: {problem}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -159,9 +161,11 @@ def _parse_word(word: str) -> tuple[str, Any]:
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
+    *sections, last = key.split(".")
+    values = {last: value}
+    for section in reversed(sections):
+        values = {section: values}
+    return values
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +331,7 @@ def _locate(loc: Sequence[int | str]) -> tuple[str, FieldInfo | None, int]:
 
 
 def _expected(field: FieldInfo | None) -> str:
-    """What a setting takes, in words: `a whole number >= 1`."""
+    """The values that a setting takes, in words: `a whole number >= 1`."""
     if field is None or _section(field.annotation):
         return "a section of settings"
     words = " or ".join(_words(member) for member in _members(field.annotation))

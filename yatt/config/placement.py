@@ -1,4 +1,4 @@
-"""What the settings of the section `placement` must obey, and how much memory a slot of this machine has."""
+"""Rules of the section `placement`, and the memory of a slot of this machine."""
 
 from __future__ import annotations
 

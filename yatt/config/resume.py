@@ -1,4 +1,4 @@
-"""What a setting that differs from the checkpoint's does to the run that goes on from it.
+"""Effects of a setting that differs from the checkpoint's on the run that goes on from it.
 
 A setting is *taken*: it is what happens from the next step on, as if it had been set by hand while the run stood still
 (`train.steps` and the schedule of the learning rate too, whose place is counted in steps). Those in the table stand in

@@ -75,7 +75,7 @@ class KlConfig(Section):
 
 
 class CorrectionConfig(Section):
-    """What is done about the gap between the sampler's probabilities and the trainer's."""
+    """The correction for the gap between the sampler's probabilities and the trainer's."""
 
     level: Literal["none", "token", "sequence", "geometric"] = Field(
         "none", description="Which ratio of the two counts: a token's, the product, or the geometric mean."
@@ -154,7 +154,7 @@ class AlgorithmConfig(Section):
 
     @property
     def recipe(self) -> Recipe:
-        """What the algorithm is made of."""
+        """The parts of the algorithm."""
         return RECIPES[self.name]
 
     @property
@@ -335,7 +335,7 @@ class LogConfig(Section):
 
 
 class PlanConfig(Section):
-    """What `yatt plan` simulates with, and what `placement.mode=partial` without a split is foreseen from."""
+    """Settings of `yatt plan`; `placement.mode=partial` without a split takes its forecast from them too."""
 
     device: str = Field("H100", description="Accelerator of an estimate, as the table of `yatt plan` spells it.")
     calibration: str | None = Field(None, description="File of `yatt plan --calibrate`, in place of an estimate.")

@@ -70,7 +70,7 @@ def weight_files(folder: Path, setting: str) -> list[Path]:
 
 
 def stored_in(file: Path, setting: str) -> dict[str, Stored]:
-    """What a file's header says of its tensors. Raises ConfigError where it is torn."""
+    """The tensors of a file, from its header. Raises ConfigError where it is torn."""
     try:
         with safe_open(file, framework="np") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
@@ -81,10 +81,10 @@ def stored_in(file: Path, setting: str) -> dict[str, Stored]:
 
 def stored(path: str | Path, setting: str = "model.path") -> dict[str, Stored]:
     """Every tensor of a folder's model, by name. Raises ConfigError as `weight_files` and `stored_in` do."""
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for file in weight_files(Path(path), setting):
-        found |= stored_in(file, setting)
-    return found
+        tensors |= stored_in(file, setting)
+    return tensors
 
 
 def same_bytes(one: str, other: str, tensors: Mapping[str, Stored]) -> bool:
@@ -106,29 +106,29 @@ def _bytes(file: Path, name: str) -> np.ndarray:
 def file_mistakes(folder: Path, setting: str) -> Iterator[str]:
     """One line for each way in which two readers of these files would not see the same tensors."""
     files, named = weight_files(folder, setting), weight_map(folder, setting)
-    held = {file.name: stored_in(file, setting) for file in files}
-    yield from _index(held, named if files != [folder / WHOLE] else {})
+    by_file = {file.name: stored_in(file, setting) for file in files}
+    yield from _index(by_file, named if files != [folder / WHOLE] else {})
     # An engine takes all files there are, less those that the index, where there is one, does not name.
     present = {file.name for file in folder.glob("*.safetensors")}
     engine = set(named.values()) or present
-    if engine != set(held):
+    if engine != set(by_file):
         yield (
-            f"transformers reads {_some(sorted(held))} and an engine {_some(sorted(engine))}; "
+            f"transformers reads {_some(sorted(by_file))} and an engine {_some(sorted(engine))}; "
             f"{'keep one of them' if named else 'move the others away'}"
         )
 
 
-def _index(held: Mapping[str, Mapping[str, Stored]], named: Mapping[str, str]) -> Iterator[str]:
+def _index(by_file: Mapping[str, Mapping[str, Stored]], named: Mapping[str, str]) -> Iterator[str]:
     seen: dict[str, str] = {}
-    twice = {name for file in held.values() for name in file if sum(name in other for other in held.values()) > 1}
+    twice = {name for file in by_file.values() for name in file if sum(name in other for other in by_file.values()) > 1}
     if twice:
-        where = [file for file, tensors in held.items() if min(twice) in tensors]
+        where = [file for file, tensors in by_file.items() if min(twice) in tensors]
         yield f"{_some(sorted(twice))} is in {' and in '.join(where)}; keep one of them"
-    for file, tensors in held.items():
+    for file, tensors in by_file.items():
         seen |= dict.fromkeys(tensors, file)
     if not named:
         return
-    absent = sorted(name for name, file in named.items() if name not in held[file])
+    absent = sorted(name for name, file in named.items() if name not in by_file[file])
     if absent:
         file = named[absent[0]]
         yield f"{INDEX} says that {_some(absent)} is in {file}, which does not have it; copy the folder again"

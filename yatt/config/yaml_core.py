@@ -48,7 +48,7 @@ def inline(value: Any) -> str:
     return str(text).removesuffix("...\n").strip()
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """Refuses a key that is given twice, and every tag that is not of JSON's types."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -84,7 +84,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
 
 
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+class _Dumper(yaml.SafeDumper):
     """Quotes a text that either version would read as something else."""
 
 

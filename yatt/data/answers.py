@@ -45,7 +45,7 @@ def _inside(value: Any, key: str) -> str:
 
 
 def _behind(text: str, key: str, mark: str) -> str:
-    _, found, answer = text.rpartition(mark)
-    if not found or not answer.strip():
+    _, seen, answer = text.rpartition(mark)
+    if not seen or not answer.strip():
         raise BadRow(f"column {key!r} has nothing behind {mark!r}; see data.answer_after")
     return answer.strip()

@@ -16,10 +16,10 @@ from yatt.data.rows import Row, RowSource
 from yatt.data.source import open_evaluation, open_source
 from yatt.data.turns import Turn
 from yatt.errors import DataError
-from yatt.functions import find
 from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
 from yatt.reward.mixed import check_rewards
+from yatt.user_functions import find
 
 HELD_OUT = "evaluation data"
 
@@ -47,16 +47,16 @@ def _first_rows(source: RowSource) -> Iterator[tuple[str, Row]]:
 
 def _check_sources(by: str, source: RowSource, encode: Encode[Any]) -> None:
     """Whether the first held-out prompts say where they come from. Raises ConfigError where they do not."""
-    found: set[str] = set()
+    sources: set[str] = set()
     columns: dict[str, None] = {}
     for row in range(min(CHECKED, len(source))):
         with suppress(DataError):
             metadata = encode_row(source, encode, row, row).metadata
-            found.add(source_of(metadata, by))
+            sources.add(source_of(metadata, by))
             columns |= dict.fromkeys(paths(metadata))
-    check_few(by, found)
+    check_few(by, sources)
     if len(source) <= CHECKED:
-        check_any(by, found, columns)
+        check_any(by, sources, columns)
 
 
 def check_scoring(config: Config) -> None:

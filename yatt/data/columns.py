@@ -50,7 +50,7 @@ KNOWN = {
     "label_key": ("label", "kto_tag", "desirable", "is_desirable", "good", "score"),
     "answer_key": ("answer", *_ANSWERS, "answers", "target", "output", "label"),
 }
-"""What other trainers and well-known datasets call these columns."""
+"""Names of these columns in other trainers and well-known datasets."""
 UNREAD = ("tools", "history", "images", "image", "videos", "video", "audio", "audios")
 """Columns that other trainers make part of the prompt."""
 _MARKED = re.compile(r"(?:^|\n)####\s*\S.*\s*$")
@@ -67,7 +67,7 @@ def proposal(names: Iterable[str], data: DataConfig, kind: Rows) -> dict[str, st
     """Settings that would find columns of these names where those of now find none."""
     names = list(names)
     taken = {getattr(data, role) for role in ROLES[kind]} & set(names)
-    found: dict[str, str] = {}
+    columns_by_role: dict[str, str] = {}
     for role in ROLES[kind]:
         now = getattr(data, role)
         free = [name for name in names if name not in taken]
@@ -77,13 +77,13 @@ def proposal(names: Iterable[str], data: DataConfig, kind: Rows) -> dict[str, st
         near = get_close_matches(now, free, n=1, cutoff=0.75)
         column = next(iter([*near, *known] if now not in KNOWN[role] else [*known, *near]), None)
         if column is not None:
-            found[f"data.{role}"] = column
+            columns_by_role[f"data.{role}"] = column
             taken.add(column)
-    return found
+    return columns_by_role
 
 
 def missing(row: dict[str, Any], data: DataConfig, kind: Rows, *roles: str) -> str:
-    """What an error says where a row has no column for these settings."""
+    """The error for a row that has no column for these settings."""
     keys = " and ".join(repr(getattr(data, role)) for role in roles)
     settings = proposal(paths(row), data, kind)
     if settings and any(f"data.{role}" in settings for role in roles):
@@ -94,7 +94,7 @@ def missing(row: dict[str, Any], data: DataConfig, kind: Rows, *roles: str) -> s
 
 
 def column_names(names: Iterable[str]) -> str:
-    """What an error says of the columns there are."""
+    """The columns there are, for an error."""
     shown = [repr(name) for name in names]
     more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     return ", ".join(shown[:_SHOWN]) + more or "none"
@@ -132,7 +132,7 @@ class Columns:
             yield from (("data.metadata_keys", key) for key in data.metadata_keys or ())
 
     def _absent(self, setting: str, key: str) -> str | None:
-        """What is wrong with a setting, where no row has its column, or all have null in it."""
+        """The error for a setting whose column no row has, or all have null in; None where some row has a value."""
         values = [find_column(row, key, ABSENT) for row in self._rows]
         if all(value is ABSENT for value in values):
             advice = proposal(self._names, self._config.data, self._config.algorithm.recipe.rows).get(setting)

@@ -15,8 +15,9 @@ from yatt.config.schema import DataConfig
 from yatt.data.columns import missing
 from yatt.data.masks import AssistantMask
 from yatt.data.prompts import PromptEncoder, as_messages, tokenize
-from yatt.data.rows import BadRow, Row
+from yatt.data.rows import Row
 from yatt.data.turns import Messages, Turn
+from yatt.errors import BadRow
 from yatt.types import Sample, SampleKey
 
 
@@ -73,7 +74,7 @@ class ResponseEncoder:
         if not len(ends):
             return read(body + after) if after else np.append(tail, np.int32(self._tokenizer.eos_token_id))
         left = [token for token in tail[ends[0] :].tolist() if token not in stops]
-        if self._tokenizer.decode(left).strip():
+        if str(self._tokenizer.decode(left)).strip():
             end = self._tokenizer.decode([int(tail[ends[0]])])
             raise BadRow(f"the {what} goes on after {end!r}, at which a response ends; cut it there")
         return tail[: ends[0] + 1]
@@ -131,7 +132,7 @@ def _lacking(row: Row, data: DataConfig) -> list[str]:
 
 
 def last_turn(messages: Messages) -> tuple[Messages, str]:
-    """What comes before the last message, and its text. Raises BadRow where it says more than its text."""
+    """The messages before the last one, and its text. Raises BadRow where it says more than its text."""
     if more := [name for name in ("tool_calls", "function_call", "reasoning_content") if messages[-1].get(name)]:
         raise BadRow(f"the last turn has {more[0]!r} beside its text, which would not be trained; write it in the text")
     return messages[:-1], messages[-1]["content"]

@@ -1,4 +1,4 @@
-"""What the rows of a run are made into: the one place that knows."""
+"""The encoder of a run's rows, by its algorithm."""
 
 from __future__ import annotations
 

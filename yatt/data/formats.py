@@ -154,7 +154,7 @@ def _are_rows(value: Any) -> bool:
 
 
 def _loaded(text: bytes) -> Any:
-    """What JSON text says, or the ValueError that tells why it is none."""
+    """The value of JSON text, or the ValueError that tells why it is none."""
     try:
         return json.loads(text.decode("utf-8-sig"))
     except RecursionError:

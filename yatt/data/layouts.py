@@ -22,7 +22,7 @@ ROLES = {
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
 }
-"""Who speaks in a ShareGPT talk, and the role that chat templates know."""
+"""Speakers of a ShareGPT talk -> the role that chat templates know."""
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _TURNS = {"Human": "user", "Assistant": "assistant"}
@@ -51,7 +51,7 @@ class Layout:
         data = self._data
         row = named(row, data.prompt_key, data.answer_key, data.media_key, *(data.metadata_keys or ()))
         row = self._with_prompt(row)
-        prompt = row.get(data.prompt_key)
+        prompt: Any = row.get(data.prompt_key)
         talk = data.prompt_key.rpartition(".")[2] in TALKS and isinstance(prompt, list) and len(prompt) > 1
         if talk and isinstance(prompt[-1], dict) and prompt[-1].get("role") == "assistant":
             row[data.prompt_key] = prompt[:-1]
@@ -80,20 +80,20 @@ class Layout:
         row = named(row, data.prompt_key, *keys, data.margin_key)
         row |= {key: self._messages(row[key], key) for key in keys if key in row}
         if row.get(data.prompt_key) is None and not self._chat and all(_is_spoken(row.get(key)) for key in keys):
-            (prompt, better), (other, worse) = (_cut(row[key]) for key in keys)
-            if prompt != other:
+            (before, better), (other, worse) = (_cut(row[key]) for key in keys)
+            if before != other:
                 raise BadRow("chosen and rejected differ before their last turn; give both the same prompt")
-            return {**row, data.prompt_key: prompt, data.chosen_key: better, data.rejected_key: worse}
+            return {**row, data.prompt_key: before, data.chosen_key: better, data.rejected_key: worse}
         replies = [isinstance(row.get(key), str) or _begins(row.get(key), "assistant") for key in keys]
         if row.get(data.prompt_key) is None and any(replies):
             talk = next((row[name] for name in TALKS if row.get(name) is not None), None)
             row = row if talk is None else {**row, data.prompt_key: talk}
         row = self._with_prompt(row)
-        prompt = row.get(data.prompt_key)
+        prompt: Any = row.get(data.prompt_key)
         for key, reply in zip(keys, replies, strict=True):
             if reply and isinstance(row[key], list) and len(row[key]) > 1 and prompt:
-                before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-                row[key] = [*before, *row[key]]
+                opening = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+                row[key] = [*opening, *row[key]]
             elif not reply and isinstance(row.get(key), list):
                 row[key] = self._opened(row[key], row)
         return row
@@ -109,7 +109,7 @@ class Layout:
         return row if key not in row else {**row, key: prompt}
 
     def _input(self, row: dict[str, Any]) -> str:
-        """What an Alpaca row's instruction is about."""
+        """The text that an Alpaca row's instruction is about."""
         data = self._data
         name = data.prompt_key.removesuffix("instruction") + "input"
         taken = (data.response_key, data.answer_key, data.chosen_key, data.rejected_key)
@@ -207,7 +207,7 @@ def _spoken(text: str) -> list[dict[str, str]]:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """What comes before the assistant's last words, and these. Raises BadRow where they are not the end."""
+    """The text before the assistant's last words, and these. Raises BadRow where they are not the end."""
     before, mark, reply = text.rpartition("\n\nAssistant:")
     if "\n\nHuman:" in reply:
         raise BadRow("the text does not end with the assistant's turn")

@@ -10,10 +10,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
-from yatt.data.rows import BadRow, BadRows, Row, RowSource
-from yatt.errors import CheckpointError, DataError, YattError
-from yatt.functions import describe
+from yatt.data.rows import BadRows, Row, RowSource
+from yatt.errors import BadRow, CheckpointError, DataError, YattError
 from yatt.text import one_line
+from yatt.user_functions import describe
 
 T = TypeVar("T")
 Encode = Callable[[Row, int, int], T]
@@ -187,8 +187,8 @@ def share_of_rows(
 
 
 def good_rows(source: RowSource, encode: Encode[T], index: int, count: int) -> Iterator[T]:
-    """As `share_of_rows`, one after another as they are asked for. Bad ones are passed over: whoever draws them says
-    so."""
+    """As `share_of_rows`, one after another as they are asked for. Bad ones are passed over: the loader that draws them
+    says so."""
     for row in range(index, len(source), count):
         with suppress(BadRow):
             yield encode_row(source, encode, row, row)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.data.rows import BadRow
 from yatt.data.turns import Messages, Turn, render
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -35,12 +35,12 @@ class AssistantMask:
     def __call__(self, messages: Messages) -> np.ndarray:
         """[P] bool, over the tokens of the messages with the generation prompt. Raises ConfigError where the template
         has no such mask, and BadRow where it has none for these messages."""
-        found = self._find(messages)
-        if not isinstance(found, str):
-            return found
+        mask = self._find(messages)
+        if not isinstance(mask, str):
+            return mask
         why = self._find(_TALK)
         if not isinstance(why, str):
-            raise BadRow(f"the assistant's turns cannot be told from the rest: {found}")
+            raise BadRow(f"the assistant's turns cannot be told from the rest: {mask}")
         raise ConfigError(
             f"model.path={self._tokenizer.name_or_path}: its chat template has no assistant mask ({why}); put "
             "{% generation %} and {% endgeneration %} around the assistant's turns in it, or give talks of one answer"
@@ -54,16 +54,16 @@ class AssistantMask:
             return one_line(error)
 
     def _marks(self, messages: Messages) -> np.ndarray | str:
-        found = self._tokenizer.apply_chat_template(
+        marked: Any = self._tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_assistant_tokens_mask=True
         )
-        mask = np.array(found["assistant_masks"], dtype=bool)
+        mask = np.array(marked["assistant_masks"], dtype=bool)
         return mask if mask.any() else "its generation marks hold no token"
 
     def _places(self, messages: Messages) -> np.ndarray | str:
         text = render(self._tokenizer, messages, opened=True)
-        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        begins, ends = np.array(found["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+        read = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        begins, ends = np.array(read["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
         mask = np.zeros(len(begins), dtype=bool)
         for number, message in enumerate(messages):
             if message["role"] != "assistant":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yatt.data.rows import BadRow
+from yatt.errors import BadRow
 
 FORMS = "a path, data:...;base64,... text, bytes, or a list of these"
 

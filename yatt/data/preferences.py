@@ -13,8 +13,8 @@ from yatt.data.columns import missing
 from yatt.data.demonstrations import ResponseEncoder, last_turn
 from yatt.data.layouts import named
 from yatt.data.prompts import as_messages
-from yatt.data.rows import BadRow, Row, RowSource
-from yatt.errors import DataError
+from yatt.data.rows import Row, RowSource
+from yatt.errors import BadRow, DataError
 from yatt.types import Pair, Sample, SampleKey
 
 LABELS = {"true": 1, "false": 0, "1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
@@ -79,7 +79,7 @@ class PairEncoder:
         key = self._data.margin_key
         if key is None:
             return 0.0
-        value = row.get(key)
+        value: Any = row.get(key)
         try:
             margin = math.nan if isinstance(value, bool | list) else float(value)  # a file of text has numbers as text
         except (TypeError, ValueError, OverflowError):

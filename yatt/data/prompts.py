@@ -15,10 +15,10 @@ from yatt.data.answers import answer_text
 from yatt.data.columns import column_names, missing
 from yatt.data.layouts import Layout
 from yatt.data.media import read_media
-from yatt.data.rows import BadRow, Row
+from yatt.data.rows import Row
 from yatt.data.turns import Messages, render
 from yatt.data.values import without_nulls
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.protocols import MediaStore
 from yatt.text import one_line
 from yatt.types import Media, Prompt
@@ -67,7 +67,6 @@ class PromptEncoder:
         answer = answer_text(row.get(data.answer_key), data.answer_key, data.answer_after)
         return Prompt(
             uid=uid,
-            row=index,
             text=text,
             tokens=tokens,
             question=encodable(_question(row[data.prompt_key]), data.prompt_key),
@@ -132,7 +131,7 @@ def load_tokenizer(path: str, setting: str = "model.path") -> PreTrainedTokenize
     model could sample."""
     try:
         # Not AutoTokenizer: importing it costs seconds in every process, and tokenizer.json says everything.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # transformers raises whatever its parts raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{setting}={path!r}: its tokenizer cannot be loaded: {reason}") from None
@@ -169,7 +168,9 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, text: str, *, special: bool, cl
             raise
         raise BadRow(_unreadable(tokenizer, text, error)) from None
     tokens = np.asarray(read["input_ids"], dtype=np.int32)
-    own = np.flatnonzero(np.asarray(read["special_tokens_mask"]) == 0) if special else ()
+    if not special:
+        return tokens
+    own = np.flatnonzero(np.asarray(read["special_tokens_mask"]) == 0)
     if not len(own):
         return tokens
     before, inside = tokens[: own[0]], tokens[own[0] : own[-1] + 1]
@@ -197,8 +198,8 @@ def _reads(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
 
 
 def _half(text: str) -> str:
-    found = _SURROGATE.findall(text)
-    return f"holds a lone surrogate ({found[0]!r}), half a character, as text that was cut; mend or remove it"
+    surrogates = _SURROGATE.findall(text)
+    return f"holds a lone surrogate ({surrogates[0]!r}), half a character, as text that was cut; mend or remove it"
 
 
 def encodable(text: T, column: str) -> T:
@@ -216,7 +217,7 @@ def as_messages(prompt: Any) -> Messages:
         return [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise BadRow(f"the prompt is {type(prompt).__name__} {prompt!r:.40}; it must be text or chat messages")
-    messages = without_nulls(prompt)
+    messages: list[Any] = without_nulls(prompt)
     for number, message in enumerate(messages, start=1):
         if isinstance(message, dict) and message.get("tool_calls"):
             message.setdefault("content", "")  # a turn that only calls tools may have none
@@ -226,7 +227,7 @@ def as_messages(prompt: Any) -> Messages:
 
 
 def _question(prompt: Any) -> str:
-    """What a judge is told was asked: the text, the only message, or the turns of a talk; no system message."""
+    """The question for a judge to read: the text, the only message, or the turns of a talk; no system message."""
     turns = [message for message in as_messages(prompt) if message["role"] != "system"]
     if len(turns) == 1:
         return str(turns[0]["content"])

@@ -1,4 +1,4 @@
-"""What stands around a response: how the chat template opens the assistant's turn and ends it, the tokens at which an
+"""The text around a response: how the chat template opens the assistant's turn and ends it, the tokens at which an
 engine stops, and the text of sampled tokens."""
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.data.rows import BadRow
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
 
 Messages = list[dict[str, Any]]
@@ -49,10 +48,10 @@ class Turn:
     def _probe(self) -> tuple[str, str]:
         talk = [{"role": "user", "content": "Is 1 + 1 = 2?"}, {"role": "assistant", "content": _PROBE}]
         try:
-            _, found, rest = render(self._tokenizer, talk, opened=False).rpartition(_PROBE)
+            _, seen, rest = render(self._tokenizer, talk, opened=False).rpartition(_PROBE)
         except BadRow:
             return "", ""
-        if not found or not rest:
+        if not seen or not rest:
             return "", ""
         read = self._tokenizer(rest, add_special_tokens=False, return_offsets_mapping=True)
         added = self._tokenizer.added_tokens_decoder
@@ -71,8 +70,8 @@ class Turn:
         return tuple(dict.fromkeys(ids))
 
     def body(self, messages: Messages, prompt: str, response: str) -> str:
-        """What of a response stands behind the rendered prompt: without what the prompt has already opened, and with
-        the blanks around it that the template gives it."""
+        """The response as it stands behind the rendered prompt: without the part that the prompt has already opened,
+        and with the blanks around it that the template gives it."""
         expected = self.unopened(messages, prompt, response)
         try:
             whole = render(self._tokenizer, [*messages, {"role": "assistant", "content": response}], opened=False)
@@ -96,7 +95,7 @@ class Turn:
         return rest.lstrip() if blanks.startswith(begun) else rest.removeprefix(blanks)
 
     def _opened(self, messages: Messages, prompt: str) -> str:
-        """What the rendered prompt adds to its messages."""
+        """The text that the rendered prompt adds to its messages."""
         try:
             closed = render(self._tokenizer, messages, opened=False)
         except BadRow:

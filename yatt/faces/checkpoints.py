@@ -95,7 +95,8 @@ class Checkpoints:
         return final
 
     def resume(self) -> Resume | None:
-        """What `resume` asks for: nothing, the latest complete checkpoint of this run if any, or the one at a path."""
+        """The checkpoint that `resume` asks for: none, the latest complete checkpoint of this run if any, or the one at
+        a path."""
         asked = self._config.resume
         if asked == "never":
             return None

@@ -26,9 +26,9 @@ def _program(anywhere: bool) -> list[str]:
     if os.path.basename(script) == "__main__.py":  # python -m yatt
         python = sys.orig_argv[0]
         return [shlex.quote(sys.executable if anywhere and os.path.dirname(python) else python), "-m", "yatt"]
-    found = shutil.which("yatt")
+    on_path = shutil.which("yatt")
     if os.path.basename(script) != "yatt" or (
-        found is not None and os.path.realpath(found) == os.path.realpath(script)
+        on_path is not None and os.path.realpath(on_path) == os.path.realpath(script)
     ):
         return ["yatt"]
     return [shlex.quote(os.path.abspath(script) if anywhere else script)]

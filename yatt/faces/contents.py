@@ -1,5 +1,5 @@
-"""What the folders and rows that a run reads hold, in a few letters: kept with a checkpoint, so that a run does not go
-on from it with others under the same names."""
+"""Digests of the folders and rows that a run reads: kept with a checkpoint, so that a run does not go on from it with
+others under the same names."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import xxhash
 
 from yatt.config.schema import Config
-from yatt.data.rows import BadRow, RowSource
+from yatt.data.rows import RowSource
 from yatt.data.source import open_source
+from yatt.errors import BadRow
 
 PART, PARTS = 1 << 20, 16
 """Of a file of weights this many parts of so many bytes are looked at, evenly spread: it may be large."""
@@ -27,9 +28,9 @@ def contents(config: Config) -> dict[str, str]:
     folders |= {"critic.path": config.critic.path or model.path} if "critic" in loads else {}
     frozen = {"reference": model.reference, "teacher": model.teacher}
     folders |= {f"model.{name}": path for name, path in frozen.items() if path and name in loads}
-    found = {setting: of_folder(Path(path)) for setting, path in folders.items()}
+    described = {setting: of_folder(Path(path)) for setting, path in folders.items()}
     rows = open_source(config.data, config.run.seed) if config.data.path is not None else None
-    return found if rows is None else found | {"data.path": of_rows(rows)}
+    return described if rows is None else described | {"data.path": of_rows(rows)}
 
 
 def of_folder(folder: Path) -> str:

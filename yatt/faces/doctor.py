@@ -1,4 +1,4 @@
-"""What is installed, what works here, and the line that mends what does not.
+"""Checks of the installation and the machine, each with the line that mends it.
 
 Every probe of a library runs in a process of its own with a deadline: a broken package cannot kill or hang the doctor.
 """
@@ -143,8 +143,9 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
     with suppress(ConfigError):  # a line of its own says it
         environ |= ray_environment()
     command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, env=environ, start_new_session=True, **pipes)
+    child = subprocess.Popen(
+        command, env=environ, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         out, err = child.communicate(timeout=probe.limit)
     except subprocess.TimeoutExpired:
@@ -166,10 +167,10 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
 def _one_engine_is_enough(probes: Sequence[Probe], findings: Sequence[Finding]) -> list[Finding]:
     """The findings of probes; where one engine works, another's problem is a warning."""
     engines = [probe.engine is not None for probe in probes]
-    works = any(found.status == "ok" for found, engine in zip(findings, engines, strict=True) if engine)
+    works = any(finding.status == "ok" for finding, engine in zip(findings, engines, strict=True) if engine)
     return [
-        replace(found, status="warning") if works and engine and found.status == "problem" else found
-        for found, engine in zip(findings, engines, strict=True)
+        replace(finding, status="warning") if works and engine and finding.status == "problem" else finding
+        for finding, engine in zip(findings, engines, strict=True)
     ]
 
 
@@ -185,16 +186,16 @@ def _python() -> Finding:
 
 
 def _harmful() -> Finding:
-    torch, found = _version("torch") or "", {name: _version(name) for name in HARMFUL}
-    bad = [name for name, version in found.items() if version and "+cpu" in torch and "+cpu" not in version]
+    torch, versions = _version("torch") or "", {name: _version(name) for name in HARMFUL}
+    bad = [name for name, version in versions.items() if version and "+cpu" in torch and "+cpu" not in version]
     detail = f"{', '.join(bad)}: linked to CUDA beside torch {torch}; engines fail on them" if bad else "none"
     return _judged("Harmful packages", not bad, detail, f"{PIP} uninstall -y {' '.join(bad)}", "problem")
 
 
 def _trackers() -> Finding:
-    found = [name for name, packages in TRACKERS.items() if any(map(importlib.util.find_spec, packages))]
+    usable = [name for name, packages in TRACKERS.items() if any(map(importlib.util.find_spec, packages))]
     remedy = f"{PIP} install {_pin('tensorboard')}, or set log.trackers=[]"
-    return _judged("Trackers", bool(found), ", ".join(found) or "none", remedy)
+    return _judged("Trackers", bool(usable), ", ".join(usable) or "none", remedy)
 
 
 def _gpu(gpu: bool, cuda: bool) -> Finding:
@@ -220,13 +221,17 @@ def _shared_memory() -> Finding:
 def _temporary() -> Finding:
     """Where Ray's sockets go: their paths must not be long."""
     try:
-        folder, mine = ray_folder(), tempfile.gettempdir()
+        folder, temporary = ray_folder(), tempfile.gettempdir()
     except ConfigError as error:
         detail, _, remedy = str(error).rpartition("; ")
         return Finding(name="Temporary folder", status="problem", detail=detail, remedy=remedy)
     given = os.environ.get("TMPDIR")
-    detail = mine if folder == mine else f"{mine}; {folder} for Ray, whose sockets have paths of at most {SOCKET} bytes"
-    good = given is None or os.path.realpath(given) == os.path.realpath(mine)
+    detail = (
+        temporary
+        if folder == temporary
+        else f"{temporary}; {folder} for Ray, whose sockets have paths of at most {SOCKET} bytes"
+    )
+    good = given is None or os.path.realpath(given) == os.path.realpath(temporary)
     remedy = f"TMPDIR={given} cannot be written to: set it to a folder that can"
     return _judged("Temporary folder", good, detail, remedy)
 
@@ -268,5 +273,5 @@ def _pin(package: str) -> str:
         lines = importlib.metadata.requires("yatt") or []
     except importlib.metadata.PackageNotFoundError:
         return package
-    found = (re.match(rf"{re.escape(package)}==[\w.+]+", line) for line in lines)
-    return next((match[0] for match in found if match), package)
+    matches = (re.match(rf"{re.escape(package)}==[\w.+]+", line) for line in lines)
+    return next((match[0] for match in matches if match), package)

@@ -56,7 +56,7 @@ INSTEAD = {
     "rollout.temperature": "evaluate.temperature",
     "resume": "--checkpoint",
 }
-"""What is to be given in place of a setting that says nothing to it."""
+"""Options that take the place of settings that `yatt evaluate` does not read."""
 
 
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:
@@ -162,7 +162,7 @@ def show(report: EvaluationReport, checkpoint: Path, config: Config, console: Co
 
 
 def _measures(report: EvaluationReport) -> dict[str, tuple[float | None, str]]:
-    """What there is to show: its name, its value, and under which name it has an interval."""
+    """Measures to show -> the value, and the name of its interval."""
     k = max(report.pass_at_k, default=0)
     shown = {
         "accuracy, greedy": (report.accuracy_greedy, "accuracy_greedy"),

@@ -52,12 +52,12 @@ def role_colours(roles: Iterable[str]) -> dict[str, str]:
 def devices(steps: Steps, more: str = "") -> str:
     """Gantt charts, a table and a curve of idle shares, and `more` cards; nothing where no device told what it did."""
     windows = {step: window for step, spans in sorted(steps.items()) if (window := _window(spans))}
-    held = [span for spans in steps.values() for span in spans]
+    every = [span for spans in steps.values() for span in spans]
     homes = _homes(span for step in windows for span in steps[step])
     if not homes[""]:
         return ""
     parts = [part for part in (list(windows)[:STEPS], list(windows)[STEPS:][-STEPS:]) if part]
-    charts = [_gantt({step: windows[step] for step in part}, held, homes) for part in parts]
+    charts = [_gantt({step: windows[step] for step in part}, every, homes) for part in parts]
     busy = {step: _busy(steps[step], window) for step, window in windows.items()}
     idle = _table(busy, windows, homes) + _curve(busy, homes)
     note = f'<p class="meta">{MOST_SLOTS} of {len(homes[""])} slots are drawn; means are over all.</p>'
@@ -80,7 +80,7 @@ def _window(spans: Sequence[PhaseSpan]) -> Window | None:
 
 
 def _lanes(spans: Iterable[PhaseSpan], window: Window) -> dict[Lane, list[PhaseSpan]]:
-    """What lies within the window, by slot and role."""
+    """The spans within the window, by slot and role."""
     lanes: defaultdict[Lane, list[PhaseSpan]] = defaultdict(list)
     for span in spans:
         start, stop = max(span.start, window[0]), min(span.stop, window[1])
@@ -130,7 +130,7 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
     """A lane per slot and role over these steps, and one of the loop; idle is what no bar covers. A line across them is
     a decision on placement."""
     start, stop = min(w[0] for w in windows.values()), max(w[1] for w in windows.values())
-    held = _lanes(spans, (start, stop))
+    bars = _lanes(spans, (start, stop))
     slots = homes[""][:MOST_SLOTS]
     lanes = [(-1, ""), *((slot, role) for slot in slots for role in homes if role and slot in homes[role])]
     bottom = TOP + LANE * len(lanes)
@@ -142,13 +142,17 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
     for at, lane in enumerate(lanes):
         place = f'y="{TOP + LANE * at + (LANE - BAR) / 2:g}" height="{BAR}"'
         marks.append(f'<rect class="idle" width="100%" {place}/>')
-        for span in sorted(held.get(lane, []), key=lambda s: s.start - s.stop)[:MOST_BARS]:
+        for span in sorted(bars.get(lane, []), key=lambda s: s.start - s.stop)[:MOST_BARS]:
             width = max(0.15, 100 * (span.stop - span.start) / (stop - start))
             bar = f'<rect rx="2" x="{x(span.start)}" width="{width:.3f}%" {place}'
             marks.append(f'{bar} fill="{_colour(span)}"><title>{escape(_tip(span, start))}</title></rect>')
     moves = [span for span in spans if span.role == DECISION and start <= span.start <= stop][:MOST_BARS]
-    for at, move in ((x(move.start), move) for move in moves):
-        line = f'<line x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/><circle r="5" cx="{at}" cy="{TOP + LANE / 2:g}"/>'
+    for move in moves:
+        moved = x(move.start)
+        line = (
+            f'<line x1="{moved}" x2="{moved}" y1="{TOP}" y2="{bottom}"/>'
+            f'<circle r="5" cx="{moved}" cy="{TOP + LANE / 2:g}"/>'
+        )
         marks.append(f'<g class="move"><title>{escape(_tip(move, start))}</title>{line}</g>')
     for step, (begun, _) in windows.items():
         marks.append(f'<line class="cut" x1="{x(begun)}" x2="{x(begun)}" y1="4" y2="{bottom}"/>')
@@ -158,7 +162,7 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
             f'<text class="{"x" if tick else "step"}" x="{x(start + tick)}" y="{bottom + 14}">{tick:g} s</text>'
         )
     title = f"Step{'s' if len(windows) > 1 else ''} {' and '.join(map(str, windows))}"
-    drawn = {_colour(span): True for lane in lanes for span in held.get(lane, [])} | {"var(--ink)": bool(moves)}
+    drawn = {_colour(span): True for lane in lanes for span in bars.get(lane, [])} | {"var(--ink)": bool(moves)}
     kinds = {**{kind: OF_SPAN[names[0]] for kind, names in KINDS.items()}, "decision": "var(--ink)"}
     swatches = [f'<li><i style="background:{c}"></i>{kind}</li>' for kind, c in kinds.items() if drawn.get(c)]
     labels = ["<li>loop</li>", *(f"<li>slot {slot} {escape(role)}</li>" for slot, role in lanes[1:])]

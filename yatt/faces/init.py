@@ -113,7 +113,9 @@ def config_text(chosen: Mapping[str, Any]) -> str:
     last: list[str] = []
     for setting in describe():
         # A setting of an item of a list or mapping stands behind that list's name.
-        head, mark, tail = re.fullmatch(r"(.*?)(\[\]\.|\.NAME\.|$)(.*)", setting.name).groups()
+        parts = re.fullmatch(r"(.*?)(\[\]\.|\.NAME\.|$)(.*)", setting.name)
+        assert parts is not None
+        head, mark, tail = parts.groups()
         *sections, key = head.split(".")
         if sections[:1] != last[:1]:
             lines.append("")

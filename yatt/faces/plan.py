@@ -68,27 +68,27 @@ def plan(
         if number is not None and number < 1:
             raise ConfigError(f"{name}={number} must be a whole number of at least 1")
     seed = config.run.seed if seed is None else seed
-    held = {count: controllers or config.cluster.controllers or -(-count // NODE) for count in counts}
+    controllers_of = {count: controllers or config.cluster.controllers or -(-count // NODE) for count in counts}
     for count in counts:
-        facts = check_plan(_at(config, held[count]), [count])
+        facts = check_plan(_at(config, controllers_of[count]), [count])
     costs = costs_for(config, facts)
-    left_out = {count: _left_out(_at(config, held[count]), facts, count) for count in counts}
+    left_out = {count: _left_out(_at(config, controllers_of[count]), facts, count) for count in counts}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     plans, reports, tried = [], {}, dict[int, int]()
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
         for count in counts:
-            found: dict[str, SimulationReport] = {}
+            simulated: dict[str, SimulationReport] = {}
             for mode in [mode for mode in MODES if mode not in left_out[count]]:
-                case = _placed(_at(config, held[count]), mode)
-                numbers: dict[str, Any] = {"devices": count, "controllers": held[count], "seed": seed}
+                case = _placed(_at(config, controllers_of[count]), mode)
+                numbers: dict[str, Any] = {"devices": count, "controllers": controllers_of[count], "seed": seed}
                 if mode == "partial" and not case.placement.split:
                     task = progress.add_task(f"{count} devices, {mode}: splits", total=TRIES)
                     case, tried[count] = _searched(case, costs, steps, numbers, partial(progress.advance, task))
                 task = progress.add_task(f"{count} devices, {mode}", total=steps)
                 witness = Ticker(partial(progress.advance, task))
-                found[mode] = simulate(case, costs, witness=witness, steps=steps, **numbers)
-            plans.append(_plan(count, held[count], found, left_out[count]) | _tried(tried.get(count)))
-            reports[count] = found
+                simulated[mode] = simulate(case, costs, witness=witness, steps=steps, **numbers)
+            plans.append(_plan(count, controllers_of[count], simulated, left_out[count]) | _tried(tried.get(count)))
+            reports[count] = simulated
     head = {"costs": costs.source, "calibrated": config.plan.calibration is not None, "steps": steps, "seed": seed}
     head |= {"workload": asdict(costs.workload), "memory": _memory(config, facts, counts[0])}
     if html is not None:
@@ -101,10 +101,10 @@ def plan(
 
 
 def _plan(
-    devices: int, controllers: int, found: Mapping[str, SimulationReport], left_out: Mapping[str, str]
+    devices: int, controllers: int, simulated: Mapping[str, SimulationReport], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What one number of devices comes to. Chosen is the shortest step, of several within a percent the simplest."""
-    modes = {mode: summary(report) for mode, report in found.items()}
+    """The plan for one number of devices. Chosen is the shortest step, of several within a percent the simplest."""
+    modes = {mode: summary(report) for mode, report in simulated.items()}
     best = min(mode["step_s"] for mode in modes.values())
     choice = next(mode for mode in SIMPLE if mode in modes and modes[mode]["step_s"] <= 1.01 * best)
     head = {"devices": devices, "controllers": controllers, "choice": choice}
@@ -126,8 +126,8 @@ def _left_out(config: Config, facts: ModelFacts, devices: int) -> dict[str, str]
             why[mode] = str(error)
             continue
         if config.plan.calibration is None:
-            room = {"train_slots": train_slots(case, devices), "capacity": device(config.plan.device).memory}
-            if lines := list(mistakes(case, models, kind="cuda", **room)):
+            slots, memory = train_slots(case, devices), device(config.plan.device).memory
+            if lines := list(mistakes(case, models, train_slots=slots, kind="cuda", capacity=memory)):
                 why[mode] = "\n".join(lines)
     if len(why) == len(MODES):
         raise ConfigError("\n".join(dict.fromkeys(why.values())))
@@ -225,7 +225,7 @@ def calibrate_run(run: Path, out: Path | None) -> int:
     rows, source = folder.read_metrics(), str(run)
     if config.reward.served:
         costs, fits = calibrate_judged(config, rows, folder.read_spans(), source=source)
-        unseen = UNSEEN_JUDGED
+        unseen: tuple[str, ...] = UNSEEN_JUDGED
     else:
         costs, fits = calibrate(config, rows, source=source, devices=devices)
         unseen = UNSEEN

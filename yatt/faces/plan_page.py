@@ -19,9 +19,9 @@ Reports = Mapping[int, Mapping[str, SimulationReport]]
 
 
 def page(name: str, head: Mapping[str, Any], plans: Sequence[Plan], reports: Reports) -> str:
-    """What the terminal says, step times and idle shares over the numbers of devices, and the last steps of each mode
-    on the fewest."""
-    count, found = next(iter(reports.items()))
+    """The terminal's words, step times and idle shares over the numbers of devices, and the last steps of each mode on
+    the fewest."""
+    count, simulated = next(iter(reports.items()))
     body = [f'<header><div class="meta">YATT plan</div><h1>{escape(name)}</h1></header>']
     body += [f"<p><b>{escape(line)}</b></p>" for line in choices(plans)]
     body += [_table(plans), *(f'<p class="meta">{escape(line)}</p>' for line in remarks(head, plans))]
@@ -31,7 +31,7 @@ def page(name: str, head: Mapping[str, Any], plans: Sequence[Plan], reports: Rep
             _curve(plans, "idle", "Idle share", "of device time"),
         ]
         body.append(f'<h2>More devices</h2><div class="charts">{"".join(charts)}</div>')
-    for mode, report in found.items():
+    for mode, report in simulated.items():
         body.append(f"<h2>{mode} on {count} devices</h2>{devices(_steps(report), _split(report))}")
     return PAGE.format(title=escape(f"{name} · YATT plan"), style=STYLE, body="".join(body), script=SCRIPT)
 

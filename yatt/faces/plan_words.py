@@ -1,4 +1,4 @@
-"""What a plan says in words: the same in the terminal and on the page."""
+"""A plan in words: the same in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def choices(plans: Sequence[Plan]) -> Iterator[str]:
 
 
 def remarks(head: Mapping[str, Any], plans: Sequence[Plan]) -> Iterator[str]:
-    """What was left out and why, the memory of a slot, and what all of it was reckoned from."""
+    """Remarks under the table: modes left out and why, the memory of a slot, and where the costs are from."""
     for plan in plans:
         if "splits_tried" in plan:
             at = f" on {plan['devices']} devices" if len(plans) > 1 else ""

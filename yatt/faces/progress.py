@@ -1,4 +1,4 @@
-"""What the user sees in the terminal: startup phases as they happen, then the steps, warnings, and where things are.
+"""The terminal during a run: startup phases as they happen, then the steps, warnings, and where things are.
 
 On a terminal: lines that scroll, above a live region that redraws 4 times a second. Elsewhere: plain lines only.
 """
@@ -31,9 +31,9 @@ HELD_OUT = {
     "held_out_loss": ("held-out loss", ".4f"),
     "held_out_pair_accuracy": ("held-out pairs", ".1%"),
 }
-"""What an evaluation measures: its name and its form."""
+"""An evaluation's measures: name and format."""
 SIDES = (("chosen_reward", "rejected_reward"), ("desirable_reward", "undesirable_reward"))
-"""What is preferred, and to what."""
+"""Rewards of the preferred side and of the other."""
 
 
 class Progress:

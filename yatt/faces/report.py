@@ -13,33 +13,35 @@ from yatt.config.algorithms import RECIPES
 from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
+from yatt.faces.evaluations import SHARES, by_source, interval_text, measured, points_of
 from yatt.faces.gantt import OF_SPAN, devices
-from yatt.faces.heldout import SHARES, by_source, interval_text, measured, points_of
 from yatt.faces.metrics import first_row
 from yatt.faces.page import PAGE, SCRIPT, STYLE
+from yatt.faces.placement import placement_section
 from yatt.faces.rundir import RunDirectory, replace_text
-from yatt.faces.split import split
 from yatt.faces.trajectories import first_and_last
 from yatt.reports import first_failures
 
 Row = Mapping[str, Any]
-FROM_ZERO = {"zero": True}
+Curve = tuple[str, str, dict[str, str], bool]
+"""Title, unit, lines (by their name, the column), and whether the axis begins at 0."""
+FROM_ZERO, ANYWHERE = True, False
 FIRST_SAID, LAST_SAID = 5, 5
 """Warnings shown of those that steps had; the others are counted."""
 LARGEST = ("longest_response", "rollout_gap_max")
 SIDES = {side: f"{side}_reward" for side in ("chosen", "rejected", "desirable", "undesirable")}
 KL = {"to rollout policy": "kl", "to reference": "kl_ref", "in the reward": "kl_reward"}
 LENGTHS = {"median": "response_length_p50", "90 %": "response_length_p90", "longest": "longest_response"}
-CURVES: tuple[tuple[str, str, dict[str, str], dict[str, bool]], ...] = (
+CURVES: tuple[Curve, ...] = (
     ("Response length", "tokens", LENGTHS, FROM_ZERO),
     ("Throughput", "tokens / s", {"tokens / s": "tokens_per_s"}, FROM_ZERO),
-    ("Loss", "loss", {"trained": "loss", "held-out": "held_out_loss"}, {}),
-    ("Rewards of responses", "mean over rows", SIDES, {}),
+    ("Loss", "loss", {"trained": "loss", "held-out": "held_out_loss"}, ANYWHERE),
+    ("Rewards of responses", "mean over rows", SIDES, ANYWHERE),
     ("Critic's loss", "squared error", {"loss": "critic_loss"}, FROM_ZERO),
-    ("Variance the critic explains", "share", {"share": "explained_variance"}, {}),
+    ("Variance the critic explains", "share", {"share": "explained_variance"}, ANYWHERE),
     ("Gradient norm", "L2 norm", {"norm": "grad_norm"}, FROM_ZERO),
     ("Entropy", "nats / token", {"entropy": "entropy"}, FROM_ZERO),
-    ("KL divergence", "nats / token", KL, {}),
+    ("KL divergence", "nats / token", KL, ANYWHERE),
     ("Weight of the KL in the reward", "coefficient", {"coefficient": "kl_coefficient"}, FROM_ZERO),
     ("Advantages", "mean size", {"size": "advantage_abs"}, FROM_ZERO),
     ("Train / rollout gap", "largest difference of logprobs", {"largest": "rollout_gap_max"}, FROM_ZERO),
@@ -77,7 +79,7 @@ def write_report(run_dir: Path) -> Path:
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
         _section("Held-out accuracy by source", by_source(rows)),
-        _section("Placement", split(rows)),
+        _section("Placement", placement_section(rows)),
         _section("Devices", devices(run.read_spans())),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),
         _section("Rollouts, first and last", first_and_last(run.samples, "step")),
@@ -151,7 +153,7 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
     texts = "".join(
         f"; {text!r}" for text in first_failures(text for row in rows for text in row.get("failures") or ())
     )
-    found = {
+    remarks = {
         f"The run stands at step {last} of {planned}.": bool(planned) and last < planned,
         f"Rewards that failed, their responses left out: {total('reward_failures')} "
         f"({total('reward_timeouts')} by running out of time){escape(texts)}.": total("reward_failures"),
@@ -165,7 +167,9 @@ def _warnings(config: Row, rows: Sequence[Row]) -> str:
     left = len(said) - FIRST_SAID - LAST_SAID
     if left > 0:
         said[FIRST_SAID:-LAST_SAID] = [f"({left:,} more warnings, in metrics.jsonl)"]
-    items = [f"<li>{text}</li>" for text, true in found.items() if true] + [f"<li>{escape(text)}</li>" for text in said]
+    items = [f"<li>{text}</li>" for text, true in remarks.items() if true] + [
+        f"<li>{escape(text)}</li>" for text in said
+    ]
     return f'<ul class="warn">{"".join(items)}</ul>' if items else ""
 
 
@@ -185,25 +189,25 @@ def _charts(config: Row, rows: Sequence[Row]) -> str:
         stacked_chart("Time per step", "seconds", layers, OF_SPAN),
         _lengths_chart(updates),
     ]
-    for title, unit, lines, options in (*CURVES, *_others(updates)):
+    for title, unit, lines, zero in (*CURVES, *_others(updates)):
         series = [
             Series(name=name, points=points_of(told, key), keep="max" if key in LARGEST else "mean")
             for name, key in lines.items()
             for told in [rows if key == "held_out_loss" else updates]
             if any(row.get(key) for row in told)
         ]
-        charts.append(line_chart(title, unit, series, **options))
+        charts.append(line_chart(title, unit, series, zero=zero))
     return "".join(charts)
 
 
-def _others(rows: Sequence[Row]) -> Iterator[tuple[str, str, dict[str, str], dict[str, bool]]]:
+def _others(rows: Sequence[Row]) -> Iterator[Curve]:
     """Numbers that only some algorithms have, and no chart shows yet."""
     shown = {"pair_accuracy", *SHARES.values(), *(key for _, _, lines, _ in CURVES for key in lines.values())}
     shown |= first_row(None, controllers=0).keys()
     names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
     for name in names:
         if name not in shown:
-            yield name.replace("_", " ").capitalize(), "mean", {"value": name}, {}
+            yield name.replace("_", " ").capitalize(), "mean", {"value": name}, ANYWHERE
 
 
 def _reward_chart(rows: Sequence[Row]) -> str:
@@ -225,7 +229,7 @@ def _parts_charts(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _lengths_chart(rows: Sequence[Row]) -> str:
-    """What share of the responses was shorter than each length: in the first, the middle and the last step."""
+    """The share of responses shorter than each length: in the first, the middle and the last step."""
     rows = [row for row in rows if row.get("response_lengths")]
     series = []
     for row in [rows[i] for i in sorted({0, len(rows) // 2, len(rows) - 1})] if rows else ():

@@ -108,22 +108,22 @@ class RunDirectory:
         self._timeline.append(step, spans)
 
     def read_spans(self) -> Steps:
-        """What the timeline holds, by step."""
+        """The timeline's spans, by step."""
         return self._timeline.read()
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest step first."""
-        found = []
+        folders = []
         for folder in self.checkpoints_folder.glob("step-*"):
             match = _CHECKPOINT.match(folder.name)
             if match and (folder / COMPLETE).is_file():
-                found.append((int(match[1]), folder))
-        return [folder for _, folder in sorted(found)]
+                folders.append((int(match[1]), folder))
+        return [folder for _, folder in sorted(folders)]
 
     def latest_checkpoint(self) -> Path | None:
         """The complete checkpoint of the highest step, if any."""
-        found = self.checkpoints()
-        return found[-1] if found else None
+        folders = self.checkpoints()
+        return folders[-1] if folders else None
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -34,8 +34,8 @@ Thread = tuple[int, str]
 
 def mark(decision: Decision) -> PhaseSpan:
     """A decision as what the driver did in no time; its counts are the slots of each role."""
-    when = {"start": decision.at, "stop": decision.at}
-    return PhaseSpan(name=decision.text, actor="driver", role=DECISION, counts=decision.slots, **when)
+    at = decision.at
+    return PhaseSpan(name=decision.text, actor="driver", role=DECISION, start=at, stop=at, counts=decision.slots)
 
 
 class Timeline:
@@ -51,10 +51,10 @@ class Timeline:
     def append(self, step: int, spans: Sequence[PhaseSpan]) -> None:
         """Add to a step: the last one so far, or a later one."""
         steps = self._load()
-        held = steps.get(step, []) + [
+        every = steps.get(step, []) + [
             replace(span, slots=slots) for span in spans for slots in (zip(span.slots) if span.slots else [()])
         ]
-        kept = nlargest(MOST_OF_STEP, held, key=lambda s: (s.role == DECISION, s.stop - s.start))
+        kept = nlargest(MOST_OF_STEP, every, key=lambda s: (s.role == DECISION, s.stop - s.start))
         steps[step] = sorted(kept, key=lambda s: s.start)
         new = {_thread(span) for span in steps[step]} - self._threads
         self._threads |= new
@@ -128,7 +128,7 @@ def _event(step: int, span: PhaseSpan) -> dict[str, Any]:
 
 
 def _span(event: Any) -> tuple[int, PhaseSpan]:
-    """What `_event` made it of. Raises KeyError for any other event."""
+    """The step and span that `_event` made it of. Raises KeyError for any other event."""
     counts, start, slot = event["args"], event["ts"] / 1e6, event["pid"] - SLOTS
     times = {"start": start, "stop": start + event.get("dur", 0) / 1e6}
     place = {"role": event["cat"], "slots": (slot,) if slot >= 0 else ()}
@@ -137,7 +137,7 @@ def _span(event: Any) -> tuple[int, PhaseSpan]:
 
 
 def _names(threads: Iterable[Thread]) -> Iterable[dict[str, Any]]:
-    """What processes and threads are called, in their order: the driver, controllers, then slot by slot."""
+    """The names of processes and threads, in their order: the driver, controllers, then slot by slot."""
     kinds = sorted(threads, key=lambda t: (t[0], t[1] != "driver", t[1].rpartition(" ")[0], len(t[1]), t[1]))
     for order, (pid, actor) in enumerate(kinds):
         process = "driver, controllers" if pid == CONTROL else f"slot {pid - SLOTS}"

@@ -196,18 +196,18 @@ class RunJournal:
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
         for line in self._moves(report):
             self._progress.note(line)
-        found = self._watch.look(report)
-        warnings = [*filter(None, (*found.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
+        seen = self._watch.look(report)
+        warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
         for warning in warnings:
             self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
-        said = [*warnings, *filter(None, (found.idle, found.broken))]
+        said = [*warnings, *filter(None, (seen.idle, seen.broken))]
         row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload, warnings=said)
         self._append(row, (*report.spans, *spans, *map(mark, report.decisions)))
-        if found.broken is not None:
-            raise RunEnded(found.broken)
-        if found.idle is not None:
-            self.ending = found.idle
+        if seen.broken is not None:
+            raise RunEnded(seen.broken)
+        if seen.idle is not None:
+            self.ending = seen.idle
             self.stop()
 
     def _moves(self, report: StepReport) -> Iterator[str]:
@@ -232,7 +232,7 @@ class RunJournal:
         self._progress.step(row)
 
     def spans(self, step: int, spans: tuple[PhaseSpan, ...]) -> None:
-        """What was done in a step, or after it."""
+        """Write the spans of a step, or after it."""
         self._run.append_spans(step, spans)
 
     def saved(self, step: int) -> None:

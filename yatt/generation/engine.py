@@ -10,7 +10,7 @@ from yatt.types import Finish, SamplingParams, WeightManifest
 
 
 class Sampled(NamedTuple):
-    """What one step gave a running request: new tokens, their logprobs, and how it ended (None: it goes on)."""
+    """The tokens that one step drew for a request, their logprobs, and how the request ended (None: it goes on)."""
 
     id: str
     tokens: list[int]
@@ -26,7 +26,7 @@ class Read(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step gave."""
+    """The results of one step."""
 
     sampled: list[Sampled]
     read: list[Read]

@@ -1,4 +1,4 @@
-"""What an engine says of itself without being imported: its options, its environment, what it serves. Torch-free."""
+"""An engine's options, environment and models, known without importing it. Torch-free."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionNames:
-    """What an engine calls the options that its shape is read from."""
+    """The engine's own names of the options that its shape is read from."""
 
     tensor_parallel: str
     running: str
@@ -32,7 +32,7 @@ class OptionNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineShape:
-    """What placement, planning and routing need to know of one engine.
+    """The size of one engine, as placement, planning and routing see it.
 
     It lies on `tensor_parallel` slots and decodes up to `running` requests at once. On a GPU it takes `device_share` of
     each device's memory. On a CPU its KV cache takes `cache_bytes` of each slot, or holds `cache_tokens` tokens where
@@ -47,13 +47,14 @@ class EngineShape:
     cache_tokens: int | None = None
 
     def need(self, *, weights: float, token: float, device: Device, capacity: float) -> Need:
-        """What it takes of each of its slots, of `capacity` bytes; its model has `weights` bytes, and the KV cache
-        `token` bytes a token. Asleep, a GPU's engine has its weights in the host's memory, a CPU's keeps them."""
+        """The memory it takes of each of its slots, of `capacity` bytes; its model has `weights` bytes, and the KV
+        cache `token` bytes a token. Asleep, a GPU's engine has its weights in the host's memory, a CPU's keeps them."""
         if device == "cuda":
             return Need(capacity * self.device_share, 0.0)
-        held = weights / self.tensor_parallel
+        weight_bytes = weights / self.tensor_parallel
         tokens = self.cache_tokens
-        return Need(held + (self.cache_bytes if tokens is None else tokens * token / self.tensor_parallel), held)
+        cache = self.cache_bytes if tokens is None else tokens * token / self.tensor_parallel
+        return Need(weight_bytes + cache, weight_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,8 @@ class EngineKind:
 
 def folder_of(module: str) -> Path | None:
     """Where an installed package lies, without importing it."""
-    found = find_spec(module)
-    folders = found.submodule_search_locations if found is not None else None
+    spec = find_spec(module)
+    folders = spec.submodule_search_locations if spec is not None else None
     return Path(next(iter(folders))) if folders else None
 
 

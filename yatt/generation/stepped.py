@@ -139,9 +139,6 @@ class SteppedGenerator:
     async def wake(self) -> None:
         await self._call(self._wake)
 
-    async def version(self) -> int:
-        return self._version
-
     async def pulse(self) -> Pulse:
         return Pulse(
             running=len(self._running),

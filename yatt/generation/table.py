@@ -63,7 +63,7 @@ def check_options(engine: EngineName, engine_args: Mapping[str, Any], setting: s
 
 
 def _elsewhere(kind: EngineKind, name: str) -> str | None:
-    """What to say of an option that another engine has and this one lacks."""
+    """The advice for an option that another engine has and this one lacks."""
     for other in ENGINES.values():
         if other is kind or name not in {*_read_from(other.names), *other.reserved, *(other.known_options() or ())}:
             continue

@@ -1,1 +1,1 @@
-"""What each family of models is: its config, its tensors, its sizes. One file a family; read without torch."""
+"""Families of models: their config, tensors and sizes. One file a family; read without torch."""

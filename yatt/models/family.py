@@ -1,4 +1,4 @@
-"""What every family says of itself, for whoever reads a folder, cuts its weights or builds the model."""
+"""The description of a family: how its folder is read, its weights are cut and its model is built."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ columns, by rows of two stacked matrices, by attention group."""
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 SCORE = "score.weight"
-"""What Hugging Face calls the head [1, H] of a sequence classifier of one label."""
+"""Hugging Face's name of the head [1, H] of a sequence classifier of one label."""
 
 CUTS: dict[str, Cut] = {
     "input_norm": "whole",
@@ -72,7 +72,7 @@ class Family:
     optional: Mapping[str, str] = field(default_factory=dict)
     """Part -> the field of config.json that says whether it is there."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What transformers takes where a field is left out, and it is not what a Llama has."""
+    """Values that transformers takes where a field is left out, where a Llama has another."""
     values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of this family -> the values that are trained, the first of which is offered; see `fields.EVERY`."""
     obeys: Names = ()
@@ -122,13 +122,13 @@ class Family:
         """How each layer attends, from a config that transformers completed."""
         cap = config.get("attn_logit_softcapping") if "attn_logit_softcapping" in self.obeys else None
         scalar = config["query_pre_attn_scalar"] if "query_pre_attn_scalar" in self.obeys else head_size(config, self)
-        found = []
+        kinds = []
         for i in range(config["num_hidden_layers"]):
             kind = config["layer_types"][i] if self.windows == "by layer_types" else "full_attention"
             slides = self.windows == "every" or kind == "sliding_attention"
             window = config.get("sliding_window") if slides else None
-            found.append(Attention(window, cap, scalar**-0.5, kind if self.rope_layers else ""))
-        return found
+            kinds.append(Attention(window, cap, scalar**-0.5, kind if self.rope_layers else ""))
+        return kinds
 
     def soft_cap(self, config: Config) -> float | None:
         """The bound of the logits; None for none."""
@@ -136,7 +136,7 @@ class Family:
         return self.value(config, name) if name in self.obeys else None
 
     def embedding_scale(self, config: Config) -> float:
-        """What embeddings are multiplied by."""
+        """The factor of embeddings."""
         return math.sqrt(config["hidden_size"]) if self.scaled_embedding else 1.0
 
 
@@ -188,11 +188,11 @@ def tensors(config: Config, family: Family, architecture: str) -> dict[str, Shap
             given = [(sum(shape[0] for shape in given), *given[0][1:])]
         layer |= dict(zip(names, given, strict=True))
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    found: dict[str, Shape] = {EMBEDDING: (vocabulary, hidden), NORM: (hidden,)}
+    every: dict[str, Shape] = {EMBEDDING: (vocabulary, hidden), NORM: (hidden,)}
     for i in range(config["num_hidden_layers"]):
-        found |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+        every |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     if architecture == family.scoring:
-        found[SCORE] = (1, hidden)
+        every[SCORE] = (1, hidden)
     elif not tied(config, family):
-        found[HEAD] = (vocabulary, hidden)
-    return found
+        every[HEAD] = (vocabulary, hidden)
+    return every

@@ -1,4 +1,4 @@
-"""What config.json may say of every family that is trained, and what is refused.
+"""The fields of config.json common to all families: values that are trained, and values that are refused.
 
 Every field that transformers or an engine reads in its code for a family is in one of the tables here or in the
 family's file, or changes nothing of the forward pass (`tests/test_folders.py` lists those). What only one of them obeys

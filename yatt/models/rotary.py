@@ -1,4 +1,4 @@
-"""What config.json may say of the rotary embedding."""
+"""Rules of the rotary embedding's fields in config.json."""
 
 from __future__ import annotations
 

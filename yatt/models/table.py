@@ -18,9 +18,9 @@ FAMILIES: dict[str, Family] = {
 }
 """model_type -> family."""
 ARCHITECTURES = tuple(family.causal for family in FAMILIES.values())
-"""What can be trained."""
+"""The architectures that can be trained."""
 CLASSIFIERS = tuple(family.scoring for family in FAMILIES.values())
-"""What can be trained to score: with one label."""
+"""The architectures that can be trained to score: with one label."""
 
 
 def family_of(architecture: str) -> Family | None:

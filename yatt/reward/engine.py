@@ -13,15 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from yatt.config.judges import judge_context, judge_facts
 from yatt.config.schema import JudgeConfig
 from yatt.data.prompts import load_tokenizer, tokenize
-from yatt.data.rows import BadRow
 from yatt.data.turns import Messages, ResponseText, render
-from yatt.errors import ConfigError
+from yatt.errors import BadRow, ConfigError
 from yatt.reward.judge import Failure
 from yatt.reward.judge import render as fill
 from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
 
 Ask = Callable[[Sequence[Request]], AsyncIterator[list[Completion]]]
-"""What a router's `generate` does."""
+"""As `Router.generate`."""
 
 
 class Engines:
@@ -121,7 +120,7 @@ class EngineAsker:
         return [failures[text] if text in failures else self._read(next(ended)) for text in texts]
 
     def encode(self, text: str) -> np.ndarray:
-        """What the judge reads: token ids [P]. Raises ValueError where it cannot."""
+        """The judge's prompt: token ids [P]. Raises ValueError where it cannot."""
         if self._engines.tokenizer.chat_template is None:
             return self._engines.plain(text)
         return self._engines.chat([{"role": "user", "content": text}], answer=True)
@@ -172,7 +171,7 @@ class ClassifierScorer:
         return [scores[number] for number in range(len(trajectories))]
 
     def encode(self, prompt: Prompt, response: str) -> np.ndarray:
-        """What the model reads: token ids [P], without padding tokens at the end, for the engine reads the score at the
+        """The model's input: token ids [P], without padding tokens at the end, for the engine reads the score at the
         last token and transformers at the last that is no padding. Raises ValueError where it cannot."""
         if (template := self._engines.config.template) is not None:
             tokens = self._engines.plain(fill(template, prompt, response), closed=True)

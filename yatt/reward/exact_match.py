@@ -32,9 +32,9 @@ def exact_match(
 
 
 def last_tag(text: str) -> str | None:
-    """What stands in the last <answer>...</answer>."""
-    found = ANSWER_TAG.findall(text)
-    return found[-1].strip() if found else None
+    """The content of the last <answer>...</answer>."""
+    tags = ANSWER_TAG.findall(text)
+    return tags[-1].strip() if tags else None
 
 
 def _normal(text: str, ignore_case: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yatt.algorithm.filter import FILTERS, Filter, band
 from yatt.config.schema import RolloutConfig
-from yatt.functions import find, guarded
+from yatt.user_functions import find, guarded
 
 
 def load_filter(config: RolloutConfig) -> Filter:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from yatt.errors import ConfigError
-from yatt.functions import find, nearest
+from yatt.user_functions import find, nearest
 
 BUILTINS = {
     "exact_match": "yatt.reward.exact_match:exact_match",
@@ -27,7 +27,7 @@ LONGEST_NAME = 100
 
 
 class Item(NamedTuple):
-    """What a reward function is told of a trajectory: the names are its keyword arguments."""
+    """A trajectory as a reward function sees it: the names are its keyword arguments."""
 
     prompt: str
     response: str

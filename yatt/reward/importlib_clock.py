@@ -1,5 +1,5 @@
 """Says when a reward function imports modules, so that no item pays for it. The file's name keeps it out of the lines
-that errors are said to come from (`yatt.functions.describe`). Light."""
+that errors are said to come from (`yatt.user_functions.describe`). Light."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ImportClock:
     def start(self) -> None:
         builtins.__import__ = self._timed(builtins.__import__)
         importlib.import_module = self._timed(importlib.import_module)
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         """Asked first for each module that is not loaded; finds none."""

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig
-from yatt.functions import describe
 from yatt.reward.function import BadResult, as_number, shown
 from yatt.reward.parsers import load_parser
-from yatt.types import Prompt, Score, Trajectory
+from yatt.types import Prompt, Score, Status, Trajectory
+from yatt.user_functions import describe
 
 UNPARSED_BEFORE_WARNING = 32
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Failure:
 
 
 class Asker(Protocol):
-    """Whom a judge's question is put to: engines, or an endpoint."""
+    """Answers a judge's questions: engines, or an endpoint."""
 
     async def start(self) -> None:
         """Returns once questions can be asked."""
@@ -69,7 +69,7 @@ def combine(name: str, judgements: Sequence[float | Failure], unparsed: int) -> 
         parts = {name: value, f"{name}.judgements": float(len(given)), f"{name}.unparsed": float(unparsed)}
         return Score(status="ok", value=value, parts=parts)
     failures = [judgement for judgement in judgements if isinstance(judgement, Failure)]
-    status = "timed_out" if all(failure.status == "timed_out" for failure in failures) else "failed"
+    status: Status = "timed_out" if all(failure.status == "timed_out" for failure in failures) else "failed"
     return Score(status=status, detail=f"{name}: {failures[-1].detail}")
 
 
@@ -109,7 +109,7 @@ class JudgeScorer:
             seeds = [judge_seed(self._name, trajectory, judgement, attempt) for judgement in wanted]
             answers = await self._asker.ask([text] * len(seeds), seeds)
             judgements |= zip(wanted, map(self._read, answers), strict=True)
-            wanted = [j for j in wanted if isinstance(found := judgements[j], Failure) and found.unparsed]
+            wanted = [j for j in wanted if isinstance(given := judgements[j], Failure) and given.unparsed]
             unparsed += len(wanted)
             if not wanted:
                 break

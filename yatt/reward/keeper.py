@@ -78,13 +78,13 @@ def _sweep() -> None:
 
 
 def _children() -> list[int]:
-    found, own = [], str(os.getpid())
+    children, own = [], str(os.getpid())
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", errors="replace") as file:
                 if file.read().rpartition(")")[2].split()[1] == own:  # behind the name: state, parent
-                    found.append(int(entry))
-    return found
+                    children.append(int(entry))
+    return children
 
 
 def _prctl(option: int, value: int) -> None:

@@ -56,10 +56,10 @@ def _wanted(answer: str) -> list[Any] | None:
     text = _written(answer)
     if _are_words(_inside(text)):
         return None
-    found = [one for one in _read(text) if isinstance(one, Basic | MatrixBase)]
-    if not found or any(one in (nan, zoo) for one in found if isinstance(one, Basic)):
+    expressions = [one for one in _read(text) if isinstance(one, Basic | MatrixBase)]
+    if not expressions or any(one in (nan, zoo) for one in expressions if isinstance(one, Basic)):
         raise ValueError(f"answer {answer!r:.80} cannot be read as mathematics")
-    return found
+    return expressions
 
 
 def _read(text: str) -> list[Any]:
@@ -102,14 +102,14 @@ def _written(text: str) -> str:
 
 
 def _inside(text: str) -> str:
-    """What an answer's only box, dollars or brackets hold; else the text."""
+    """The content of an answer's only box, dollars or brackets; else the text."""
     box = _last_box(text)
     bare = text if box is None else box
     return re.sub(r"\A(?:\$+|\\\(|\\\[)\s*(.*?)\s*(?:\$+|\\\)|\\\])\Z", r"\1", bare.strip(), flags=re.DOTALL)
 
 
 def _last_box(text: str) -> str | None:
-    r"""What the last \boxed{...} holds; None where there is none, or it is not closed."""
+    r"""The content of the last \boxed{...}; None where there is none, or it is not closed."""
     start = text.rfind("\\boxed{")
     depth, begin = 0, start + len("\\boxed{")
     for at in range(begin, len(text)) if start >= 0 else ():

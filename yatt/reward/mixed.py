@@ -20,7 +20,7 @@ from yatt.reward.judge import JudgeScorer, render
 from yatt.reward.parsers import load_parser
 from yatt.reward.pool import FunctionScorer, check_reward
 from yatt.text import printable
-from yatt.types import Completion, Prompt, Request, Score, Trajectory
+from yatt.types import Completion, Prompt, Request, Score, Status, Trajectory
 
 if TYPE_CHECKING:
     from yatt.reward.remote import RemoteAsker
@@ -33,9 +33,9 @@ _log = logging.getLogger(__name__)
 def open_scorer(
     config: RewardConfig, engines: Mapping[str, Ask] | None = None, *, index: int = 0, count: int = 1
 ) -> MixedScorer:
-    """What scores a run, with 0 where there is neither function nor judge: to be started, and closed. `engines` says of
-    each served judge how its engines are asked from here, controller `index` of `count`. Raises ConfigError for what no
-    scorer can be made of."""
+    """The scorer of a run, not yet started; it scores 0 where there is neither function nor judge. `engines` are the
+    ways to ask each served judge's engines from here, controller `index` of `count`. Raises ConfigError for settings
+    that no scorer can be made of."""
     weighted: list[tuple[float, Part]] = [(1.0, FunctionScorer(config))] if _has_functions(config) else []
     for name, judge in config.models.items():
         if judge.url is not None:
@@ -103,7 +103,7 @@ def mix(weights: Sequence[float], scores: Sequence[Score]) -> Score:
         except (BadResult, OverflowError) as error:
             return Score(status="failed", parts=parts, detail=str(error))
     bad = [score for score in scores if score.status != "ok"]
-    status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
+    status: Status = "failed" if any(score.status == "failed" for score in bad) else "timed_out"
     return Score(status=status, parts=parts, detail=printable("; ".join(score.detail for score in bad)))
 
 
@@ -113,7 +113,7 @@ def _has_functions(config: RewardConfig) -> bool:
 
 async def _read_once(name: str, judge: JudgeConfig, probe: Item) -> None:
     """Let a served judge's tokenizer and template read the first row and an empty response."""
-    prompt = Prompt(uid=0, row=0, text=probe.prompt, tokens=np.zeros(0, np.int32), answer=probe.answer)
+    prompt = Prompt(uid=0, text=probe.prompt, tokens=np.zeros(0, np.int32), answer=probe.answer)
     engines = Engines(name, judge, _nobody)
     part = ClassifierScorer(engines) if judge.kind == "classifier" else EngineAsker(engines)
     await part.start()

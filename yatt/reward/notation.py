@@ -36,28 +36,28 @@ def last_number(text: str) -> Decimal | Fraction | None:
     while (shorter := _SPACED.sub("", text)) != text:
         text = shorter
     text = plain(text).replace("**", "^")
-    found = [(match.end(), match.start(), match) for match in _NUMBER.finditer(text)]
+    matches = [(match.end(), match.start(), match) for match in _NUMBER.finditer(text)]
     ratios = {match.end(): match for match in _RATIO.finditer(text)}
-    for end, _, match in reversed(found):
+    for end, _, match in reversed(matches):
         value = _ratio(ratios[end]) if end in ratios else _value(match)
         if value is not None:
             return -value if (ratios.get(end) or match)["sign"] == "-" else value
     return None
 
 
-def _ratio(found: re.Match[str]) -> Fraction | None:
-    under = int(found["under"])
-    return Fraction(int(found["whole"] or 0) * under + int(found["over"]), under) if under else None
+def _ratio(match: re.Match[str]) -> Fraction | None:
+    under = int(match["under"])
+    return Fraction(int(match["whole"] or 0) * under + int(match["over"]), under) if under else None
 
 
-def _value(found: re.Match[str]) -> Decimal | None:
-    digits = re.sub(r"[,'\u2019_]", "", found["digits"])
-    power = found["braced"] or found["bare"]
+def _value(match: re.Match[str]) -> Decimal | None:
+    digits = re.sub(r"[,'\u2019_]", "", match["digits"])
+    power = match["braced"] or match["bare"]
     try:
-        value = Decimal(digits + (found["exponent"] or ""))
-        if power and found["ten"]:
+        value = Decimal(digits + (match["exponent"] or ""))
+        if power and match["ten"]:
             return value.scaleb(int(power))
-        whole = power and int(power) >= 0 and "." not in digits and not found["exponent"]
+        whole = power and int(power) >= 0 and "." not in digits and not match["exponent"]
         return Decimal(int(value) ** int(power)) if whole and power else value ** int(power) if power else value
     except ArithmeticError:  # an exponent beyond all bounds
         return None

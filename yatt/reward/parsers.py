@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from yatt.errors import ConfigError
-from yatt.functions import find
+from yatt.user_functions import find
 
 Parse = Callable[[str], Any]
 """A judge's text -> the verdict; None where it holds none. A user's function may return anything, or raise."""
@@ -85,27 +85,27 @@ def _whole(word: str) -> str:
 
 
 def _last_word(values: dict[str, float], pattern: re.Pattern[str], text: str) -> float | None:
-    found = pattern.findall(text.casefold())
-    return values[found[-1]] if found else None
+    words = pattern.findall(text.casefold())
+    return values[words[-1]] if words else None
 
 
 def _last_number(bounds: tuple[float, float], text: str) -> float | None:
-    found = [match["value"] for match in NUMBER.finditer(text.replace("\u2212", "-"))]
-    value = float(found[-1].replace(",", "")) if found else math.nan
+    numbers = [match["value"] for match in NUMBER.finditer(text.replace("\u2212", "-"))]
+    value = float(numbers[-1].replace(",", "")) if numbers else math.nan
     return value if bounds[0] <= value <= bounds[1] else None
 
 
 def _last_field(field: str, text: str) -> float | None:
-    decoder, at, found = json.JSONDecoder(), text.find("{"), None
+    decoder, at, last = json.JSONDecoder(), text.find("{"), None
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             end = at + 1
         else:
-            found = value.get(field, found)
+            last = value.get(field, last)
         at = text.find("{", end)
     try:
-        return float(found) if isinstance(found, int | float | str) else None
+        return float(last) if isinstance(last, int | float | str) else None
     except ValueError:
         return None

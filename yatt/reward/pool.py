@@ -164,7 +164,7 @@ class Worker:
         raise BackendError(f"{names}: its process died while starting ({how}), {START_ATTEMPTS} times")
 
     def judge(self, item: bytes) -> Reply:
-        """What the functions say of a pickled item, within the limit. Time in which they import modules does not count,
+        """The functions' reply to a pickled item, within the limit. Time in which they import modules does not count,
         up to IMPORT_SECONDS. Raises BackendError where a lost process cannot be replaced."""
         if self._process is not None and not self._channel.quiet():  # something of the last item's came, or it died
             self.end()

@@ -36,7 +36,8 @@ class RemoteAsker:
 
     def __init__(self, name: str, config: JudgeConfig) -> None:
         self._at = f"reward.models.{name}"
-        self._config = config
+        assert config.model is not None  # as the rules of a judge at a url have seen
+        self._config, self._model = config, config.model
         self._slots = asyncio.Semaphore(config.concurrency)
         self._key = ""
         self._client: openai.AsyncOpenAI
@@ -60,7 +61,7 @@ class RemoteAsker:
         """One call of one token, within `PROBE_SECONDS`. Raises ConfigError where the endpoint refuses it: the key, the
         model or the request; cannot be reached; or does not answer."""
         await self.start()
-        url, model = masked(self._config.url), self._config.model
+        url, model = masked(self._config.url), self._model
         try:
             reply = _read(await self._complete("Say yes.", 0, max_tokens=1, seconds=PROBE_SECONDS))
             if isinstance(reply, Failure) and not reply.unparsed:
@@ -78,7 +79,7 @@ class RemoteAsker:
             await self.close()
 
     async def close(self) -> None:
-        """What is under way fails."""
+        """Requests that are under way fail."""
         if hasattr(self, "_client"):
             await self._client.close()
 
@@ -101,7 +102,7 @@ class RemoteAsker:
             try:
                 async with asyncio.timeout_at(deadline):
                     return await self._client.chat.completions.create(
-                        model=self._config.model,
+                        model=self._model,
                         messages=[{"role": "user", "content": text}],
                         temperature=self._config.temperature,
                         max_tokens=max_tokens,
@@ -121,7 +122,7 @@ class RemoteAsker:
             await asyncio.sleep(pause)
 
     async def _served(self) -> str:
-        """What the endpoint says it has, for whom it refuses a model."""
+        """The models that the endpoint has, for the error about one that it refuses."""
         with suppress(openai.OpenAIError, TimeoutError, ValueError, AttributeError):
             async with asyncio.timeout(PROBE_SECONDS):
                 page = await self._client.models.list()
@@ -129,7 +130,7 @@ class RemoteAsker:
         return f"see whether {self._at}.url={masked(self._config.url)} is right: most end in /v1"
 
     def _words(self, error: openai.OpenAIError) -> str:
-        """What the endpoint said, in one line and without the key."""
+        """The endpoint's message, in one line and without the key."""
         text = str(error)
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message", error.body) if isinstance(error.body, dict) else error.message

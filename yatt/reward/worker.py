@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from yatt.errors import ConfigError
-from yatt.functions import describe
 from yatt.reward.channel import LONGEST_ANSWER, Channel
 from yatt.reward.function import BadResult, Item, RewardFunction, as_number
 from yatt.reward.importlib_clock import ImportClock
 from yatt.reward.keeper import keep
+from yatt.user_functions import describe
 
 LONGEST_DETAIL = 500
 
@@ -81,10 +81,10 @@ def judge(functions: Sequence[RewardFunction], pickled: bytes) -> Reply:
         item = Item(*pickle.loads(pickled))
         for function in functions:
             key = function.spec.key
-            found = function(item)
-            value = found.pop("reward")
+            returned = function(item)
+            value = returned.pop("reward")
             weighted.append(function.spec.weight * value)
-            named = {f"{key}.{name}" if len(functions) > 1 else name: number for name, number in found.items()}
+            named = {f"{key}.{name}" if len(functions) > 1 else name: number for name, number in returned.items()}
             for name, number in (*named.items(), (key, value)):
                 if name in parts:
                     raise BadResult(f"reports {name!r}, which is the name of another part; rename it")

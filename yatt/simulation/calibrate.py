@@ -111,7 +111,7 @@ def from_file(path: str, config: Config) -> Costs:
 
 
 def _layout(config: Config) -> dict[str, int]:
-    """What costs per engine and per rank depend on."""
+    """The settings that costs per engine and per rank depend on."""
     return {
         "train.tp": config.train.tp,
         "train.pp": config.train.pp,
@@ -133,7 +133,7 @@ UNSEEN = (
 
 
 def workload(rows: Sequence[Row]) -> Workload:
-    """What these steps had to do: response lengths step by step, and means of the rest."""
+    """The work of these steps: response lengths step by step, and means of the rest."""
     total = {name: sum(row.get(name, 0) for row in rows) for name in _COUNTED}
     groups = total["groups"] + total["groups_dropped"]
     return Workload(
@@ -161,7 +161,7 @@ def lengths_of(row: Row) -> Lengths:
 
 
 def _work(row: Row, lengths: Lengths, engines: int, ranks: int, siblings: int) -> dict[str, float]:
-    """What one step had to do, per engine and per rank. Siblings share the KV tokens of their prompt."""
+    """The work of one step, per engine and per rank. Siblings share the KV tokens of their prompt."""
     mean, responses = row["response_length_mean"], row["responses"]
     prompt = row["prompt_tokens"] / responses
     square = mean * mean * math.exp(lengths.sigma**2)  # the lognormal's second moment

@@ -20,7 +20,7 @@ from yatt.simulation.fit import PhaseFit, fitted
 Spans = Mapping[int, Sequence[PhaseSpan]]
 """Of each step."""
 ENGINE = {"steps": "decode step", "tokens": "sampled token", "read": "prompt token"}
-"""What an engine's time goes by: the counts of its spans, and what they are called."""
+"""The counts of an engine's spans that its time goes by -> their names in a fit."""
 UNSEEN = (
     "seconds per KV token read: inside a decode step's and a token's",
     "seconds of rules, per message: inside the phases",
@@ -72,22 +72,22 @@ def _once(spans: Iterable[PhaseSpan]) -> list[PhaseSpan]:
 
 
 def _engine_fit(role: Role, spans: Sequence[PhaseSpan], source: str) -> PhaseFit:
-    found = [span for span in spans if (span.role, span.name) == (role, "sample") and span.counts.get("steps")]
-    if len(found) < FEWEST:
+    spent = [span for span in spans if (span.role, span.name) == (role, "sample") and span.counts.get("steps")]
+    if len(spent) < FEWEST:
         raise ConfigError(
-            f"{source}: the timeline has {len(found)} stretches in which an engine of {role} sampled, with its decode "
+            f"{source}: the timeline has {len(spent)} stretches in which an engine of {role} sampled, with its decode "
             f"steps, after the first step; a fit takes at least {FEWEST}: run longer, or once more with this version"
         )
-    work = [{name: float(span.counts.get(count, 0)) for count, name in ENGINE.items()} for span in found]
-    return fitted(f"{role}, sampling", [span.stop - span.start for span in found], work)
+    work = [{name: float(span.counts.get(count, 0)) for count, name in ENGINE.items()} for span in spent]
+    return fitted(f"{role}, sampling", [span.stop - span.start for span in spent], work)
 
 
 def _trainer_fit(spans: Sequence[PhaseSpan], source: str) -> PhaseFit:
-    found = [span for span in spans if (span.role, span.name) == (TRAINER, "update")]
-    if len(found) < FEWEST:
-        raise ConfigError(f"{source}: the timeline has {len(found)} updates; a fit takes at least {FEWEST}")
-    work = [{"trained token": float(span.counts["tokens"]), "fixed": 1.0} for span in found]
-    return fitted("update", [span.stop - span.start for span in found], work)
+    updates = [span for span in spans if (span.role, span.name) == (TRAINER, "update")]
+    if len(updates) < FEWEST:
+        raise ConfigError(f"{source}: the timeline has {len(updates)} updates; a fit takes at least {FEWEST}")
+    work = [{"trained token": float(span.counts["tokens"]), "fixed": 1.0} for span in updates]
+    return fitted("update", [span.stop - span.start for span in updates], work)
 
 
 def _mean(spans: Sequence[PhaseSpan], role: Role, name: str) -> float:
@@ -109,7 +109,9 @@ def _engine(
         per_request=token,
         per_kv_token=0.0,
         prefill=read,
-        **{name: _mean(spans, role, name) for name in ("load", "sleep", "wake")},
+        load=_mean(spans, role, "load"),
+        sleep=_mean(spans, role, "sleep"),
+        wake=_mean(spans, role, "wake"),
         max_running=running(config, role),
         parameters=sizes.get(role, 0.0),
     )

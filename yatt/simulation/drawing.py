@@ -10,7 +10,7 @@ import numpy as np
 from yatt.types import Completion, Finish, Request, Span
 
 Answers = asyncio.Queue["Completion | None"]
-"""What has ended; None where the engine died."""
+"""Completions that have ended; None where the engine died."""
 
 
 @dataclass(slots=True, eq=False)

@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -72,7 +72,7 @@ class SimulatedGenerator:
         self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         self._check()
         answers = Answers()
         drawings = [self._drawing(request, answers) for request in requests]
@@ -142,10 +142,6 @@ class SimulatedGenerator:
         if self._asleep:
             await self._spend("wake", self._costs.wake)
             self._asleep = False
-
-    async def version(self) -> int:
-        self._check()
-        return self._served
 
     async def pulse(self) -> Pulse:
         self._check()
@@ -297,7 +293,7 @@ class SimulatedGenerator:
             self._spell = None
 
     def _done(self) -> dict[str, int]:
-        """What it has done by the end of the last step; a prefill that is still to do is not."""
+        """Its counts at the end of the last step; a prefill that is still to do is not in them."""
         read = self._read - round(self._debt / self._costs.prefill if self._costs.prefill else 0)
         return {"requests": self._answered, "tokens": self._sampled, "steps": self._step, "read": read}
 

@@ -16,8 +16,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What goes wrong at second `at`, to the engine, controller or rank of number `target` (modulo how many there
-    are). `amount` is how many times slower an engine becomes, or how many seconds late a message is."""
+    """A fault at second `at`, of the engine, controller or rank of number `target` (modulo how many there are).
+    `amount` is how many times slower an engine becomes, or how many seconds late a message is."""
 
     kind: Kind
     at: float

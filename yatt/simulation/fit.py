@@ -35,13 +35,13 @@ def fitted(phase: str, seconds: Sequence[float], work: Sequence[Mapping[str, flo
     varies = columns.std(axis=0) > VARIES * means
     constant = names.index("fixed") if varies[0] and "fixed" in names else 0
     kept = [i for i in range(len(names)) if varies[i] or i == constant]
-    found = np.zeros(len(names))
-    found[kept] = least_squares(columns[:, kept], y)
-    error = math.sqrt(float(np.mean((columns @ found - y) ** 2)))
+    coefficients = np.zeros(len(names))
+    coefficients[kept] = least_squares(columns[:, kept], y)
+    error = math.sqrt(float(np.mean((columns @ coefficients - y) ** 2)))
     return PhaseFit(
         phase=phase,
         mean=float(y.mean()),
         residual=error / float(y.mean()) if y.mean() > 0 else 0.0,
-        terms={name: float(value) for name, value in zip(names, found, strict=True)},
-        unidentified=tuple(name for name, value in zip(names, found, strict=True) if value == 0),
+        terms={name: float(value) for name, value in zip(names, coefficients, strict=True)},
+        unidentified=tuple(name for name, value in zip(names, coefficients, strict=True) if value == 0),
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import Counter
-from collections.abc import Coroutine
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from types import CoroutineType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from yatt.errors import BackendError
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 NAMED = 12
 
 
@@ -24,6 +25,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Runs what is ready in the order it became so; then time moves to the next timer. Timers of one moment run in the
     order they were set."""
 
+    # BaseEventLoop's own.
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
+
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
@@ -33,7 +38,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         self._set += 1
         heapq.heappush(self._timers, (when, self._set, timer))

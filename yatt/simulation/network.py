@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -136,9 +136,9 @@ class DistantHub:
         self._site, self._hub, self._host = site, hub, host
 
     async def gather(self, tag: str, index: int, value: Any) -> list[Any]:
-        mine = size(value)
-        await until(self._site.send(self._host, mine))
-        brought = await self._hub.gather(tag, index, (value, mine))
+        nbytes = size(value)
+        await until(self._site.send(self._host, nbytes))
+        brought = await self._hub.gather(tag, index, (value, nbytes))
         await self._site.hear_from(self._host, sum(size for _, size in brought))
         return [value for value, _ in brought]
 
@@ -170,9 +170,9 @@ class RemoteGenerator:
         self._delivered = 0.0
         self.slots, self.node = engine.slots, engine.node
         self.pause, self.resume, self.sleep, self.wake = engine.pause, engine.resume, engine.sleep, engine.wake
-        self.load, self.version, self.pulse, self.close = engine.load, engine.version, engine.pulse, engine.close
+        self.load, self.pulse, self.close = engine.load, engine.pulse, engine.close
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         prompts = {id(request.tokens): TOKEN_BYTES * len(request.tokens) for request in requests}
         media = {id(one.handle): one for request in requests for one in request.media}
         arrived = self._site.send(self._node, sum(prompts.values()), tuple(media.values()))

@@ -65,7 +65,8 @@ def foreseen(config: Config, layout: Layout, costs: Costs) -> Split:
         return float(forecast.seconds(row(split, loads))[0])
 
     tried = search(len(layout.blocks), list(layout.sizes), seconds, tries=TRIES)
-    return dict(zip(layout.sizes, min(tried, key=lambda split: tried[split]), strict=True))
+    best = min(tried, key=lambda split: tried[split])
+    return dict(zip(layout.sizes, best, strict=True))
 
 
 def expected(config: Config, layout: Layout, costs: Costs) -> Loads:

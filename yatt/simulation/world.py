@@ -11,6 +11,7 @@ import numpy as np
 
 from yatt.algorithm.rewards import part_weights
 from yatt.balance import Assignment, assign
+from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import (
     Assembly,
@@ -23,7 +24,6 @@ from yatt.controller.assembly import (
     mode_of,
     resident,
     responses_per_prompt,
-    train_slots,
 )
 from yatt.controller.carry import CarriedGroup
 from yatt.controller.peers import Hub
@@ -150,7 +150,8 @@ class World:
 
     def take_spans(self) -> tuple[PhaseSpan, ...]:
         """What engines and ranks did since the last call."""
-        actors = [self.ranks, *self.gone, *(engine for engines in self.engines.values() for engine in engines)]
+        actors: list[Ranks | SimulatedGenerator] = [self.ranks, *self.gone]
+        actors += [engine for engines in self.engines.values() for engine in engines]
         spans = tuple(span for actor in actors for span in actor.spans)
         for actor in actors:
             actor.spans.clear()
@@ -318,7 +319,7 @@ class World:
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         nbytes = self.costs.workload.image_bytes
         media = (site.read(nbytes),) if nbytes else ()
-        return Prompt(uid=uid, row=index, text="", tokens=self._prompt, media=media)
+        return Prompt(uid=uid, text="", tokens=self._prompt, media=media)
 
 
 def _check(config: Config, devices: int) -> None:

@@ -6,7 +6,7 @@ computes is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,10 @@ class _Unpad(torch.autograd.Function):
         return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.inverse, grad), None
 
 
+_pad: Callable[[Tensor, Tensor, Tensor], Tensor] = _Pad.apply
+_unpad: Callable[[Tensor, Tensor], Tensor] = _Unpad.apply
+
+
 def packed_attention(
     query: Tensor,
     key: Tensor,
@@ -110,7 +114,7 @@ def packed_attention(
     query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]. `scale` multiplies scores, d^-0.5 by default.
     With `window`, a token sees the last so many, itself included. With `soft_cap` c, a score is c tanh(score / c), for
     which all scores of a bucket are held at once."""
-    query, key, value = (_Pad.apply(x, packing.index, packing.inverse) for x in (query, key, value))
+    query, key, value = (_pad(x, packing.index, packing.inverse) for x in (query, key, value))
     outputs, offset = [], 0
     for sequences, length in packing.shapes:
         size = sequences * length
@@ -126,7 +130,7 @@ def packed_attention(
             )
         outputs.append(output.transpose(1, 2).reshape(size, -1))
         offset += size
-    return _Unpad.apply(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
+    return _unpad(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

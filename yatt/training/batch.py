@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,6 +103,9 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
     if sequences[0].rollout_logprobs is not None:
         rollout = put(np.concatenate([s.rollout_logprobs for s in sequences]).astype(np.float32))
         fresh = put(mask & np.concatenate([np.arange(len(s.tokens)) >= s.fresh for s in sequences]))
+    reference = None
+    if sequences[0].reference is not None:
+        reference = put(np.array([s.reference for s in sequences], dtype=np.float32))
     total = int(bounds[-1])
     all_tokens, all_positions = put(tokens), put(positions)
     batch = PackedBatch(
@@ -110,11 +113,11 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
         position_ids=all_positions[:total],
         cu_seqlens=put(bounds.astype(np.int64)),
         loss_mask=put(mask),
-        advantages=put(np.repeat(np.float32([s.advantage for s in sequences]), lengths)),
-        rewards=put(np.float64([s.reward for s in sequences])),
+        advantages=put(np.repeat(np.array([s.advantage for s in sequences], dtype=np.float32), lengths)),
+        rewards=put(np.array([s.reward for s in sequences], dtype=np.float64)),
         rollout_logprobs=rollout,
         denominator=denominator,
-        ref_sums=None if sequences[0].reference is None else put(np.float32([s.reference for s in sequences])),
+        ref_sums=reference,
         fresh=fresh,
     )
     return MicroBatch(
@@ -176,6 +179,15 @@ class _TokenLogprobs(torch.autograd.Function):
         return (result if bonus is None else result.add_(bonus)).to(ctx.dtype), None, None, None
 
 
+_token_logprobs: Callable[[Tensor, Tensor, float, dist.ProcessGroup], tuple[Tensor, Tensor]] = _TokenLogprobs.apply
+
+
+def known(column: Tensor | None) -> Tensor:
+    """A column that an earlier part of the step has set."""
+    assert column is not None
+    return column
+
+
 def token_logprobs(
     logits: Tensor, batch: PackedBatch, temperature: float, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
@@ -184,9 +196,9 @@ def token_logprobs(
     The first token of each sequence has no prediction: both are 0 there. Collective over the tensor-parallel group."""
     total = len(batch.tokens)
     targets = torch.roll(batch.tokens, -1)
-    logprobs, entropy = _TokenLogprobs.apply(logits[0, :total], targets, temperature, group)
+    logprobs, entropy = _token_logprobs(logits[0, :total], targets, temperature, group)
     first = batch.position_ids == 0
-    return tuple(torch.roll(column, 1).masked_fill(first, 0.0) for column in (logprobs, entropy))
+    return torch.roll(logprobs, 1).masked_fill(first, 0.0), torch.roll(entropy, 1).masked_fill(first, 0.0)
 
 
 def token_values(output: Tensor, batch: PackedBatch) -> Tensor:

@@ -59,7 +59,7 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
 
 
 def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
-    """What a config says of a classifier with one label."""
+    """The fields of config.json that make a classifier with one label."""
     return {
         "architectures": [FAMILIES[described["model_type"]].scoring],
         "id2label": {"0": "LABEL_0"},

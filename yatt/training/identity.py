@@ -24,20 +24,20 @@ def verify(path: str, described: dict[str, Any]) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint {path}: no such folder; resume=auto takes the last complete one")
     try:
-        found = json.loads((folder / DESCRIPTION).read_text())
+        written = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} is half-written: {DESCRIPTION} cannot be read ({error}); use an earlier checkpoint"
         ) from error
-    for name, size in found["files"].items():
+    for name, size in written["files"].items():
         actual = (folder / name).stat().st_size if (folder / name).exists() else 0
         if actual != size:
             raise CheckpointError(
                 f"checkpoint {path} is half-written: {name} has {actual} bytes, not {size}; use an earlier checkpoint"
             )
     for name, value in described.items():
-        if found["model"].get(name) != value:
+        if written["model"].get(name) != value:
             raise CheckpointError(
-                f"checkpoint {path} is of another model: {name}={found['model'].get(name)!r} there, {value!r} in "
+                f"checkpoint {path} is of another model: {name}={written['model'].get(name)!r} there, {value!r} in "
                 f"model.path; point model.path at the model it was trained from"
             )

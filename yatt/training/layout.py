@@ -1,4 +1,4 @@
-"""Which ranks hold what of a model: who this rank is, and whom it shares weights, layers and data with."""
+"""The place of a rank among the others: which share weights, layers or data with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step's updates add up to, over micro-batches and ranks."""
+"""Sums over a step's micro-batches and ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model takes on its device, put into the host's memory while others work there."""
+"""Moves a model's memory from its device to the host while others work there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tensors = Callable[[], Iterable[Tensor]]
 
 
 class Shelf:
-    """Moves tensors out of the device's memory and back, in place: whoever holds one, or a view of it, finds it again.
+    """Moves tensors out of the device's memory and back, in place: references to one, or to a view of it, stay valid.
 
     `kept` are copied to the host and back, `scratch` come back as zeros. Both are asked for when they are to go, so
     that none is missed that has been made since.
@@ -20,10 +20,6 @@ class Shelf:
     def __init__(self, kept: Tensors, scratch: Tensors = lambda: ()) -> None:
         self._kept, self._scratch = kept, scratch
         self._away: list[tuple[torch.UntypedStorage, torch.UntypedStorage | None, int]] = []
-
-    @property
-    def away(self) -> bool:
-        return bool(self._away)
 
     def put_away(self) -> int:
         """Free the device's memory; returns the bytes freed, 0 where they are away already."""
@@ -49,7 +45,8 @@ class Shelf:
 
 
 def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    return storage.clone() if storage.device.type == "cpu" else storage.cpu()
+    copy: torch.UntypedStorage = storage.clone() if storage.device.type == "cpu" else storage.cpu()
+    return copy
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, torch.UntypedStorage]:

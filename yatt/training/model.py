@@ -1,4 +1,4 @@
-"""What a trainer backend brings: models that samples pass through, and models that learn."""
+"""The parts of a trainer backend: models that samples pass through, and models that learn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yatt.training.batch import MicroBatch
 from yatt.training.layout import Layout
 
 Head = Literal["tokens", "value"]
-"""What stands on the decoder: logits over the vocabulary, or one number per token."""
+"""The layer on top of the decoder: logits over the vocabulary, or one number per token."""
 OnOutput = Callable[[MicroBatch, Tensor], Tensor]
 """(micro-batch, the model's output) -> a loss, on the last pipeline stage. The output is logits [1, P, V / tp], or
 values [1, P, 1] of a value head."""

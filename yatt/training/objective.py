@@ -1,10 +1,10 @@
-"""What a model learns from rows: responses to imitate, pairs, labelled responses."""
+"""Losses of models that learn from rows: responses to imitate, pairs, labelled responses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -14,11 +14,25 @@ from yatt.algorithm.loss import divisor, sft_loss
 from yatt.algorithm.packed import sequence_sums
 from yatt.algorithm.preference import bradley_terry, kto, pair_losses
 from yatt.config.schema import Config
-from yatt.training.batch import MicroBatch, final_scores, token_logprobs
+from yatt.training.batch import MicroBatch, final_scores, known, token_logprobs
 from yatt.training.export import pooled_padding
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
 from yatt.training.model import Head
+
+
+class ObjectiveReport(TypedDict, total=False):
+    """Fields of UpdateReport that an objective knows."""
+
+    entropy: float
+    kl: float
+    kl_ref: float
+    clip_fraction: float
+    rollout_gap_max: float
+    rollout_gap_mean: float
+    fresh_gap_mean: float
+    fresh_tokens: int
+    numbers: dict[str, float]
 
 
 class Objective(Protocol):
@@ -41,15 +55,15 @@ class Objective(Protocol):
         """This micro-batch's part of the update's loss, differentiable, from the model's output."""
         ...
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
-        """Fields of UpdateReport, from the step's sums."""
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
+        """From the step's sums."""
         ...
 
 
 class FromRows:
-    """What objectives that learn from rows share: most know all they need from the loss's own forward pass."""
+    """Shared by objectives that learn from rows: most know all they need from the loss's own forward pass."""
 
-    temperature = 1.0
+    temperature: float = 1.0
 
     def asks_policy(self, updates: int) -> bool:
         return False
@@ -62,7 +76,7 @@ class Likelihood(FromRows):
     """Supervised fine-tuning: the negative log-likelihood of the trained tokens."""
 
     head: Head = "tokens"
-    sums = ("entropy",)
+    sums: tuple[str, ...] = ("entropy",)
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self._settings, self._longest, self._layout = config.algorithm, config.rollout.max_tokens, layout
@@ -71,24 +85,30 @@ class Likelihood(FromRows):
         batch, kind = micro.batch, self._settings.aggregate
         logprobs, entropy = token_logprobs(output, batch, self.temperature, self._layout.tp)
         seen.add(entropy=entropy[batch.loss_mask].sum())
-        shape = dict(aggregate=kind, max_tokens=self._longest, denominator=divisor(kind, batch.denominator))
-        return sft_loss(logprobs, batch.loss_mask, batch.cu_seqlens, **shape)
+        return sft_loss(
+            logprobs,
+            batch.loss_mask,
+            batch.cu_seqlens,
+            aggregate=kind,
+            max_tokens=self._longest,
+            denominator=divisor(kind, batch.denominator),
+        )
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         return {"entropy": total["entropy"] / max(1.0, total["tokens"])}
 
 
 class Pairs(FromRows):
-    """What objectives on pairs share: how often, and by how much, the chosen response is ahead."""
+    """Shared by objectives on pairs: how often, and by how much, the chosen response is ahead."""
 
-    sums = ("pairs", "ahead", "chosen", "rejected")
+    sums: tuple[str, ...] = ("pairs", "ahead", "chosen", "rejected")
 
     def count(self, chosen: Tensor, rejected: Tensor, seen: Measurements) -> None:
         """Take note of the rewards [P] of both sides of some pairs."""
         ahead = (chosen > rejected).sum() + (chosen == rejected).sum() / 2  # a tie is a coin thrown
         seen.add(pairs=len(chosen), ahead=ahead, chosen=chosen.sum(), rejected=rejected.sum())
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         pairs = max(1.0, total["pairs"])
         shown = {"pair_accuracy": "ahead", "chosen_reward": "chosen", "rejected_reward": "rejected"}
         return {"numbers": {name: total[key] / pairs for name, key in shown.items()}}
@@ -136,7 +156,7 @@ class Labels(FromRows):
     """KTO. Every second sequence is a response to another prompt: it tells how far the policy has come as a whole."""
 
     head: Head = "tokens"
-    sums = ("desirable", "undesirable", "desirable_reward", "undesirable_reward", "reference_point")
+    sums: tuple[str, ...] = ("desirable", "undesirable", "desirable_reward", "undesirable_reward", "reference_point")
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self._settings, self._layout = config.algorithm, layout
@@ -177,7 +197,7 @@ class Labels(FromRows):
         )
         return losses.sum() / max(1, batch.denominator.sequences)
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         good, bad = total["desirable"], total["undesirable"]
         return {
             "numbers": {
@@ -198,4 +218,4 @@ def _sums(micro: MicroBatch, logprobs: Tensor) -> Tensor:
     batch = micro.batch
     if batch.ref_sums is not None:
         return sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens) - batch.ref_sums
-    return sequence_sums(logprobs - micro.ref_logprobs, batch.loss_mask, batch.cu_seqlens)
+    return sequence_sums(logprobs - known(micro.ref_logprobs), batch.loss_mask, batch.cu_seqlens)

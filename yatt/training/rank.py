@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class TrainerRank:
 
         Waits for every rank. Raises BackendError where it cannot be written."""
         training = self._started
-        more = {}
+        more: dict[str, Any] = {}
         if isinstance(training.objective, Reinforcement):
             more = {"kl_coefficient": training.objective.coefficient.state()}
         training.policy.save(path, more)

@@ -1,33 +1,40 @@
-"""What a policy learns from responses of its own, and its critic with it."""
+"""The losses of a policy that learns from responses of its own, and of its critic."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from yatt.algorithm import correction
-from yatt.algorithm.advantage import TokenOutcomes, token_rewards, whiten
 from yatt.algorithm.kl import AdaptiveCoefficient, kl
-from yatt.algorithm.loss import aggregate, divisor, policy_loss, value_loss
-from yatt.algorithm.own import load_loss, load_token_estimator
+from yatt.algorithm.load import load_loss, load_token_estimator
+from yatt.algorithm.loss import divisor, policy_loss, to_scalar, value_loss
+from yatt.algorithm.token_advantage import TokenOutcomes, token_rewards, whiten
 from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import Config, truncates
-from yatt.training.batch import MicroBatch, token_logprobs, token_values
+from yatt.training.batch import MicroBatch, known, token_logprobs, token_values
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
 from yatt.training.model import Head
+from yatt.training.objective import ObjectiveReport
+
+
+class _Shape(TypedDict):
+    aggregate: str
+    max_tokens: int
+    denominator: float
 
 
 class Reinforcement:
     """A policy gradient. Advantages that are worked out per token are made here, over the whole step at once."""
 
     head: Head = "tokens"
-    sums = (
+    sums: tuple[str, ...] = (
         *("entropy", "clipped", "kl_ref", "measured", "kl", "gap", "fresh", "fresh_gap", "penalty", "prepared"),
         *("advantage", "advised"),
         *("weight", "squared_weight", "corrected"),
@@ -76,8 +83,8 @@ class Reinforcement:
         """Of all the micro-batches end to end [T]: advantages, and returns for a critic to learn."""
         settings, device = self._settings, self._layout.device
 
-        def joined(column: Callable[[MicroBatch], Tensor]) -> Tensor:
-            parts = [column(micro) for micro in micro_batches]
+        def joined(column: Callable[[MicroBatch], Tensor | None]) -> Tensor:
+            parts = [known(column(micro)) for micro in micro_batches]
             return torch.cat(parts) if parts else torch.zeros(0, device=device)
 
         mask = joined(lambda m: m.batch.loss_mask).bool()
@@ -88,7 +95,7 @@ class Reinforcement:
             first, penalty = micro_batches[0], None
             old = None if first.old_logprobs is None else joined(lambda m: m.old_logprobs)
             if self._penalised:
-                distance = kl(old, joined(lambda m: m.ref_logprobs), settings.kl.kind)
+                distance = kl(known(old), joined(lambda m: m.ref_logprobs), settings.kl.kind)
                 seen.add(penalty=distance[mask].sum(), prepared=mask.sum())
                 penalty = self.coefficient.value * distance
             outcomes = TokenOutcomes(
@@ -167,28 +174,39 @@ class Reinforcement:
         batch, clip = micro.batch, self._config.critic.value_clip
         values = token_values(output, batch)
         mask, bounds = batch.loss_mask, batch.cu_seqlens
-        result = value_loss(values, micro.values, micro.returns, mask, bounds, clip=clip, **self._shape(micro))
+        old, returns = known(micro.values), known(micro.returns)
+        result = value_loss(values, old, returns, mask, bounds, clip=clip, **self._shape(micro))
         clipped = result.clip_fraction * micro.trained
         seen.add(critic_loss=result.loss, critic_clipped=clipped, critic_tokens=micro.trained)
         return result.loss
 
-    def _shape(self, micro: MicroBatch) -> dict[str, Any]:
+    def _shape(self, micro: MicroBatch) -> _Shape:
         """How token losses become one number."""
         kind = self._settings.aggregate
         denominator = divisor(kind, micro.batch.denominator)
-        return dict(aggregate=kind, max_tokens=self._config.rollout.max_tokens, denominator=denominator)
+        return _Shape(aggregate=kind, max_tokens=self._config.rollout.max_tokens, denominator=denominator)
 
     def _aggregate(self, values: Tensor, micro: MicroBatch) -> Tensor:
-        shape = self._shape(micro)
-        return aggregate(values, micro.batch.loss_mask, micro.batch.cu_seqlens, shape.pop("aggregate"), **shape)
+        kind, batch = self._settings.aggregate, micro.batch
+        longest, denominator = self._config.rollout.max_tokens, divisor(kind, batch.denominator)
+        return to_scalar(values, batch.loss_mask, batch.cu_seqlens, kind, longest, denominator)
 
     def _weights(self, micro: MicroBatch, old: Tensor, seen: Measurements) -> Tensor | None:
-        """What each token's loss is multiplied by, since the sampler's probabilities were not quite the trainer's."""
+        """Factors of the tokens' losses that correct for the sampler's probabilities, which are not quite the
+        trainer's."""
         rule, batch = self._settings.correction, micro.batch
         if rule.level == "none" or batch.rollout_logprobs is None:
             return None
-        bounds = {"level": rule.level, "mode": rule.mode, "low": rule.low, "high": rule.high}
-        weights = correction.weights(old, batch.rollout_logprobs, batch.loss_mask, batch.cu_seqlens, **bounds)
+        weights = correction.weights(
+            old,
+            batch.rollout_logprobs,
+            batch.loss_mask,
+            batch.cu_seqlens,
+            level=rule.level,
+            mode=rule.mode,
+            low=rule.low,
+            high=rule.high,
+        )
         inside = weights[batch.loss_mask]
         corrected = (inside != 1).sum()
         seen.add(weight=inside.sum(), squared_weight=inside.square().sum(), corrected=corrected)
@@ -198,7 +216,7 @@ class Reinforcement:
         """How well the critic's values foretell the returns: squares of both about the means of the step. Collective
         over the replicas."""
         nothing = torch.zeros(0, dtype=torch.float64, device=self._layout.device)
-        columns = [(m.returns[m.batch.loss_mask], m.values[m.batch.loss_mask]) for m in micro_batches]
+        columns = [(known(m.returns)[m.batch.loss_mask], known(m.values)[m.batch.loss_mask]) for m in micro_batches]
         returns = torch.cat([nothing, *(column.double() for column, _ in columns)])
         errors = returns - torch.cat([nothing, *(column.double() for _, column in columns)])
         own = torch.stack([returns.new_tensor(len(returns)), returns.sum(), errors.sum()])
@@ -208,7 +226,7 @@ class Reinforcement:
         if len(returns):
             seen.add(squared_returns=squares[0], squared_errors=squares[1])
 
-    def report(self, total: Mapping[str, float]) -> dict[str, Any]:
+    def report(self, total: Mapping[str, float]) -> ObjectiveReport:
         tokens, measured = max(1.0, total["tokens"]), total["measured"] or math.nan
         return {
             "entropy": total["entropy"] / tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,7 @@ from yatt.training.reinforce import Reinforcement
 from yatt.types import Share
 
 # By the loss of the algorithm's recipe; the others reinforce.
-OFFLINE: dict[str, type[Any]] = {
+OFFLINE: dict[str, Callable[[Config, Layout], Objective]] = {
     "likelihood": Likelihood,
     "bradley_terry": Scoring,
     **dict.fromkeys(PAIR_LOSSES, Preference),
@@ -86,16 +86,20 @@ class Training:
     def evaluate(self, shares: Sequence[Share]) -> UpdateReport:
         """The loss of samples under the weights as they are. Collective, as `update`."""
         updates, seen = self._begin(shares, 1)
+
+        def evaluate(micro: MicroBatch, output: Tensor) -> None:
+            self._loss(micro, output, seen)
+
         with self.policy.aboard(), seen.timed("forward"):
             for update in updates:
-                self.policy.infer(update.micro_batches, lambda micro, output: self._loss(micro, output, seen))
+                self.policy.infer(update.micro_batches, evaluate)
         return UpdateReport(**self._report(seen.total(), seen, len(updates), {}), grad_norm=0.0, learning_rate=0.0)
 
     def reference_sums(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:
         """By uid, how likely the reference finds the trained tokens of both sequences of a pair: sums of
         log-probabilities, on the last pipeline stage. Without a model of its own it is the policy, as it is now.
         Collective over all ranks."""
-        judge, found = self.reference or self.policy, dict[int, tuple[float, float]]()
+        judge, by_uid = self.reference or self.policy, dict[int, tuple[float, float]]()
         every = [micro for update in self._pack(shares) for micro in update.micro_batches]
         parts = [samples for _, micro_batches in merge(shares) for samples in micro_batches]
         uids = {id(micro): [sample.key.uid for sample in samples] for micro, samples in zip(every, parts, strict=True)}
@@ -104,11 +108,11 @@ class Training:
             batch = micro.batch
             logprobs, _ = token_logprobs(logits, batch, self.objective.temperature, self.layout.tp)
             sums = sequence_sums(logprobs, batch.loss_mask, batch.cu_seqlens).view(-1, 2).tolist()
-            found.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
+            by_uid.update(zip(uids[id(micro)], map(tuple, sums), strict=True))
 
         with judge.aboard():
             judge.infer(every, keep)
-        return found
+        return by_uid
 
     def forget_reference(self) -> None:
         """All it had to say is known: free its memory."""
@@ -173,7 +177,7 @@ class Training:
     def _report(
         self, total: Mapping[str, float], seen: Measurements, updates: int, numbers: Mapping[str, float]
     ) -> dict[str, Any]:
-        """What the step's sums say: fields of UpdateReport."""
+        """Fields of UpdateReport, from the step's sums."""
         of_objective = self.objective.report(total)
         return {
             **of_objective,
@@ -191,7 +195,7 @@ def mean_norm(norms: Sequence[tuple[float, bool]]) -> float:
 
 
 def open_objective(config: Config, layout: Layout) -> Objective:
-    """What the algorithm's models learn."""
+    """The objective of the algorithm."""
     recipe = config.algorithm.recipe
     return Reinforcement(config, layout) if recipe.reinforces else OFFLINE[recipe.loss](config, layout)
 

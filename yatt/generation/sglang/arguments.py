@@ -1,4 +1,4 @@
-"""What SGLang is built with: the device's defaults under the user's options. Does not import SGLang."""
+"""SGLang's arguments: the device's defaults under the user's options. Does not import SGLang."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ request and layer, which is half of what a small model's step takes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 GATHERED = 1 << 17
 """Most tokens of keys that are gathered for one call: what is copied stays in the megabytes."""
 
-_one_by_one = TorchNativeAttnBackend._run_sdpa_forward_decode
+_one_by_one: Callable[..., torch.Tensor] = TorchNativeAttnBackend._run_sdpa_forward_decode
 
 
 def decode(

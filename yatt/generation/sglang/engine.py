@@ -102,8 +102,8 @@ class SglangEngine:
         """Tokens of the KV cache on a CPU: as given, or what the default bytes hold. Raises ConfigError where the
         longest response would not fit."""
         given = self.shape.cache_tokens
-        held = int(self.shape.cache_bytes * self.shape.tensor_parallel / kv_token(facts, dtype))
-        tokens = held if given is None else given
+        default = int(self.shape.cache_bytes * self.shape.tensor_parallel / kv_token(facts, dtype))
+        tokens = default if given is None else given
         if tokens < context_length + MARGIN:
             raise ConfigError(
                 f"{setting}.engine_args.max_total_tokens={tokens} holds less than one response of {context_length} "

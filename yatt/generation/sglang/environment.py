@@ -1,4 +1,5 @@
-"""What SGLang's process must find before Python starts, and what the installed SGLang can serve. Does not import it."""
+"""The environment variables of SGLang's process, set before Python starts, and the models that the installed SGLang
+serves. Does not import it."""
 
 from __future__ import annotations
 

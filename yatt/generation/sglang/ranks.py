@@ -22,7 +22,7 @@ PR_SET_PDEATHSIG = 1
 def start_ranks(arguments: ServerArgs, architecture: str, count: int) -> list[BaseProcess]:
     """Begin to start ranks 1 to `count` - 1; they wait for rank 0 to load its model with them."""
     spawn = multiprocessing.get_context("spawn")
-    processes = []
+    processes: list[BaseProcess] = []
     for rank in range(1, count):
         process = spawn.Process(target=follow, args=(arguments, architecture, rank), daemon=True)
         process.start()

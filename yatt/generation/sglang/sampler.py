@@ -13,7 +13,7 @@ from sglang.srt.layers.sampler import Sampler
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 
 GREEDY = 1
-"""What SGLang makes of temperature 0: top-k 1, at temperature 1."""
+"""SGLang turns temperature 0 into top-k 1 at temperature 1."""
 # Odd constants of splitmix64 (Steele et al. 2014), as signed numbers.
 STEP, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -33,7 +33,7 @@ class SeededSampler(Sampler):
         logprob_logits: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One token id [B] for each request, its logprob written into `logits_output`."""
-        logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info).float()
+        logits: torch.Tensor = self._preprocess_logits(logits_output.next_token_logits, sampling_info).float()
         greedy = sampling_info.top_ks == GREEDY
         if not sampling_info.is_all_greedy:
             logits = logits / sampling_info.temperatures

@@ -32,7 +32,7 @@ from yatt.weights import read
 
 NOWHERE = "ipc:///dev/null"
 SLEEPING = ("kv_cache", "weights")
-"""What an engine on CUDA gives back: parts that SGLang's memory saver knows by these names."""
+"""The parts that an engine on CUDA gives back, by the names of SGLang's memory saver."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class TakeMemory:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """What all ranks together answer to one of the messages above."""
+    """The answer of all ranks together to one of the messages above."""
 
     amount: int = 0
     error: str = ""
@@ -87,6 +87,11 @@ class InboxReceiver(SchedulerRequestReceiver):
 
 class SteppedScheduler(Scheduler):
     """A scheduler that does nothing between two calls of `advance`."""
+
+    # SGLang's own.
+    request_receiver: Any
+    running_batch: Any
+    last_batch: Any
 
     def init_ipc_channels(self, port_args: PortArgs) -> None:
         if get_parallel().tp_rank != 0:
@@ -234,7 +239,7 @@ def build(arguments: ServerArgs, architecture: str, rank: int) -> SteppedSchedul
     scheduler.model_config.hf_eos_token_id = set()  # a request says itself where it stops
     runner = scheduler.tp_worker.model_runner
     runner.sampler = SeededSampler()
-    head = getattr(runner.model, "score", None)
-    if getattr(head, "bias", None) is not None:  # transformers' heads have none: it was drawn at random, and stays
-        torch.nn.init.zeros_(head.bias)
+    bias = getattr(getattr(runner.model, "score", None), "bias", None)
+    if bias is not None:  # transformers' heads have none: it was drawn at random, and stays
+        torch.nn.init.zeros_(bias)
     return scheduler

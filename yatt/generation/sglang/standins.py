@@ -63,14 +63,15 @@ def look_up(owner: str, name: str) -> Any:
 
 
 def decorator(*arguments: Any, **keywords: Any) -> Any:
-    """What stands for a decorator, with or without arguments: what it decorates becomes a kernel that is not there."""
+    """Stands in for a decorator, with or without arguments: the function it decorates becomes a kernel that is not
+    there."""
     if len(arguments) == 1 and not keywords and callable(arguments[0]):
         return Absent(f"{arguments[0].__module__}.{arguments[0].__qualname__}")
     return decorator
 
 
 class Settings:
-    """What stands for an object that only carries settings."""
+    """Stands in for an object that only carries settings."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         self.__dict__.update(keywords)

@@ -1,4 +1,4 @@
-"""What vLLM is built with: the device's defaults under the user's options. Does not import vLLM."""
+"""vLLM's arguments: the device's defaults under the user's options. Does not import vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What vLLM's process must find before Python starts, and what the installed vLLM can serve. Does not import vLLM."""
+"""The environment variables of vLLM's process, set before Python starts, and the models that the installed vLLM serves.
+Does not import vLLM."""
 
 from __future__ import annotations
 

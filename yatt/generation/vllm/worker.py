@@ -1,4 +1,5 @@
-"""What vLLM's workers run for us: weight loads, and a sleep that frees memory on a CPU. Imported by vLLM, by name."""
+"""Methods that vLLM's workers run for us: weight loads, and a sleep that frees memory on a CPU. Imported by vLLM, by
+name."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
-from torch.distributed import checkpoint as torch_checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from yatt.errors import BackendError, CheckpointError
 from yatt.training.identity import DESCRIPTION, verify
@@ -39,9 +41,9 @@ class _InProcess(TorchDistSaveShardedStrategy):
 
     def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
         tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
-        torch_checkpoint.save(
+        save_shards(
             mcore_to_pyt_state_dict(tensors, False),
-            storage_writer=torch_checkpoint.FileSystemWriter(checkpoint_dir),
+            storage_writer=FileSystemWriter(checkpoint_dir),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
 
@@ -75,7 +77,7 @@ def save(
             sharded_strategy=_InProcess("torch_dist", 1),
             preprocess_common_before_consistancy_check=lambda common: {k: v for k, v in common.items() if k != "rng"},
         )
-    except (torch_checkpoint.CheckpointException, OSError, RuntimeError) as error:
+    except (CheckpointException, OSError, RuntimeError) as error:
         failures = getattr(error, "failures", None)
         cause = next(iter(failures.values()))[0] if failures else error
         # torch hides "no space left" behind what its archive writer says on the way out.
@@ -137,9 +139,10 @@ def _format(layout: Layout) -> dict[str, Any]:
 
 def _read(state: ShardedStateDict, path: str) -> dict[str, Any]:
     try:
-        return dist_checkpointing.load(state, path)
-    except (CheckpointingException, torch_checkpoint.CheckpointException, OSError) as error:
+        read: dict[str, Any] = dist_checkpointing.load(state, path)
+    except (CheckpointingException, CheckpointException, OSError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error}; use an earlier checkpoint") from error
+    return read
 
 
 def _prepare(folder: Path) -> None:

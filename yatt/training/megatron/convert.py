@@ -63,13 +63,13 @@ class Converter:
         self._layer, self._shapes = self.family.layer(config), layer_shapes(config, self.family)
         offset = get_transformer_layer_offset(model.config)
         self.parameters = {
-            re.sub(r"(?<=^decoder\.layers\.)\d+", lambda found: str(int(found.group()) + offset), name): parameter
+            re.sub(r"(?<=^decoder\.layers\.)\d+", lambda match: str(int(match.group()) + offset), name): parameter
             for name, parameter in model.named_parameters()
         }
-        mine = [Entry(n, layout.pp.rank(), tuple(p.shape), p.dtype) for n, p in self.parameters.items()]
-        stages: list[list[Entry]] = [mine] * layout.pp.size()
+        entries = [Entry(n, layout.pp.rank(), tuple(p.shape), p.dtype) for n, p in self.parameters.items()]
+        stages: list[list[Entry]] = [entries] * layout.pp.size()
         if layout.pp.size() > 1:
-            dist.all_gather_object(stages, mine, group=layout.pp)
+            dist.all_gather_object(stages, entries, group=layout.pp)
         tied = self.tied = hf.tie_word_embeddings and head == "tokens"
         # The last stage's copy of a tied embedding is the first stage's.
         self.entries = [e for stage in stages for e in stage if not (tied and e.name == "output_layer.weight")]
@@ -179,4 +179,5 @@ class Reader:
         """Raises ConfigError where there is none of that name."""
         if name not in self.where:
             raise ConfigError(f"{self._at}: weight {name} is missing from its safetensors file(s)")
-        return self.where[name].get_tensor(name)
+        tensor: Tensor = self.where[name].get_tensor(name)
+        return tensor

@@ -76,11 +76,11 @@ class _Loader(importlib.machinery.SourceFileLoader):
         digest = hashlib.sha256(b"\0".join([source, path.encode(), _OWN_SOURCE, sys.version.encode()])).hexdigest()
         cached = _cache_folder() / digest
         try:
-            return marshal.loads(cached.read_bytes())
+            code: CodeType = marshal.loads(cached.read_bytes())
         except (OSError, ValueError, EOFError, TypeError):
             code = _compile(source, path, *ADDED.get(fullname, ("", "")))
             _keep(cached, marshal.dumps(code))
-            return code
+        return code
 
 
 class _Finder(importlib.abc.MetaPathFinder):

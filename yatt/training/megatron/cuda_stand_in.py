@@ -1,4 +1,4 @@
-"""What `torch.cuda` means inside megatron.core on a machine without CUDA: the CPU, seen as device 0.
+"""Takes the place of `torch.cuda` inside megatron.core on a machine without CUDA: the CPU, seen as device 0.
 
 Only code rewritten by `yatt.training.megatron.cpu` sees this module; `torch.cuda` itself stays untouched. Names not
 defined here are those of `torch.cuda`.
@@ -53,7 +53,7 @@ class Stream:
 
 Event = current_stream = Stream
 stream = device
-default_generators = defaultdict(lambda: torch.default_generator)
+default_generators: dict[int, torch.Generator] = defaultdict(lambda: torch.default_generator)
 manual_seed = torch.manual_seed
 random = sys.modules[__name__]
 set_device = synchronize = empty_cache = _lazy_init = _nothing

@@ -69,7 +69,8 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
 
 def shard_rows(hf: Any, layout: Layout) -> int:
     """Rows of the vocabulary that each rank has. Where they do not come out even, the last ones are padding."""
-    return -(-hf.vocab_size // layout.tp.size())
+    rows: int = -(-hf.vocab_size // layout.tp.size())
+    return rows
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:

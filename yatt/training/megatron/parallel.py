@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
+from torch._C._distributed_c10d import TCPStore
 
 from yatt.config.schema import Config
 from yatt.errors import BackendError, ConfigError, WaitTimeout
@@ -46,10 +47,10 @@ def start(config: Config, *, rank: int, world_size: int, address: str, port: int
     )
 
 
-def _meet(rank: int, world_size: int, address: str, port: int, timeout: float) -> dist.TCPStore:
+def _meet(rank: int, world_size: int, address: str, port: int, timeout: float) -> TCPStore:
     waited = f"trainer rank {rank} waited {timeout:g} s for"
     try:
-        return dist.TCPStore(address, port, world_size, rank == 0, timeout=timedelta(seconds=timeout))
+        return TCPStore(address, port, world_size, rank == 0, timeout=timedelta(seconds=timeout))
     except dist.DistNetworkError as error:
         if rank == 0:
             raise BackendError(f"trainer rank 0 cannot listen at {address}:{port}: {error}; free the port") from error

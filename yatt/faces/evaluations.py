@@ -1,4 +1,4 @@
-"""What the report shows of evaluations: lines with their intervals, and a table of sources."""
+"""Evaluations in the report: lines with their intervals, and a table of sources."""
 
 from __future__ import annotations
 

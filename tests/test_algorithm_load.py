@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from yatt.algorithm.advantage import ESTIMATORS, TOKEN_ESTIMATORS, Outcomes, TokenOutcomes
+from yatt.algorithm.advantage import ESTIMATORS, Outcomes
+from yatt.algorithm.load import load_estimator, load_loss, load_token_estimator
 from yatt.algorithm.loss import LOSSES, policy_loss
-from yatt.algorithm.own import load_estimator, load_loss, load_token_estimator
 from yatt.algorithm.samples import samples
+from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS, TokenOutcomes
 from yatt.config.algorithms import RECIPES, TOKEN_ADVANTAGES
 from yatt.config.schema import AlgorithmConfig
 from yatt.errors import BackendError, ConfigError
@@ -68,7 +69,7 @@ def test_every_recipe_finds_its_own():
 def test_an_estimator_of_ones_own():
     own = config(advantage="mine.py:halves")
     assert load_estimator(own)(OUTCOMES, own).tolist() == [0.5, 1.5]
-    prompt = Prompt(uid=0, row=0, text="p", tokens=np.zeros(1, np.int32))
+    prompt = Prompt(uid=0, text="p", tokens=np.zeros(1, np.int32))
     trajectory = Trajectory(
         prompt=prompt,
         sibling=0,

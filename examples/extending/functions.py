@@ -12,8 +12,8 @@ def median(outcomes: Outcomes, config: AlgorithmConfig) -> Tensor:
     """A_i = r_i - median of its group [N]: one lucky response does not make its siblings look bad."""
     advantages = torch.empty_like(outcomes.rewards)
     for group in outcomes.groups.unique():
-        own = outcomes.groups == group
-        advantages[own] = outcomes.rewards[own] - outcomes.rewards[own].quantile(0.5)
+        siblings = outcomes.groups == group
+        advantages[siblings] = outcomes.rewards[siblings] - outcomes.rewards[siblings].quantile(0.5)
     return advantages
 
 

@@ -17,7 +17,7 @@ FIRST, LAST = 10, 30
 LONGEST_TEXT = 400
 
 
-def split(rows: Sequence[Row]) -> str:
+def placement_section(rows: Sequence[Row]) -> str:
     """A chart of the slots of each role and a table of the decisions; nothing where nothing is placed."""
     means = {row["step"]: mean_split(row) for row in rows if row.get("decisions")}
     roles = list(dict.fromkeys(role for mean in means.values() for role in mean))

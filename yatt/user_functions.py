@@ -72,7 +72,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"own_file_{path.stem}_{abs(hash(path))}"
+    name = f"user_file_{path.stem}_{abs(hash(path))}"
     if name in sys.modules:
         return sys.modules[name]
     loader = importlib.util.spec_from_file_location(name, path)

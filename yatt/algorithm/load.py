@@ -7,22 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from yatt.algorithm.advantage import (
-    ESTIMATORS,
-    TOKEN_ESTIMATORS,
-    Estimator,
-    Outcomes,
-    TokenEstimator,
-    TokenOutcomes,
-)
+from yatt.algorithm.advantage import ESTIMATORS, Estimator, Outcomes
 from yatt.algorithm.loss import LOSSES, LossSettings, LossTokens, TokenLoss
+from yatt.algorithm.token_advantage import TOKEN_ESTIMATORS, TokenEstimator, TokenOutcomes
 from yatt.config.schema import AlgorithmConfig
-from yatt.functions import find, guarded
+from yatt.user_functions import find, guarded
 
 
 def load_estimator(config: AlgorithmConfig) -> Estimator:
-    """What gives a trajectory its advantage, for algorithms that compare siblings. Raises ConfigError where
-    `algorithm.advantage` names no function, and BackendError when that fails or returns something else."""
+    """The function from outcomes to advantages per trajectory, for algorithms that compare siblings. Raises ConfigError
+    where `algorithm.advantage` names no function, and BackendError when that fails or returns something else."""
     if config.advantage is None:
         return ESTIMATORS[config.recipe.advantage]
     function = find("algorithm.advantage", config.advantage)
@@ -34,7 +28,8 @@ def load_estimator(config: AlgorithmConfig) -> Estimator:
 
 
 def load_token_estimator(config: AlgorithmConfig) -> TokenEstimator:
-    """What gives a token its advantage, for algorithms that work them out per token. Raises as `load_estimator`."""
+    """The function from outcomes to advantages per token, for algorithms that work them out so. Raises as
+    `load_estimator`."""
     if config.advantage is None:
         return TOKEN_ESTIMATORS[config.recipe.advantage]
     function = find("algorithm.advantage", config.advantage)
@@ -48,7 +43,8 @@ def load_token_estimator(config: AlgorithmConfig) -> TokenEstimator:
 
 
 def load_loss(config: AlgorithmConfig) -> TokenLoss:
-    """What gives a token its loss, for algorithms that reinforce. Raises as `load_estimator`, of `algorithm.loss`."""
+    """The function from tokens to their losses, for algorithms that reinforce. Raises as `load_estimator`, of
+    `algorithm.loss`."""
     if config.loss is None:
         return LOSSES[config.recipe.loss]
     function = find("algorithm.loss", config.loss)
@@ -60,8 +56,8 @@ def load_loss(config: AlgorithmConfig) -> TokenLoss:
     return guarded("algorithm.loss", config.loss, loss)
 
 
-def _like(column: Tensor, found: Any, name: str) -> Tensor:
-    if not isinstance(found, Tensor) or found.shape != column.shape:
-        what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+def _like(column: Tensor, returned: Any, name: str) -> Tensor:
+    if not isinstance(returned, Tensor) or returned.shape != column.shape:
+        what = list(returned.shape) if isinstance(returned, Tensor) else type(returned).__name__
         raise ValueError(f"its {name} are {what}; return a tensor of shape {list(column.shape)}")
-    return found
+    return returned
