@@ -35,7 +35,7 @@ class Case:
 
 def trajectory(text: str, sibling: int = 0) -> Trajectory:
     """Token i of the response is i, one for each character."""
-    prompt = Prompt(uid=7, row=7, text="2+2=", tokens=np.arange(3, 5), question="2+2=", answer="4")
+    prompt = Prompt(uid=7, text="2+2=", tokens=np.arange(3, 5), question="2+2=", answer="4")
     tokens = np.arange(3, 5 + len(text)).astype(np.int32)
     return Trajectory(
         prompt=prompt,

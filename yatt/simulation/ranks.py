@@ -169,10 +169,12 @@ class SimulatedTrainer:
         self._ranks, self._site, self._costs = ranks, site, costs
 
     async def update(self, shares: Sequence[Share]) -> UpdateReport | None:
-        return await self._send("update", shares)
+        report: UpdateReport | None = await self._send("update", shares)
+        return report
 
     async def evaluate(self, shares: Sequence[Share]) -> UpdateReport | None:
-        return await self._send("evaluate", shares)
+        report: UpdateReport | None = await self._send("evaluate", shares)
+        return report
 
     async def reference(self, shares: Sequence[Share]) -> Mapping[int, tuple[float, float]]:
         """Of everyone's samples: both sequences are certain."""
