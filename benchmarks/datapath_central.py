@@ -36,7 +36,8 @@ from yatt.cluster.wire import (
 from yatt.config.schema import Config
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.rollouter import as_group, request_seed
+from yatt.controller.responder import request_seed
+from yatt.controller.tally import as_group
 from yatt.data.loader import Loader
 from yatt.data.prompts import PromptEncoder
 from yatt.data.source import open_source

@@ -19,7 +19,8 @@ from benchmarks.common import main, significant
 from yatt.config.load import load_config
 from yatt.config.rules import check_plan
 from yatt.config.schema import Config
-from yatt.controller.rollouter import Rollouter, _count, _Tally
+from yatt.controller.rollouter import Rollouter
+from yatt.controller.tally import Tally, count
 from yatt.faces.plan import costs_for
 from yatt.protocols import Peers
 from yatt.reports import RolloutCounts
@@ -61,8 +62,8 @@ class Lockstep(Rollouter):
             if not any(await self.peers.all_gather(f"wave/{self.waves}", missing)):
                 break
         self._discard_stale(version + 1)
-        self._tally = _Tally()
-        return sorted(tally.kept, key=lambda group: group.prompt.uid), _count(tally, quota, 0)
+        self._tally = Tally()
+        return sorted(tally.kept, key=lambda group: group.prompt.uid), count(tally, quota, 0)
 
 
 async def play(config: Config, costs: Costs, lockstep: bool) -> list[StepFigures]:

@@ -137,7 +137,7 @@ class RecordingTrainer:
         self.delivered: dict[object, list[Share]] = {}
         self.steps: dict[int, list[list[list[list[Sample]]]]] = {}
         self.evaluated: dict[int, list[list[list[list[Sample]]]]] = {}
-        self.surveyed: dict[int, list[list[list[list[Sample]]]]] = {}
+        self.asked_reference: dict[int, list[list[list[list[Sample]]]]] = {}
         self.done: dict[object, asyncio.Event] = {}
         self.exported: list[int] = []
         self.awake = True
@@ -167,9 +167,9 @@ class RecordingTrainer:
 
     async def reference(self, shares: Sequence[Share]) -> dict[int, tuple[float, float]]:
         """Of everyone's samples: the number of tokens of both sequences."""
-        if not await self._received("reference", shares, self.surveyed):
+        if not await self._received("reference", shares, self.asked_reference):
             return {}
-        update = self.surveyed[shares[0].step][0]
+        update = self.asked_reference[shares[0].step][0]
         samples = [s for micro_batches in update for micro in micro_batches for s in micro]
         return {s.key.uid: (float(len(s.first.tokens)), float(len(s.second.tokens))) for s in samples}
 

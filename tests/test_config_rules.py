@@ -92,6 +92,8 @@ train.tp=2 | cluster.slots=3
     cluster.slots=3 is not a multiple of train.tp=2 x train.pp=1; use 2 or 4 slots
 train.sequence_parallel=true
     train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false
+train.attention=flex
+    train.attention=flex is a kernel for GPUs; use auto
 model.context_length=1024
     model.context_length=1024 is over the model's max_position_embeddings=512; use at most 512
 rollout.max_tokens=64
@@ -420,6 +422,21 @@ def test_facts_are_those_transformers_sees(tmp_path, architecture, tie):
     assert (found.layers, found.heads, found.kv_heads, found.hidden_size) == (2, 4, 2, model.config.hidden_size)
     assert (found.vocab_size, found.embedding_rows, found.max_positions) == (96, 96, 512)
     assert tokenizer_size(path) == 91
+
+
+def test_kernels_of_attention_that_cannot_do_what_a_model_needs(settings, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("yatt.config.rules.local_gpus", lambda: 1)
+    capped = save_tiny(tmp_path / "gemma2", "gemma2")
+    wide = ["train.attention=varlen", "model.dtype=float32"]
+    assert refused(settings(tiny, *wide)) == [
+        "train.attention=varlen takes model.dtype=bfloat16, not float32; use auto"
+    ]
+    assert refused(settings(capped, wide[0])) == [
+        "train.attention=varlen cannot bound scores, as a Gemma2 does; use auto"
+    ]
+    for kernel in ("flex", "buckets", "auto"):
+        check(settings(capped, f"train.attention={kernel}"))
+    check(settings(tiny, wide[0]))
 
 
 def test_visible_gpus(monkeypatch):

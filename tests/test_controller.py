@@ -24,8 +24,8 @@ from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import request_seed
-from yatt.controller.stage import Publisher
+from yatt.controller.responder import request_seed
+from yatt.controller.weight_sync import WeightSync
 from yatt.errors import BackendError, WaitTimeout
 from yatt.faces.metrics import metrics_row
 from yatt.reports import RolloutCounts, UpdateReport, add_counts, first_failures
@@ -153,7 +153,7 @@ async def test_a_resumed_run_sees_the_prompts_that_an_uninterrupted_one_sees():
     first = World(2, by_seed)
     for step in (1, 2):
         await first.step(step)
-    await asyncio.gather(*(c.stage.enter("rollout") for c in first.controllers))  # as an evaluation leaves it
+    await asyncio.gather(*(c.phases.enter("rollout") for c in first.controllers))  # as an evaluation leaves it
     states = await asyncio.gather(*(c.state() for c in first.controllers))
     assert states[0] == states[1]
     state, carried = states[0]
@@ -226,7 +226,7 @@ async def test_an_engine_left_behind_is_an_error():
 
     peers = HubPeers(0, 1, Hub(1, 1))
     with pytest.raises(BackendError, match=r"version 3 did not reach the generators on slots \[\(0,\)\]"):
-        await Publisher(Fleet([Stubborn(0)]), RecordingTrainer(1), peers).publish(3)
+        await WeightSync(Fleet([Stubborn(0)]), RecordingTrainer(1), peers).send(3)
 
 
 async def test_a_node_without_a_manifest_is_named():
@@ -235,7 +235,7 @@ async def test_a_node_without_a_manifest_is_named():
             return {"there": WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
-        await Publisher(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).publish(1)
+        await WeightSync(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).send(1)
 
 
 class Clock:

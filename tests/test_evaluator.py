@@ -14,10 +14,10 @@ from yatt.controller.director import Director
 from yatt.controller.evaluator import Evaluator, pass_at_k
 from yatt.controller.fleet import Fleet
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Responder
+from yatt.controller.responder import Responder
 from yatt.controller.router import Router
-from yatt.controller.stage import Stage
 from yatt.errors import ConfigError
 from yatt.intervals import normal, wilson
 from yatt.placement.plan import POLICY, Layout
@@ -25,12 +25,12 @@ from yatt.placement.policy import open_mode
 from yatt.types import Prompt, Score
 
 
-def stage_of(router: Router, peers: HubPeers) -> Stage:
+def phases_of(router: Router, peers: HubPeers) -> Phases:
     """One where the only generator holds the only slot."""
     mode = open_mode("colocated", given={}, parameters={})
     layout = Layout(slots=(0,), sizes={POLICY: 1})
-    director = Director(mode=mode, layout=layout, routers={POLICY: router}, gauges={}, clock=Ticks())
-    return Stage(
+    director = Director(mode=mode, layout=layout, routers={POLICY: router}, stats={}, clock=Ticks())
+    return Phases(
         routers={POLICY: router},
         director=director,
         trainer=RecordingTrainer(1),
@@ -76,7 +76,7 @@ async def evaluate(controllers, *, sources=(None,) * 4, judge=judge, logged=None
             rollout=RolloutConfig(),
             config=EvaluateConfig(samples=2, **config),
             peers=peers,
-            stage=stage_of(router, peers),
+            phases=phases_of(router, peers),
             on_evaluated=lambda step, ts: (logged if logged is not None else []).extend(ts),
         )
 

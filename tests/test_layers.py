@@ -64,6 +64,7 @@ LATE_IMPORTS = {
     "yatt/data/rows.py",  # datasets and pyarrow
     "yatt/data/source.py",  # reasoning-gym
     "yatt/reward/mixed.py",  # openai
+    "yatt/training/attention.py",  # torch's compiler
 }
 
 

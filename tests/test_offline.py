@@ -10,7 +10,7 @@ from yatt.config.schema import Config, ModelConfig, TrainConfig
 from yatt.controller.assembly import Parts, offline_controller
 from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.survey import Survey
+from yatt.controller.reference_rows import PrecomputedReference
 from yatt.data.loader import Loader, good_rows
 from yatt.types import Pair, Sample, SampleKey
 
@@ -40,9 +40,9 @@ class Rows:
         return Pair(first=first, second=second) if self.pairs else first
 
 
-async def run(controllers, pairs, held_out=7, surveyed=False):
+async def run(controllers, pairs, held_out=7, precomputed=False):
     """Two steps on two ranks, an evaluation before and after; the trainer, and what each controller was told. With
-    `surveyed`, the reference is asked beforehand."""
+    `precomputed`, the reference is asked beforehand."""
     hub, trainer, source = Hub(controllers, timeout=5), RecordingTrainer(2), Rows(20, pairs)
     config = Config(model=ModelConfig(path="none"), train=TrainConfig(steps=9, batch_size=4, updates_per_step=2))
 
@@ -52,17 +52,17 @@ async def run(controllers, pairs, held_out=7, surveyed=False):
         exchange = Exchange(peers, ranks=2, updates=2, budget=11, quadratic=0.01)
         parts = Parts(config=config, peers=peers, trainer=trainer, exchange=exchange, clock=Ticks())
         mine = [source.encode({}, row, row) for row in range(index, held_out, controllers)]
-        survey, encode = None, source.encode
-        if surveyed:
+        reference, encode = None, source.encode
+        if precomputed:
             rows = good_rows(source, encode, **place)
-            survey = Survey(peers=peers, exchange=exchange, trainer=trainer, rows=rows, held_out=mine)
-            encode = survey.told(encode)
+            reference = PrecomputedReference(peers=peers, exchange=exchange, trainer=trainer, rows=rows, held_out=mine)
+            encode = reference.added_to(encode)
         loader = Loader(source, encode, seed=3, shuffle=True, **place, bad_rows="fail")
-        controller = offline_controller(parts, loader, mine, survey)
+        controller = offline_controller(parts, loader, mine, reference)
         seen = 0
         while rows := await controller.prepare():
             seen += rows
-        assert seen == (20 + held_out if surveyed else 0)
+        assert seen == (20 + held_out if precomputed else 0)
         before = await controller.evaluate(0)
         reports = [await controller.step(step) for step in (1, 2)]
         return before, await controller.evaluate(2), reports
@@ -105,8 +105,8 @@ async def test_rows_are_trained_and_evaluated_alike_by_any_number_of_controllers
 @pytest.mark.parametrize("controllers", [1, 2, 3])
 async def test_what_the_reference_says_travels_with_every_row(controllers, monkeypatch):
     """Row i has 2 + i mod 5 and 2 + i mod 3 tokens, which is what the double's reference says of it."""
-    monkeypatch.setattr("yatt.controller.survey.CHUNK", 3)
-    (plain, _), (trainer, _) = await run(1, True), await run(controllers, True, surveyed=True)
+    monkeypatch.setattr("yatt.controller.reference_rows.CHUNK", 3)
+    (plain, _), (trainer, _) = await run(1, True), await run(controllers, True, precomputed=True)
     assert keys(trainer.steps[2]) == keys(plain.steps[2]) and keys(trainer.evaluated[2]) == keys(plain.evaluated[2])
     for updates in (*trainer.steps.values(), *trainer.evaluated.values()):
         samples = [s for update in updates for rank in update for micro in rank for s in micro]

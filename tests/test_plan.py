@@ -161,6 +161,9 @@ def test_estimate_of_other_layouts():
     # A reference is a fifth pass; float32 runs at half the rate and reads twice the bytes.
     assert other.trainer.per_token == pytest.approx(2 * 5 / 4 * plain.trainer.per_token)
     assert other.engine.per_kv_token == pytest.approx(2 * plain.engine.per_kv_token)
+    # Layers computed twice are a fifth pass too.
+    twice = estimate("train.recompute=full")
+    assert twice.trainer.per_token == pytest.approx(5 / 4 * plain.trainer.per_token)
     two = estimate("rollout.engine_args.tensor_parallel_size=2")
     assert two.engine.per_kv_token == pytest.approx(plain.engine.per_kv_token / 2)
     assert two.engine.kv_tokens == pytest.approx(2 * plain.engine.kv_tokens)

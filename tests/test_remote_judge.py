@@ -21,7 +21,7 @@ from doubles import World
 from test_judge import trajectory
 
 from yatt.config.schema import JudgeConfig, RewardConfig
-from yatt.controller.rollouter import request_seed
+from yatt.controller.responder import request_seed
 from yatt.errors import ConfigError
 from yatt.reward import remote
 from yatt.reward.function import Item

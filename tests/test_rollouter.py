@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from yatt.algorithm.filter import FILTERS, AcceptanceRate, all_equal, band
 from yatt.config.rules import _FILTERS
 from yatt.config.schema import AlgorithmConfig, RolloutConfig
-from yatt.controller.carry import CarriedGroup, carried_group, restored_group
-from yatt.controller.rollouter import Rollouter, request_seed
+from yatt.controller.carry_over import CarriedGroup, carried_group, restored_group
+from yatt.controller.responder import request_seed
+from yatt.controller.rollouter import Rollouter
 from yatt.data.loader import Loader
 from yatt.errors import BackendError, ConfigError, ProcessDied
 from yatt.reports import RolloutCounts
@@ -472,7 +473,8 @@ def test_engines_are_given_and_expected_to_draw_the_greedy_response_too():
     for name, drawn in (("grpo", 2), ("remax", 3)):
         world = World(4, lambda t: 1.0, batch=4, rollout=rollout, algorithm=AlgorithmConfig(name=name))
         controller = world.controllers[0]
-        assert controller.rollouter._responder._router._limit == drawn  # a group fits, however few an engine runs
+        router = controller.rollouter._responder._router
+        assert router._admission.limit == drawn  # a group fits, however few an engine runs
         assert controller.responses == 4 * drawn
 
 

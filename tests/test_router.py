@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from yatt.controller.fleet import Fleet
-from yatt.controller.router import PULSE_DEADLINE, WATCH_SECONDS, Pace, Router, continued, joined, slow_ones
+from yatt.controller.health import PULSE_DEADLINE, Pace, slow_engines
+from yatt.controller.migration import continued, joined
+from yatt.controller.router import WATCH_SECONDS, Router
 from yatt.errors import BackendError, ProcessDied, WaitTimeout
 from yatt.types import Completion, Pulse, Request, SampleKey, SamplingParams, Span
 
@@ -283,11 +285,11 @@ async def test_an_abort_is_the_callers_even_of_work_that_is_being_moved():
     engines, router = make(2, clock=clock)
     task, ended = start(router, requests(0, 2))
     await settle()
-    router._moving.add(SampleKey(0, 0))
+    router._migration.move([SampleKey(0, 0)])
     await router.abort([SampleKey(0, 0), SampleKey(0, 1)])
     await task
     assert {(c.key.sibling, c.finish, *c.tokens.tolist()) for c in ended} == {(0, "aborted", 7), (1, "aborted", 7)}
-    assert engines[1].calls == [] and not router._moving and not router._unwanted
+    assert engines[1].calls == [] and not router._migration.ending
 
 
 async def test_a_group_aborted_before_it_had_room_comes_back_empty():
@@ -303,7 +305,7 @@ async def test_a_group_aborted_before_it_had_room_comes_back_empty():
 
 
 async def test_a_generator_that_gives_no_sign_of_life_is_given_up(monkeypatch):
-    monkeypatch.setattr("yatt.controller.router.PULSE_DEADLINE", 0.02)
+    monkeypatch.setattr("yatt.controller.health.PULSE_DEADLINE", 0.02)
     assert PULSE_DEADLINE > WATCH_SECONDS
     clock = HandClock()
     engines, router = make(2, clock=clock)
@@ -324,7 +326,7 @@ def test_slow_takes_few_tokens_in_all_and_per_request():
         return {n: (Pulse(running=r, tokens=0), Pulse(running=r, tokens=t)) for n, (r, t) in after.items()}
 
     def slow(usual=None, **after):
-        return slow_ones(pulses(**after), usual)[0]
+        return slow_engines(pulses(**after), usual)[0]
 
     assert slow(a=(8, 100), b=(8, 1000), c=(8, 1000)) == ["a"]
     assert slow(a=(1, 100), b=(8, 1000), c=(8, 1000)) == []  # few requests left, each as fast
@@ -335,7 +337,7 @@ def test_slow_takes_few_tokens_in_all_and_per_request():
     usual = Pace(total=1000, each=125)
     assert slow(usual, a=(8, 0), b=(0, 1000)) == ["a"]  # ... but what was usual before
     assert slow(usual, a=(1, 40)) == [] and slow(usual, a=(1, 30)) == ["a"]
-    assert slow_ones(pulses(a=(8, 100), b=(8, 1000)), usual)[1] == Pace(total=1000, each=125)
+    assert slow_engines(pulses(a=(8, 100), b=(8, 1000)), usual)[1] == Pace(total=1000, each=125)
 
 
 def test_a_request_goes_on_after_what_was_drawn_and_the_parts_are_joined():
@@ -403,4 +405,4 @@ def test_an_engine_that_reads_prompts_is_not_slow():
     """Two that sample 100 a look, one that has read 5,000 tokens and sampled 4."""
     before = {n: Pulse(running=8, tokens=0) for n in "abc"}
     after = {n: Pulse(running=8, tokens=100) for n in "ab"} | {"c": Pulse(running=8, tokens=4, read=5000)}
-    assert slow_ones({n: (before[n], after[n]) for n in before}, None)[0] == []
+    assert slow_engines({n: (before[n], after[n]) for n in before}, None)[0] == []

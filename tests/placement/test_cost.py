@@ -61,8 +61,8 @@ def test_engines_on_a_cpu_take_weights_and_cache_and_keep_their_weights():
 
 def test_trainer_of_a_bfloat16_model():
     # 4 slots as 2 ranks of tp 2: 656 weights each, 2 bytes; 4 of gradients; 12 of AdamW's, shared by 2 ranks.
-    # Logits: 100 tokens x 10 entries / tp 2, 2 bytes and 4 of probabilities.
-    kept, states, logits = 656 * 2, 656 * (4 + 12 / 2), 100 * 10 / 2 * 6
+    # Logits: 100 tokens x 10 entries / tp 2, 2 bytes, and as much for their gradient.
+    kept, states, logits = 656 * 2, 656 * (4 + 12 / 2), 100 * 10 / 2 * 4
     assert table("train.tp=2")["trainer"] == Need(kept + states + logits, 0)
     assert table("train.tp=2", kind="cpu")["trainer"] == Need(kept + states + logits, kept + states)
     reference = table("train.tp=2", "algorithm.kl.coefficient=0.1", kind="cpu")["trainer"]
@@ -71,7 +71,7 @@ def test_trainer_of_a_bfloat16_model():
 
 def test_models_beside_the_policy():
     # A critic learns as the policy does; a reference and a teacher are weights alone.
-    kept, states, logits = 656 * 2, 656 * (4 + 12 / 2), 100 * 10 / 2 * 6
+    kept, states, logits = 656 * 2, 656 * (4 + 12 / 2), 100 * 10 / 2 * 4
     ppo = ["train.tp=2", "algorithm.name=ppo", "algorithm.kl.coefficient=0.1"]
     assert table(*ppo)["trainer"] == Need(3 * kept + 2 * states + logits, 0)
     assert table(*ppo, "train.offload=true")["trainer"] == Need(kept + states + logits, 0)
@@ -80,8 +80,8 @@ def test_models_beside_the_policy():
 
 
 def test_a_reference_asked_beforehand_is_a_model_of_its_own_only_where_it_has_a_folder():
-    # On one GPU: 1312 weights of 2 bytes, their gradients 4, optimizer states 12. Logits: 100 * 10 * (2 + 4).
-    dpo, kept, rest = ("algorithm.name=dpo", "algorithm.precompute_reference=true"), 2 * 1312, 16 * 1312 + 6000
+    # On one GPU: 1312 weights of 2 bytes, their gradients 4, optimizer states 12. Logits: 100 * 10 * (2 + 2).
+    dpo, kept, rest = ("algorithm.name=dpo", "algorithm.precompute_reference=true"), 2 * 1312, 16 * 1312 + 4000
     assert table(*dpo, slots=1)["trainer"] == Need(kept + rest, 0)
     assert table(*dpo, "model.reference=y", slots=1)["trainer"] == Need(2 * kept + rest, 0)
     assert table(dpo[0], slots=1)["trainer"] == Need(2 * kept + rest, 0)
@@ -103,25 +103,25 @@ NO_CACHE = [
 
 
 def test_what_shares_a_slot_depends_on_the_mode():
-    # Weights 2624 each; trainer asleep 2624 + 1312 * (4 + 12 / 4) = 11808, awake 6000 of logits more.
-    judged, drawn, trained = 2624 + 500 + 2624 + 11808, 2624 + 1000 + 2624 + 11808, 17808 + 2624 + 2624
+    # Weights 2624 each; trainer asleep 2624 + 1312 * (4 + 12 / 4) = 11808, awake 4000 of logits more.
+    judged, drawn, trained = 2624 + 500 + 2624 + 11808, 2624 + 1000 + 2624 + 11808, 15808 + 2624 + 2624
     for mode in ("colocated", "dynamic"):
         words = [*NO_CACHE, f"placement.mode={mode}"]
         assert said(*words, capacity=trained) == []
         assert [line.split(",")[0].split(": ")[1] for line in said(*words, capacity=trained - 1)] == ["in training"]
         assert len(said(*words, capacity=drawn - 1)) == 2 and len(said(*words, capacity=judged - 1)) == 3
     standing = [*NO_CACHE, "placement.mode=weighted"]  # one engine beside the trainer
-    assert said(*standing, capacity=17808 + 2624) == []
-    assert len(said(*standing, capacity=17808 + 2623)) == 1
+    assert said(*standing, capacity=15808 + 2624) == []
+    assert len(said(*standing, capacity=15808 + 2623)) == 1
     apart = [*NO_CACHE, "placement.mode=disaggregated"]  # the trainer has slots of its own
-    assert said(*apart, capacity=17808) == [] and len(said(*apart, capacity=17807)) == 1
+    assert said(*apart, capacity=15808) == [] and len(said(*apart, capacity=15807)) == 1
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_the_numbers():
-    (line,) = said(*NO_CACHE, capacity=23055)
+    (line,) = said(*NO_CACHE, capacity=21055)
     assert line == (
-        "placement.mode=colocated: in training, a slot needs 2.31e-05 GB "
-        "(trainer 1.78e-05 GB, policy 2.62e-06 GB asleep, j 2.62e-06 GB asleep) and has 2.31e-05 GB; "
+        "placement.mode=colocated: in training, a slot needs 2.11e-05 GB "
+        "(trainer 1.58e-05 GB, policy 2.62e-06 GB asleep, j 2.62e-06 GB asleep) and has 2.11e-05 GB; "
         "raise train.tp or train.pp, lower train.tokens_per_micro_batch, or use more slots"
     )
 
@@ -135,8 +135,8 @@ def test_weights_over_the_share_of_a_gpu():
     assert share.startswith(
         "reward.models.j.engine_args: 2.62e-06 GB of weights do not fit the 2e-06 GB that an engine"
     )
-    # 1312 * (2 + 4 + 12 / 4) of the trainer and 6000 of logits.
-    assert "in training, a slot needs 1.78e-05 GB (trainer 1.78e-05 GB, policy 0 GB asleep, j 0 GB asleep)" in full
+    # 1312 * (2 + 4 + 12 / 4) of the trainer and 4000 of logits.
+    assert "in training, a slot needs 1.58e-05 GB (trainer 1.58e-05 GB, policy 0 GB asleep, j 0 GB asleep)" in full
 
 
 @pytest.mark.parametrize("billions", [7, 72])

@@ -1,4 +1,4 @@
-"""What the director measures, whom the stage wakes and sleeps, and that responses survive the moves."""
+"""What the director measures, which engines wake and sleep, and that responses survive the moves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pytest
 from doubles import RecordingTrainer, Ticks
 
 from yatt.controller.director import Director
+from yatt.controller.engine_stats import Asked, EngineStats
 from yatt.controller.fleet import Fleet
-from yatt.controller.gauge import Fit, Gauge
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
 from yatt.controller.router import Router
-from yatt.controller.stage import Stage
+from yatt.controller.speed_fit import SpeedFit
 from yatt.errors import BackendError
 from yatt.placement.plan import Layout
 from yatt.placement.policy import Choice, Mode
@@ -24,14 +25,14 @@ from yatt.types import Completion, Pulse, Request, SampleKey, SamplingParams, Sp
 SIZES = {"policy": 1, "judge": 1}
 
 
-def gauge(**settings) -> Gauge:
-    return Gauge(**({"per_response": 1, "limit": 100, "capacity": 8, "engines": 1} | settings))
+def engine_stats(**settings) -> EngineStats:
+    return EngineStats(**({"per_response": 1, "max_tokens": 100, "capacity": 8, "engines": 1} | settings))
 
 
 def test_costs_are_fitted_to_what_was_done():
     """10 steps of 2 requests, 10 of 6, 10 of 6 with 50 tokens read: 0.01 a step, 0.02 a token, 0.004 a token read; then
     10 of 6 that hold 3000 tokens over all steps, at 0.001 each."""
-    fit = Fit()
+    fit = SpeedFit()
     fit.see([(10, 20, 0, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 0, 10 * 0.01 + 60 * 0.02)])
     fit.see([(10, 60, 50, 0, 10 * 0.01 + 60 * 0.02 + 50 * 0.004)])
     assert fit.costs().tolist() == pytest.approx([0.01, 0.02, 0.004, 0])
@@ -40,7 +41,7 @@ def test_costs_are_fitted_to_what_was_done():
 
 
 def test_what_cannot_be_told_apart_is_put_on_the_fewest_terms():
-    fit = Fit()
+    fit = SpeedFit()
     for _ in range(3):
         fit.see([(10, 40, 0, 0, 0.5)])
     assert fit.costs().tolist() == pytest.approx([0.05, 0, 0, 0])
@@ -48,88 +49,96 @@ def test_what_cannot_be_told_apart_is_put_on_the_fewest_terms():
 
 def test_no_cost_is_below_nothing():
     """More tokens in less time: a token cannot take less than none."""
-    fit = Fit()
+    fit = SpeedFit()
     fit.see([(10, 20, 0, 0, 0.5), (10, 60, 0, 0, 0.4)])
     assert fit.costs().min() >= 0 and fit.costs()[0] == pytest.approx(0.045, rel=0.02)
 
 
 def test_a_look_counts_what_was_done_since_the_one_before():
-    found = gauge()
-    found.see({0: Pulse(running=4, tokens=100, read=50, steps=10, seconds=9.0)})
-    found.see({0: Pulse(running=4, tokens=140, read=50, steps=20, seconds=9.5)})
-    assert found.fit.costs().tolist() == pytest.approx([0.05, 0, 0, 0])
-    load = found.load(3.0, 12.0, found.fit)
+    stats = engine_stats()
+    stats.see({0: Pulse(running=4, tokens=100, read=50, steps=10, seconds=9.0)}, Asked())
+    stats.see({0: Pulse(running=4, tokens=140, read=50, steps=20, seconds=9.5)}, Asked())
+    assert stats.speed.costs().tolist() == pytest.approx([0.05, 0, 0, 0])
+    load = stats.load(3.0, 12.0, stats.speed)
     assert (load.coming, load.prefix, load.speed.step) == (3.0, 12.0, pytest.approx(0.05))
     assert load.length == 25  # a quarter of the limit, until responses have ended
 
 
 def test_length_is_that_of_the_last_rollouts():
     """60 tokens in 3 responses, then 120 in 3: 0.3 * 20 + 0.7 * 40 = 34."""
-    found = gauge()
-    found.see({0: Pulse(running=3, tokens=0)})
-    found.see({0: Pulse(running=0, tokens=60, ended=3, steps=30)})
-    found.begin()
-    assert found.length == 20
-    found.see({0: Pulse(running=0, tokens=180, ended=6, steps=60)})
-    found.begin()
-    assert found.length == pytest.approx(34)
+    stats = engine_stats()
+    stats.see({0: Pulse(running=3, tokens=0)}, Asked())
+    stats.see({0: Pulse(running=0, tokens=60, ended=3, steps=30)}, Asked())
+    stats.begin()
+    assert stats.lengths.mean == 20
+    stats.see({0: Pulse(running=0, tokens=180, ended=6, steps=60)}, Asked())
+    stats.begin()
+    assert stats.lengths.mean == pytest.approx(34)
 
 
 def test_prompts_are_as_long_as_in_the_mean_over_the_last_rollouts():
     """Not as the last requests': judgements of the longest responses, which read most, come last."""
-    found = gauge()
-    assert found.load(1.0, 12.0, found.fit).prefix == 12.0
-    found.asked = (4, 400.0)
-    assert found.load(1.0, 12.0, found.fit).prefix == 100.0
-    found.begin()
-    found.asked = (8, 1600.0)  # 300 each
-    assert found.load(1.0, 12.0, found.fit).prefix == 100.0
-    found.begin()
-    assert found.load(1.0, 12.0, found.fit).prefix == pytest.approx(0.3 * 100 + 0.7 * 300)
+    stats = engine_stats()
+    assert stats.load(1.0, 12.0, stats.speed).prefix == 12.0
+    stats.see({}, Asked(4, 400.0))
+    assert stats.load(1.0, 12.0, stats.speed).prefix == 100.0
+    stats.begin()
+    stats.see({}, Asked(8, 1600.0))  # 300 each
+    assert stats.load(1.0, 12.0, stats.speed).prefix == 100.0
+    stats.begin()
+    assert stats.load(1.0, 12.0, stats.speed).prefix == pytest.approx(0.3 * 100 + 0.7 * 300)
 
 
 def test_what_engines_have_not_read_yet_is_known():
     """10 requests of 100 tokens came, 3 have ended, 450 tokens are read: 4.5 requests' worth, so 5.5 are unread."""
-    found = gauge(capacity=20)
-    found.see({0: Pulse(running=0, read=7000, steps=5, tokens=5)})
-    found.begin()
-    found.asked = (10, 1000.0)
-    found.see({0: Pulse(running=10, read=7000, steps=5, tokens=5)})
-    assert found.load(0.0, 0.0, found.fit).unread == 10
-    found.see({0: Pulse(running=7, read=7450, steps=9, tokens=9, ended=3, seconds=1.0)})
-    assert found.load(0.0, 0.0, found.fit).unread == pytest.approx(5.5)
-    found.see({0: Pulse(running=7, read=9000, steps=10, tokens=12, ended=3, seconds=1.1)})  # some were read twice
-    assert found.load(0.0, 0.0, found.fit).unread == 0
+    stats = engine_stats(capacity=20)
+    stats.see({0: Pulse(running=0, read=7000, steps=5, tokens=5)}, Asked())
+    stats.begin()
+    stats.see({0: Pulse(running=10, read=7000, steps=5, tokens=5)}, Asked(10, 1000.0))
+    assert stats.load(0.0, 0.0, stats.speed).unread == 10
+    stats.see({0: Pulse(running=7, read=7450, steps=9, tokens=9, ended=3, seconds=1.0)}, Asked(10, 1000.0))
+    assert stats.load(0.0, 0.0, stats.speed).unread == pytest.approx(5.5)
+    stats.see(
+        {0: Pulse(running=7, read=9000, steps=10, tokens=12, ended=3, seconds=1.1)}, Asked(10, 1000.0)
+    )  # some were read twice
+    assert stats.load(0.0, 0.0, stats.speed).unread == 0
 
 
 def test_the_longest_response_has_less_to_go_the_longer_it_lasts():
     """100 tokens at the longest. What was there from the first has a token of each step; who comes later none of it."""
-    found = gauge(longest=100.0, capacity=4, limit=1000)
-    found.see({0: Pulse(running=3, steps=40, tokens=40), 1: Pulse(running=1, steps=7, tokens=7)})
-    found.see({0: Pulse(running=2, steps=70, tokens=70, ended=1), 1: Pulse(running=1, steps=17, tokens=17)})
-    load = found.load(0.0, 0.0, found.fit)
+    stats = engine_stats(capacity=4, max_tokens=1000)
+    stats.lengths.see_longest(100)
+    stats.see({0: Pulse(running=3, steps=40, tokens=40), 1: Pulse(running=1, steps=7, tokens=7)}, Asked())
+    stats.see({0: Pulse(running=2, steps=70, tokens=70, ended=1), 1: Pulse(running=1, steps=17, tokens=17)}, Asked())
+    load = stats.load(0.0, 0.0, stats.speed)
     assert (load.longest, load.gone) == (70.0, 30)
-    found.see({0: Pulse(running=1, steps=180, tokens=180, ended=2), 1: Pulse(running=1, steps=30, tokens=30)})
-    load = found.load(0.0, 0.0, found.fit)
+    stats.see({0: Pulse(running=1, steps=180, tokens=180, ended=2), 1: Pulse(running=1, steps=30, tokens=30)}, Asked())
+    load = stats.load(0.0, 0.0, stats.speed)
     assert (load.longest, load.gone) == (20.0, 80.0)  # longer than expected: a fifth is left
-    found.see(
-        {0: Pulse(running=1, steps=190, tokens=190, ended=2), 1: Pulse(running=2, steps=40, tokens=40)}
+    stats.see(
+        {0: Pulse(running=1, steps=190, tokens=190, ended=2), 1: Pulse(running=2, steps=40, tokens=40)}, Asked()
     )  # another one came
-    assert found.load(0.0, 0.0, found.fit).longest == 100
-    found.see({0: Pulse(running=0, steps=200, tokens=200, ended=3), 1: Pulse(running=2, steps=60, tokens=60)})
-    assert found.load(0.0, 0.0, found.fit).longest == 80
-    found.begin()
-    found.see({0: Pulse(running=9, steps=210, tokens=210, ended=3), 1: Pulse(running=4, steps=70, tokens=70, ended=2)})
-    found.see({0: Pulse(running=8, steps=240, tokens=240, ended=4), 1: Pulse(running=0, steps=90, tokens=90, ended=6)})
-    assert found.load(0.0, 0.0, found.fit).longest == 100  # some still wait behind four
+    assert stats.load(0.0, 0.0, stats.speed).longest == 100
+    stats.see({0: Pulse(running=0, steps=200, tokens=200, ended=3), 1: Pulse(running=2, steps=60, tokens=60)}, Asked())
+    assert stats.load(0.0, 0.0, stats.speed).longest == 80
+    stats.begin()
+    stats.see(
+        {0: Pulse(running=9, steps=210, tokens=210, ended=3), 1: Pulse(running=4, steps=70, tokens=70, ended=2)},
+        Asked(),
+    )
+    stats.see(
+        {0: Pulse(running=8, steps=240, tokens=240, ended=4), 1: Pulse(running=0, steps=90, tokens=90, ended=6)},
+        Asked(),
+    )
+    assert stats.load(0.0, 0.0, stats.speed).longest == 100  # some still wait behind four
 
 
 def test_an_engine_that_was_started_anew_counts_from_its_next_look():
-    found = gauge()
-    found.see({0: Pulse(running=1, tokens=500, steps=100, ended=9)})
-    found.see({0: Pulse(running=1, tokens=5, steps=5)})
-    found.see({0: Pulse(running=1, tokens=15, steps=15, ended=1)})
-    assert (found.tokens, found.ended) == (10, 1)
+    stats = engine_stats()
+    stats.see({0: Pulse(running=1, tokens=500, steps=100, ended=9)}, Asked())
+    stats.see({0: Pulse(running=1, tokens=5, steps=5)}, Asked())
+    stats.see({0: Pulse(running=1, tokens=15, steps=15, ended=1)}, Asked())
+    assert (stats.progress.tokens, stats.progress.ended) == (10, 1)
 
 
 class Engine:
@@ -193,7 +202,7 @@ class Engine:
 
 
 class Set:
-    """Two controllers' stages over engines of both roles on every slot, and a mode that the test scripts."""
+    """Two controllers' phases over engines of both roles on every slot, and a mode that the test scripts."""
 
     def __init__(self, slots: int, looks: list[Choice | Exception | None]) -> None:
         self.log: list[str] = []
@@ -216,15 +225,15 @@ class Set:
             return first
 
         mode = Mode(start=start, look=look)
-        hub, self.routers, self.stages = Hub(2, 5), [], []
+        hub, self.routers, self.phases = Hub(2, 5), [], []
         for index in range(2):
             routers = {role: Router(Fleet(engines), clock=Still()) for role, engines in self.engines.items()}
             director = Director(
-                mode=mode, layout=layout, routers=routers, gauges={role: gauge() for role in SIZES}, clock=Still()
+                mode=mode, layout=layout, routers=routers, stats={role: engine_stats() for role in SIZES}, clock=Still()
             )
             self.routers.append(routers)
-            self.stages.append(
-                Stage(
+            self.phases.append(
+                Phases(
                     routers=routers,
                     director=director,
                     trainer=RecordingTrainer(1),
@@ -266,11 +275,11 @@ async def test_no_token_is_lost_where_blocks_change_hands():
     answers = []
     for looks in ([], [None, to(2, 1), to(1, 2), None, to(0, 3), None, to(2, 1)]):
         world = Set(3, list(looks))
-        await asyncio.gather(*(stage.enter("rollout", 16) for stage in world.stages))
+        await asyncio.gather(*(phases.enter("rollout", 16) for phases in world.phases))
         world.log.clear()
         drawn = await asyncio.gather(*(responses(r["policy"], uid) for uid, r in enumerate(world.routers)))
-        for stage in world.stages:
-            await stage.close()
+        for phases in world.phases:
+            await phases.close()
         answers.append(drawn)
         assert len(world.log) == (2 * (1 + 1 + 1 + 2) if looks else 0)
     still, moved = answers
@@ -280,20 +289,20 @@ async def test_no_token_is_lost_where_blocks_change_hands():
 
 async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard():
     world = Set(2, [None, to(1, 1)])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     judged, drawn = await asyncio.gather(
         responses(world.routers[1]["judge"], 7, tokens=5), responses(world.routers[0]["policy"], 0)
     )
     assert len(judged) == len(drawn) == 4
-    unsure = ["judge 0 sleeps", "judge 1 sleeps"]  # of what it finds, the stage knows nothing
+    unsure = ["judge 0 sleeps", "judge 1 sleeps"]  # how engines come up is not known
     assert world.log == [*unsure, "policy 0 wakes", "policy 1 wakes", "policy 1 sleeps", "judge 1 wakes"]
-    decisions = world.stages[0].decisions(0)
+    decisions = world.phases[0].decisions(0)
     assert [(d.text, d.slots) for d in decisions] == [
         ("all to the policy", {"policy": 2, "judge": 0}),
         ("1 and 1", {"policy": 1, "judge": 1}),
     ]
-    assert world.stages[0].decisions(0) == () and world.stages[1].decisions(0) == ()
-    await asyncio.gather(*(stage.enter("train") for stage in world.stages))
+    assert world.phases[0].decisions(0) == () and world.phases[1].decisions(0) == ()
+    await asyncio.gather(*(phases.enter("train") for phases in world.phases))
     assert sorted(world.log[6:]) == ["judge 1 sleeps", "policy 0 sleeps"]
 
 
@@ -301,14 +310,14 @@ async def test_a_block_sleeps_before_another_wakes_on_it_and_the_judge_is_heard(
 async def test_a_rollout_is_held_against_how_the_last_one_began(last):
     """Not as it ended: that was chosen for its tail."""
     world = Set(2, [None, last])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     async with asyncio.timeout(20):
         await asyncio.gather(*(responses(world.routers[0][role], 0, tokens=5) for role in SIZES))
-    await asyncio.gather(*(stage.enter("train") for stage in world.stages))
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("train") for phases in world.phases))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     assert world.befores == [None, {"policy": 2, "judge": 0}]
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()
 
 
 async def test_what_a_forecast_missed_is_known_at_the_next_start():
@@ -326,14 +335,14 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
 
     def router():
         engines = [SimpleNamespace(slots=(slot,), pulse=pulse) for slot in range(2)]
-        return SimpleNamespace(fleet=Fleet(engines), asked=0, asked_tokens=0.0, longest=0)
+        return SimpleNamespace(fleet=Fleet(engines), asked=Asked(), take_longest=lambda: 0)
 
-    gauges = {role: gauge(limit=10) for role in SIZES}
+    stats = {role: engine_stats(max_tokens=10) for role in SIZES}
     director = Director(
         mode=Mode(start=start, look=lambda split, loads, switch: None),
         layout=Layout(slots=(0, 1), sizes=SIZES),
         routers={role: router() for role in SIZES},
-        gauges=gauges,
+        stats=stats,
         clock=clock,
     )
 
@@ -343,9 +352,9 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
         director.stop()
 
     await rollout(5.0)  # nothing was known of it
-    for one in gauges.values():
-        one.length = 10.0
-        one.fit.see([(10, 20, 0, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 0, 10 * 0.01 + 60 * 0.02)])
+    for one in stats.values():
+        one.lengths.mean = 10.0
+        one.speed.see([(10, 20, 0, 0, 10 * 0.01 + 20 * 0.02), (10, 60, 0, 0, 10 * 0.01 + 60 * 0.02)])
     for seconds in (2.72, 9.0, 0.9):
         await rollout(seconds)
     await rollout(0.0)
@@ -358,54 +367,53 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
 async def test_the_longest_response_of_each_role_is_known():
     """Of a judge from this controller's router, of the policy from everyone's; 0.8 of the longest before is kept."""
     routers = {role: Router(Fleet([Engine(role, 0, [])]), clock=Still()) for role in SIZES}
-    gauges = {role: gauge() for role in SIZES}
+    stats = {role: engine_stats() for role in SIZES}
     mode = Mode(start=lambda *_: to(1, 0), look=lambda split, loads, switch: None)
     layout = Layout(slots=(0,), sizes=SIZES)
-    director = Director(mode=mode, layout=layout, routers=routers, gauges=gauges, clock=Still())
+    director = Director(mode=mode, layout=layout, routers=routers, stats=stats, clock=Still())
     for engine in (router.fleet.generators[0] for router in routers.values()):
         engine.awake = engine.going = True
     await responses(routers["judge"], 0, tokens=50)
     await responses(routers["judge"], 1, tokens=30)
     await responses(routers["policy"], 0, tokens=70)
-    assert [router.longest for router in routers.values()] == [70, 50]
     director.learn(90)
     await director.start(8)
-    assert [one.longest for one in gauges.values()] == [90, 50]
+    assert [one.lengths.longest for one in stats.values()] == [90, 50]
     await responses(routers["judge"], 2, tokens=10)
     director.learn(20)
     await director.start(8)
-    assert [one.longest for one in gauges.values()] == [pytest.approx(72), pytest.approx(40)]
+    assert [one.lengths.longest for one in stats.values()] == [pytest.approx(72), pytest.approx(40)]
 
 
 async def test_what_is_coming_is_what_has_not_been_asked_yet():
     """16 responses are expected, 4 are at the engines: 12 are coming to the policy, 16 judgements to the judge."""
     world = Set(2, [None, to(1, 1)])
-    await asyncio.gather(*(stage.enter("rollout", 16) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 16) for phases in world.phases))
     await responses(world.routers[0]["policy"], 0)
     first = world.seen[0]
     assert (first["policy"].requests, first["policy"].coming) == (4, 12)
     assert (first["judge"].requests, first["judge"].coming) == (0, 16)
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()
 
 
 async def test_who_waits_for_a_response_hears_why_nothing_moves_any_more():
     world = Set(2, [None, BackendError("the judge does not wake")])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
     with pytest.raises(BackendError, match="the judge does not wake"):
         await responses(world.routers[0]["judge"], 0)
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()
 
 
 async def test_a_block_whose_engine_died_goes_to_a_role_that_lives_there():
     """The judge's only block loses its engine: the judge takes another."""
     world = Set(2, [to(1, 1), None, None])
-    await asyncio.gather(*(stage.enter("rollout", 8) for stage in world.stages))
-    director = world.stages[0]._director
+    await asyncio.gather(*(phases.enter("rollout", 8) for phases in world.phases))
+    director = world.phases[0]._director
     await director.look()
     assert director.holders == ("policy", "judge")
     world.routers[0]["judge"].fleet.up[1] = False
     assert await director.look() == ("judge", "policy")
-    for stage in world.stages:
-        await stage.close()
+    for phases in world.phases:
+        await phases.close()

@@ -15,7 +15,7 @@ import numpy as np
 
 from yatt.algorithm.filter import Filter
 from yatt.config.schema import Config
-from yatt.controller.carry import CarriedGroup
+from yatt.controller.carry_over import CarriedGroup
 from yatt.reports import StepReport
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs

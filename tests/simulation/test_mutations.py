@@ -11,11 +11,13 @@ import pytest
 
 from tests.simulation.test_fault_seeds import seconds, world
 from yatt.controller import exchange
+from yatt.controller.admission import Admission
+from yatt.controller.desk import Desk
 from yatt.controller.exchange import Exchange
 from yatt.controller.rollouter import Rollouter
 from yatt.controller.router import Router
-from yatt.controller.stage import Stage
-from yatt.controller.step import Controller, Desk
+from yatt.controller.slots import Slots
+from yatt.controller.step import Controller
 from yatt.errors import YattError
 from yatt.simulation.faults import Fault, Kind, draw_faults
 from yatt.types import Completion, SampleKey
@@ -53,7 +55,7 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     give_up = Rollouter._waste
 
     def bury(self: Router, call: Any, error: Exception) -> list[Any]:
-        self.fleet.lose(call.number, error)
+        self.fleet.lose(call.engine, error)
         call.inbox.put_nowait([unbegun(key) for key in call.pending])
         return []
 
@@ -63,7 +65,7 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
         give_up(self, group)
         self._source.give_back = given_back
 
-    patch.setattr(Router, "_bury", bury)
+    patch.setattr(Router, "_lose", bury)
     patch.setattr(Rollouter, "_waste", waste)
 
 
@@ -71,10 +73,10 @@ def forget_requests_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     """Nobody draws them again, and nobody is told."""
 
     def bury(self: Router, call: Any, error: Exception) -> list[Any]:
-        self.fleet.lose(call.number, error)
+        self.fleet.lose(call.engine, error)
         return []
 
-    patch.setattr(Router, "_bury", bury)
+    patch.setattr(Router, "_lose", bury)
 
 
 def unbegun(key: SampleKey) -> Completion:
@@ -111,7 +113,7 @@ def recover_without_publishing(patch: pytest.MonkeyPatch) -> None:
 
     async def restore(self: Controller, state: Any, carried: Any = ()) -> None:
         self.desk.restore(state)
-        await self.stage.enter("train")
+        await self.phases.enter("train")
 
     patch.setattr(Controller, "restore", restore)
 
@@ -138,26 +140,22 @@ def label_tokens_with_the_version_now_served(patch: pytest.MonkeyPatch) -> None:
 
 def forget_the_ranks(patch: pytest.MonkeyPatch) -> None:
     """The ranks are not given their memory back, and everyone waits for them for ever."""
-    place = Stage._place
+    change = Slots.change
 
-    async def forgetting(self: Stage, holders: Any) -> None:
-        if self._phase == "train":
-            self._ranks_awake = True
-        await place(self, holders)
+    async def forgetting(self: Slots, awake: Any, *, sampling: bool, ranks: bool) -> None:
+        self._ranks_awake |= not sampling
+        await change(self, awake, sampling=sampling, ranks=ranks)
 
-    patch.setattr(Stage, "_place", forgetting)
+    patch.setattr(Slots, "change", forgetting)
 
 
 def never_tell_of_room(patch: pytest.MonkeyPatch) -> None:
     """Groups that wait for room at the engines wait for ever."""
-    release = Router._release
 
-    def silent(self: Router, call: Any, requests: Any) -> None:
-        waiting, self._waiting = self._waiting, type(self._waiting)()
-        release(self, call, requests)
-        self._waiting = waiting
+    def silent(self: Admission, engine: int, requests: int) -> None:
+        self.running[engine] -= requests
 
-    patch.setattr(Router, "_release", silent)
+    patch.setattr(Admission, "came_back", silent)
 
 
 def forget_the_remainder(patch: pytest.MonkeyPatch) -> None:

@@ -33,12 +33,13 @@ from yatt.controller.assembly import (
     offline_controller,
     resident,
 )
-from yatt.controller.carry import CarriedGroup
+from yatt.controller.carry_over import CarriedGroup
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
+from yatt.controller.offline import OfflineController
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.step import Controller, OfflineController
-from yatt.controller.survey import Survey
+from yatt.controller.reference_rows import PrecomputedReference
+from yatt.controller.step import Controller
 from yatt.data.encoders import held_out_rows, row_encoder
 from yatt.data.loader import Encode, Loader, good_rows
 from yatt.data.rows import RowSource
@@ -142,15 +143,15 @@ class ControllerActor:
     def _offline(self, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> OfflineController:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
-        encode, survey = row_encoder(config, tokenizer, source), None
+        encode, reference = row_encoder(config, tokenizer, source), None
         held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count)
         if config.algorithm.precompute_reference:
             rows = good_rows(source, encode, **place)
-            survey = Survey(
+            reference = PrecomputedReference(
                 peers=parts.peers, exchange=parts.exchange, trainer=parts.trainer, rows=rows, held_out=held_out
             )
-            encode = survey.told(encode)
-        return offline_controller(parts, self._loader(source, encode), held_out, survey)
+            encode = reference.added_to(encode)
+        return offline_controller(parts, self._loader(source, encode), held_out, reference)
 
     def _engines(self, wiring: Wiring) -> Engines:
         client, timeout = f"controller {self._index}", self._config.cluster.step_timeout

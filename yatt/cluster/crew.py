@@ -105,10 +105,10 @@ class ClusterCrew:
             "controllers", {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}, timeout
         )
         if train and self._config.algorithm.precompute_reference:
-            await self._survey()
+            await self._ask_reference()
         self._up = True
 
-    async def _survey(self) -> None:
+    async def _ask_reference(self) -> None:
         """Have the reference look at every row, while the ranks have the weights that the run starts from."""
         seen = 0
         while rows := (await self._on_controllers("prepare"))[0]:
@@ -199,7 +199,7 @@ class ClusterCrew:
 
     def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
         process = self._process(f"controller {index}", "cpu")
-        env = slot_environment(replace(self.slots[0], device="cpu", threads=1)) | {"CUDA_VISIBLE_DEVICES": ""}
+        env = slot_environment(replace(self.slots[0], device="cpu", threads=1))
         keywords = {"index": index, "count": count, "run_path": str(self._run_path)}
         node = nodes[index % len(nodes)]
         return self._keep(place(ControllerActor, node, env, process, self._config, self._backends, **keywords))

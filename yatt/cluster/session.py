@@ -122,7 +122,8 @@ def place(actor: type, node: str, environment: Mapping[str, str], *arguments: An
 def slot_environment(slot: Slot) -> dict[str, str]:
     """Threads and devices of a process on a slot; what torch and OpenMP read when they start."""
     environment = {"OMP_NUM_THREADS": str(slot.threads), "MKL_NUM_THREADS": str(slot.threads)}
+    # A process on a CPU must not find the GPUs that its machine may have.
+    environment["CUDA_VISIBLE_DEVICES"] = str(slot.device_index) if slot.device == "cuda" else ""
     if slot.device == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot.device_index)
         environment["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
     return environment

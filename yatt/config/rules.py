@@ -22,6 +22,7 @@ from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
+from yatt.models.table import family_of
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
 
@@ -37,7 +38,7 @@ def check(config: Config) -> list[str]:
     cluster, gpus = config.cluster, local_gpus()
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset)
-    for rule in (*PLANNED, _model, _data, _reward, serving, devices, _trackers):
+    for rule in (*PLANNED, _model, _attention, _data, _reward, serving, devices, _trackers):
         mistakes += rule(case)
     mistakes = mistakes or list(memory(case))
     if mistakes:
@@ -107,6 +108,22 @@ def _layout(case: Case) -> Iterator[str]:
         )
     if train.sequence_parallel and train.tp == 1:
         yield "train.sequence_parallel=true needs train.tp > 1, not train.tp=1; set it to false"
+
+
+def _attention(case: Case) -> Iterator[str]:
+    """Whether the kernel that is asked for can do what the model needs."""
+    config, kernel = case.config, case.config.train.attention
+    if kernel in ("auto", "buckets"):
+        return
+    if config.cluster.address is None and (config.cluster.device == "cpu" or not case.gpus):
+        yield f"train.attention={kernel} is a kernel for GPUs; use auto"
+    if kernel != "varlen":
+        return
+    if config.model.dtype == "float32":
+        yield "train.attention=varlen takes model.dtype=bfloat16, not float32; use auto"
+    family = family_of(case.model.architecture) if case.model is not None else None
+    if family is not None and "attn_logit_softcapping" in family.obeys:
+        yield f"train.attention=varlen cannot bound scores, as a {family.name} does; use auto"
 
 
 def _division(train: TrainConfig, model: ModelFacts, of: str = "") -> Iterator[str]:

@@ -284,6 +284,12 @@ class TrainConfig(Section):
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
     offload: bool = Field(False, description="Keep only the model at work on the device, the others in host memory.")
     sequence_parallel: bool = Field(False, description="Shard norms and dropouts along the sequence (tp > 1).")
+    recompute: Literal["none", "full"] = Field(
+        "none", description="Keep each layer's input alone and compute its inside again in the backward pass (full)."
+    )
+    attention: Literal["auto", "buckets", "varlen", "flex"] = Field(
+        "auto", description="Kernel of attention over packed sequences; auto: the one for the device."
+    )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
 

@@ -13,17 +13,22 @@ from yatt.algorithm.samples import samples
 from yatt.balance import Assignment
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
+from yatt.controller.desk import Desk, T
 from yatt.controller.director import Director
+from yatt.controller.engine_stats import EngineStats
 from yatt.controller.evaluator import Evaluator, OnEvaluated
 from yatt.controller.exchange import Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
-from yatt.controller.gauge import Gauge
+from yatt.controller.offline import OfflineController
+from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
-from yatt.controller.rollouter import Decode, Responder, Rollouter, takes_greedy
+from yatt.controller.reference_rows import PrecomputedReference
+from yatt.controller.responder import Decode, Responder
+from yatt.controller.rollouter import Rollouter
 from yatt.controller.router import Router
-from yatt.controller.stage import Publisher, Stage
-from yatt.controller.step import Controller, Desk, OfflineController, OnGroups, T
-from yatt.controller.survey import Survey
+from yatt.controller.step import Controller, OnGroups
+from yatt.controller.tally import takes_greedy
+from yatt.controller.weight_sync import WeightSync
 from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
@@ -63,20 +68,20 @@ class Reading:
 
 
 class Assembly:
-    """One controller's fleets, routers and stage, shared by its training and its evaluation."""
+    """One controller's fleets, routers and phases, shared by its training and its evaluation."""
 
     def __init__(self, parts: Parts, engines: Engines) -> None:
         peers, self._parts = parts.peers, parts
         self._recorder = Recorder(f"controller {peers.index}", parts.clock)
         self._fleets = {role: Fleet(generators) for role, generators in engines.generators.items()}
         self.routers = {role: self._router(role, fleet) for role, fleet in self._fleets.items()}
-        self._stage = Stage(
+        self._phases = Phases(
             routers=self.routers,
             director=Director(
                 mode=engines.mode,
                 layout=engines.layout,
                 routers=self.routers,
-                gauges={role: self._gauge(role, engines.layout) for role in self._fleets},
+                stats={role: self._stats(role, engines.layout) for role in self._fleets},
                 clock=parts.clock,
             ),
             trainer=parts.trainer,
@@ -99,12 +104,12 @@ class Assembly:
             timeout=config.cluster.step_timeout,
         )
 
-    def _gauge(self, role: Role, layout: Layout) -> Gauge:
+    def _stats(self, role: Role, layout: Layout) -> EngineStats:
         config, block = self._parts.config, max(layout.sizes.values())
         judge = config.reward.models.get(role)
-        return Gauge(
+        return EngineStats(
             per_response=judge.judgements if judge else 1,
-            limit=judge.max_tokens if judge else config.rollout.max_tokens,
+            max_tokens=judge.max_tokens if judge else config.rollout.max_tokens,
             capacity=running(config, role),
             engines=block // layout.sizes[role],
         )
@@ -130,8 +135,8 @@ class Assembly:
                 weights=part_weights(config.reward),
             ),
             shaper=shaper,
-            stage=self._stage,
-            publisher=Publisher(self._fleets[POLICY], parts.trainer, parts.peers),
+            phases=self._phases,
+            weight_sync=WeightSync(self._fleets[POLICY], parts.trainer, parts.peers),
             fleet=self._fleets[POLICY],
             on_groups=on_groups,
             responses=config.train.batch_size * responses_per_prompt(config),
@@ -146,7 +151,7 @@ class Assembly:
             rollout=self._parts.config.rollout,
             config=self._parts.config.evaluate,
             peers=self._parts.peers,
-            stage=self._stage,
+            phases=self._phases,
             on_evaluated=on_evaluated,
         )
 
@@ -225,10 +230,13 @@ def engine_sites(layout: Layout, mode: Mode) -> dict[Role, list[EngineSite]]:
 
 
 def offline_controller(
-    parts: Parts, source: Source[Sample | Pair], held_out: Sequence[Sample | Pair], survey: Survey | None = None
+    parts: Parts,
+    source: Source[Sample | Pair],
+    held_out: Sequence[Sample | Pair],
+    reference: PrecomputedReference | None = None,
 ) -> OfflineController:
     recorder = Recorder(f"controller {parts.peers.index}", parts.clock)
-    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out, survey=survey)
+    return OfflineController(desk=desk(parts, source, recorder), held_out=held_out, reference=reference)
 
 
 def desk(parts: Parts, source: Source[T], recorder: Recorder) -> Desk[T]:

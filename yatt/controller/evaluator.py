@@ -6,15 +6,15 @@ What controllers gather are sums: of counts, of shares per prompt and of their s
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from math import comb
 
 from yatt.algorithm.filter import TOLERANCE
 from yatt.config.schema import EvaluateConfig, RolloutConfig
 from yatt.config.sources import check_any, check_few, source_of
-from yatt.controller.rollouter import Responder, greedy, sampled
-from yatt.controller.stage import Stage
+from yatt.controller.phases import Phases
+from yatt.controller.responder import Responder, greedy, sampled
 from yatt.intervals import normal, wilson
 from yatt.protocols import Peers
 from yatt.reports import EvaluationReport, Interval, SourceReport
@@ -23,6 +23,7 @@ from yatt.types import Prompt, Trajectory
 OnEvaluated = Callable[[int, Sequence[Trajectory]], None]
 Key = tuple[str, str, str]
 """Of a sum: the source ("" is all), the measure, and what is summed; a part's: the measure, its name, one of PART."""
+Sums = defaultdict[Key, float]
 PART = ("part", "part count")
 GREEDY, SAMPLED = "accuracy_greedy", "accuracy_sampled"
 
@@ -46,14 +47,14 @@ class Evaluator:
         rollout: RolloutConfig,
         config: EvaluateConfig,
         peers: Peers,
-        stage: Stage,
+        phases: Phases,
         on_evaluated: OnEvaluated,
     ) -> None:
         self._prompts = prompts
         self._responder = responder
         self._config = config
         self._peers = peers
-        self._stage = stage
+        self._phases = phases
         self._on_evaluated = on_evaluated
         self._params = [greedy(rollout), *[sampled(rollout, config.temperature)] * config.samples]
         if config.by is not None:
@@ -61,22 +62,23 @@ class Evaluator:
 
     async def evaluate(self, step: int) -> EvaluationReport:
         """The same report on every controller. Collective. Sibling 0 is the greedy response."""
-        await self._stage.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
+        await self._phases.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
         answered = await asyncio.gather(*(self._responder.respond(p, self._params) for p in self._prompts))
-        sums: Counter[Key] = Counter()
+        sums: Sums = defaultdict(float)
         for prompt, trajectories in zip(self._prompts, answered, strict=True):
             self._add(sums, self._source(prompt), trajectories)
         self._on_evaluated(step, [t for trajectories in answered for t in trajectories])
-        total: Counter[Key] = Counter()
-        for other in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
-            total.update(other)
+        total: Sums = defaultdict(float)
+        for theirs in await self._peers.all_gather(f"evaluate/{step}", dict(sums)):
+            for key, value in theirs.items():
+                total[key] += value
         return self._report(total)
 
     def _source(self, prompt: Prompt) -> str:
         """Where the prompt comes from; "" where nobody asks."""
         return "" if self._config.by is None else source_of(prompt.metadata, self._config.by)
 
-    def _add(self, sums: Counter[Key], source: str, trajectories: Sequence[Trajectory]) -> None:
+    def _add(self, sums: Sums, source: str, trajectories: Sequence[Trajectory]) -> None:
         """Add what one prompt was answered. Failed scores count as failures only."""
         for name in {"", source}:
             sums[name, "prompts", "count"] += 1
@@ -99,17 +101,17 @@ class Evaluator:
             _put(sums, "", f"pass@{k}", pass_at_k(n, correct, k))
 
     def _ks(self, n: int) -> list[int]:
-        """1, 2, 4 ... up to the number of samples, and that number."""
-        return sorted({k for k in (*(2**i for i in range(n.bit_length())), self._config.samples) if 1 <= k <= n})
+        """1, 2, 4 ... up to the number of samples, and that number, of which none above n."""
+        powers = [2**i for i in range(n.bit_length())]
+        return sorted({k for k in (*powers, self._config.samples) if 1 <= k <= n})
 
-    def _report(self, total: Counter[Key]) -> EvaluationReport:
+    def _report(self, total: Sums) -> EvaluationReport:
         def parts(mode: str) -> dict[str, float]:
             sums = {part: value for (of, part, what), value in total.items() if (of, what) == (mode, "part")}
             return {part: value / total[mode, part, "part count"] for part, value in sums.items()}
 
-        pass_at = {
-            k: mean for k in self._ks(self._config.samples) if (mean := _mean(total, "", f"pass@{k}")) is not None
-        }
+        means = {k: _mean(total, "", f"pass@{k}") for k in self._ks(self._config.samples)}
+        pass_at = {k: mean for k, mean in means.items() if mean is not None}
         sources = sorted({source for source, _, what in total if source and what not in PART})
         if self._config.by is not None:
             check_few(self._config.by, sources)
@@ -136,22 +138,26 @@ class Evaluator:
         )
 
 
-def _put(sums: Counter[Key], source: str, measure: str, value: float) -> None:
+def _put(sums: Sums, source: str, measure: str, value: float) -> None:
     sums[source, measure, "count"] += 1
     sums[source, measure, "sum"] += value
     sums[source, measure, "squares"] += value * value
 
 
-def _mean(sums: Counter[Key], source: str, measure: str) -> float | None:
+def _mean(sums: Sums, source: str, measure: str) -> float | None:
     count = sums[source, measure, "count"]
     return sums[source, measure, "sum"] / count if count else None
 
 
-def _intervals(sums: Counter[Key], source: str, measures: Sequence[str]) -> dict[str, Interval]:
-    """Those there are: a greedy response is one trial, the sampled ones of a prompt are a share."""
-    found = {}
+def _intervals(sums: Sums, source: str, measures: Sequence[str]) -> dict[str, Interval]:
+    """By measure, where there is one. A greedy response is one trial, the sampled ones of a prompt are a share."""
+    intervals: dict[str, Interval] = {}
     for measure in measures:
         total, squares, count = (sums[source, measure, what] for what in ("sum", "squares", "count"))
-        if count:
-            found[measure] = wilson(total, count) if measure == GREEDY else normal(total, squares, count)
-    return {measure: interval for measure, interval in found.items() if interval is not None}
+        if not count:
+            continue
+        trials = int(count)
+        interval = wilson(total, trials) if measure == GREEDY else normal(total, squares, trials)
+        if interval is not None:
+            intervals[measure] = interval
+    return intervals

@@ -47,6 +47,7 @@ READ_DRAWN = (
 READ_ROWS = (
     *("data.response_key", "data.chosen_key", "data.rejected_key", "data.margin_key", "data.label_key"),
     *("model.reference", "algorithm", "train.tokens_per_micro_batch", "train.offload", "train.sequence_parallel"),
+    "train.attention",
 )
 """More of them, where rows are learned from."""
 INSTEAD = {

@@ -107,12 +107,12 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
 
 
 def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Need:
-    """What its models take, and logits of a micro-batch, as they are and as float32 probabilities. With `train.offload`
-    a GPU has one model at a time. Asleep, all of them leave it."""
-    train = config.train
+    """What its models take; logits of a micro-batch and their gradient. With `train.offload` a GPU has one model at a
+    time. Asleep, all of them leave it."""
+    train, size = config.train, bytes_of(config.model.dtype)
     ranks = max(1, slots // (train.tp * train.pp))
     kept = trainer_memory(config, model, ranks=ranks, alone=train.offload and kind == "cuda").kept
-    logits = train.tokens_per_micro_batch * model.vocab_size / train.tp * (bytes_of(config.model.dtype) + 4)
+    logits = train.tokens_per_micro_batch * model.vocab_size / train.tp * 2 * size
     return Need(kept + logits, 0.0 if kind == "cuda" else kept)
 
 

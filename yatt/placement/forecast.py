@@ -192,9 +192,10 @@ class Forecast:
     def seconds(self, splits: Array) -> Array:
         """Seconds to the end under `splits` [C, roles]. All blocks to the policy stands for giving some away later;
         judges that have requests do not lose all blocks so."""
-        found: Array = np.mean([case._seconds(splits) for case in self._cases], axis=0)
+        seconds: Array = np.mean([case._seconds(splits) for case in self._cases], axis=0)
         divided, whole = self.missed
-        return found * np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, whole, divided)
+        missed: Array = np.where(splits[:, list(self.loads).index(POLICY)] == self.blocks, whole, divided)
+        return seconds * missed
 
     @cached_property
     def _cases(self) -> list[Forecast]:
@@ -263,7 +264,9 @@ class Forecast:
         running = min(load.requests, had * load.speed.engines * load.speed.capacity)
         if len(load.held) != had:
             return running * np.maximum(lost, 0) / max(had, 1)
-        return np.minimum(running, np.cumsum([0, *sorted(load.held)])[np.maximum(lost, 0).astype(int)])
+        by_blocks: Array = np.cumsum([0.0, *sorted(load.held)])
+        lightest: Array = np.minimum(running, by_blocks[np.maximum(lost, 0).astype(int)])
+        return lightest
 
     @cached_property
     def _later(self) -> float:

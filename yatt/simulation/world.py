@@ -25,7 +25,7 @@ from yatt.controller.assembly import (
     resident,
     responses_per_prompt,
 )
-from yatt.controller.carry import CarriedGroup
+from yatt.controller.carry_over import CarriedGroup
 from yatt.controller.peers import Hub
 from yatt.controller.router import Router
 from yatt.controller.step import Controller

@@ -1,4 +1,5 @@
-"""Attention over packed sequences, for any device: one SDPA call per bucket of similar lengths, no mask, no loop.
+"""Attention over packed sequences. For any device: one SDPA call per bucket of similar lengths, no mask, no loop; on a
+GPU also what `yatt.training.gpu_kernels` has.
 
 Right padding needs no mask under causal attention: a real token never sees the padding after it, and what padding
 computes is dropped.
@@ -7,6 +8,7 @@ computes is dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from yatt.training.kernels import Kernel, Spans, choose
 
 # Sequences share a bucket while the longest is at most this much longer, or this many tokens longer.
 BUCKET_RATIO = 1.25
@@ -25,12 +30,13 @@ class Packing:
     """How a micro-batch's T tokens lie in its padded buckets, made once for every model.
 
     `index` [N]: the token at each padded place. `inverse` [T]: the padded place of each token. `shapes`: (sequences,
-    length) of each bucket, N in all.
+    length) of each bucket, N in all. `spans`: the same sequences for kernels without buckets.
     """
 
     index: Tensor
     inverse: Tensor
     shapes: tuple[tuple[int, int], ...]
+    spans: Spans
 
 
 def packing(lengths: Sequence[int], device: torch.device) -> Packing:
@@ -53,6 +59,7 @@ def packing(lengths: Sequence[int], device: torch.device) -> Packing:
         index=torch.from_numpy(flat).to(device),
         inverse=torch.from_numpy(inverse).to(device),
         shapes=tuple(shapes),
+        spans=Spans(lengths, device),
     )
 
 
@@ -108,12 +115,39 @@ def packed_attention(
     scale: float | None = None,
     window: int | None = None,
     soft_cap: float | None = None,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """Causal grouped-query attention within each sequence.
 
     query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]. `scale` multiplies scores, d^-0.5 by default.
-    With `window`, a token sees the last so many, itself included. With `soft_cap` c, a score is c tanh(score / c), for
-    which all scores of a bucket are held at once."""
+    With `window`, a token sees the last so many, itself included. With `soft_cap` c, a score is c tanh(score / c).
+    `kernel` is by default the one for this device (`yatt.training.kernels.choose`)."""
+    kernel = kernel or choose(query.device, query.dtype, query.shape[-1], soft_cap)
+    if kernel != "buckets":
+        from yatt.training.gpu_kernels import KERNELS  # noqa: PLC0415 (torch's compiler)
+
+        return KERNELS[kernel](query, key, value, packing.spans, scale, window, soft_cap)
+    with _without_cudnn(query.device):
+        return _in_buckets(query, key, value, packing, scale, window, soft_cap)
+
+
+def _without_cudnn(device: torch.device) -> AbstractContextManager[None]:
+    """Buckets have other shapes in every micro-batch, and for each cuDNN would plan anew."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def _in_buckets(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scale: float | None,
+    window: int | None,
+    soft_cap: float | None,
+) -> Tensor:
+    """`packed_attention`, a call for each bucket. With `soft_cap` all scores of a bucket are held at once."""
     query, key, value = (_pad(x, packing.index, packing.inverse) for x in (query, key, value))
     outputs, offset = [], 0
     for sequences, length in packing.shapes:
@@ -122,6 +156,8 @@ def packed_attention(
             x[offset : offset + size].view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
         )
         seen = None if window is None or window >= length else _band(length, window, q.device)
+        if soft_cap is None and _apart(q, k, masked=seen is not None):
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         if soft_cap is not None:
             output = _soft_capped(q, k, v, scale, soft_cap, _band(length, length, q.device) if seen is None else seen)
         else:
@@ -131,6 +167,12 @@ def packed_attention(
         outputs.append(output.transpose(1, 2).reshape(size, -1))
         offset += size
     return _unpad(outputs[0] if len(outputs) == 1 else torch.cat(outputs), packing.inverse)
+
+
+def _apart(q: Tensor, k: Tensor, *, masked: bool) -> bool:
+    """Whether each head must have keys of its own: on a GPU, where flash attention takes neither float32 nor masks, the
+    one kernel left that holds no scores [L, L] wants that."""
+    return q.is_cuda and q.shape[1] != k.shape[1] and (masked or q.dtype == torch.float32)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:

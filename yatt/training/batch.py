@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,53 +130,71 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
     )
 
 
+CHUNK = 1 << 26
+"""Most float32 numbers that are held at a time to work out log-probabilities."""
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """Log-probability of one target per row, and the entropy of each row, from logits sharded over the vocabulary.
 
-    Keeps one float32 copy of the logits' shape (the probabilities) for backward."""
+    Rows are worked out a few at a time, for backward again: of the logits' shape there are the logits and their
+    gradient, in the model's precision, and nothing else."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, targets: Tensor, temperature: float, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor]:
         shards, width = group.size(), logits.shape[-1]
-        scaled = logits.float() / temperature
-        top = scaled.max(dim=-1).values
+        top = logits.amax(-1).float() / temperature
         if shards > 1:
             dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
-        scaled -= top[:, None]
         local = targets - group.rank() * width
         mine = (local >= 0) & (local < width)
         local = local.clamp(0, width - 1)
-        chosen = scaled.gather(1, local[:, None]).squeeze(1).masked_fill_(~mine, 0.0)
-        probabilities = scaled.exp()
         # Rows: chosen logit, sum of exp, sum of exp times logit.
-        sums = torch.stack([chosen, probabilities.sum(-1), torch.linalg.vecdot(probabilities, scaled)])
+        sums = top.new_empty(3, len(top))
+        for part in _rows(logits):
+            scaled = (logits[part].float() / temperature).sub_(top[part, None])
+            powers = scaled.exp()
+            sums[0, part] = scaled.gather(1, local[part, None]).squeeze(1)
+            sums[1, part] = powers.sum(-1)
+            sums[2, part] = torch.linalg.vecdot(powers, scaled)
+        sums[0].masked_fill_(~mine, 0.0)
         if shards > 1:
             dist.all_reduce(sums, group=group)
         chosen, total, weighted = sums
         log_total = total.log()
         entropy = log_total - weighted / total
-        ctx.save_for_backward(probabilities.div_(total[:, None]), local, mine, entropy)
-        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.save_for_backward(logits, top + log_total, local, mine, entropy)
+        ctx.temperature = temperature
         ctx.set_materialize_grads(False)
         return chosen - log_total, entropy
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         """d logp / d logits = onehot - p; d H / d logits = -p (log p + H); both over the temperature."""
-        probabilities, local, mine, entropy = ctx.saved_tensors
-        bonus = None
-        if of_entropy is not None:
-            bonus = torch.special.xlogy(probabilities, probabilities).addcmul_(probabilities, entropy[:, None])
-            bonus.mul_(-(of_entropy / ctx.temperature)[:, None])
-        if grad is None:
-            return None if bonus is None else bonus.to(ctx.dtype), None, None, None
-        grad = grad / ctx.temperature
-        # In place: the graph is used once, and autograd refuses a second use.
-        result = probabilities.mul_(-grad[:, None])
-        result.scatter_add_(1, local[:, None], (grad * mine)[:, None])
-        return (result if bonus is None else result.add_(bonus)).to(ctx.dtype), None, None, None
+        if grad is None and of_entropy is None:
+            return None, None, None, None
+        logits, normaliser, local, mine, entropy = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for part in _rows(logits):
+            logs = (logits[part].float() / ctx.temperature).sub_(normaliser[part, None])
+            slope = logs.exp()
+            if of_entropy is None:
+                slope.mul_(-grad[part, None])
+            else:
+                factor = logs.add_(entropy[part, None]).mul_(of_entropy[part, None])
+                slope.mul_((factor if grad is None else factor.add_(grad[part, None])).neg_())
+            if grad is not None:
+                slope.scatter_add_(1, local[part, None], (grad[part] * mine[part])[:, None])
+            result[part] = slope.div_(ctx.temperature)
+        return result, None, None, None
+
+
+def _rows(logits: Tensor) -> Iterator[slice]:
+    """As many rows at a time as may be held."""
+    step = max(1, CHUNK // logits.shape[-1])
+    return (slice(start, start + step) for start in range(0, len(logits), step))
 
 
 _token_logprobs: Callable[[Tensor, Tensor, float, dist.ProcessGroup], tuple[Tensor, Tensor]] = _TokenLogprobs.apply

@@ -16,6 +16,7 @@ from yatt.errors import ConfigError
 from yatt.models.family import Attention, Family, head_size
 from yatt.models.table import FAMILIES
 from yatt.training.attention import Packing, packed_attention
+from yatt.training.kernels import Kernel
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin [T, 1, half of the dimensions that are turned]."""
@@ -24,9 +25,10 @@ Angles = tuple[Tensor, Tensor]
 @dataclass
 class Turned(PackedSeqParams):
     """What Megatron hands to each layer: how a micro-batch's T tokens lie, and the rotary angles of one model, made
-    once for all its layers, by their kind where a family has several."""
+    once for all its layers, by their kind where a family has several. `kernel` of attention: the device's when None."""
 
     packing: Packing | None = None
+    kernel: Kernel | None = None
     angles: dict[str, Angles] = field(default_factory=dict)
 
 
@@ -49,9 +51,9 @@ class Rotary:
             found[kind] = ((angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype))
         return found
 
-    def turned(self, packing: Packing, position_ids: Tensor) -> Turned:
+    def turned(self, packing: Packing, position_ids: Tensor, kernel: Kernel | None) -> Turned:
         """This layout with this model's angles at positions [T]."""
-        return Turned(qkv_format="thd", packing=packing, angles=self(position_ids))
+        return Turned(qkv_format="thd", packing=packing, kernel=kernel, angles=self(position_ids))
 
 
 def _frequencies(hf: Any, family: Family, kind: str) -> tuple[Tensor, float]:
@@ -110,6 +112,5 @@ class PackedAttention(MegatronModule):
         assert turned.packing is not None
         angles = turned.angles[kind.angles]
         query, key = (_rotate(x, angles, self.interleaved) for x in (query, key))
-        return packed_attention(
-            query, key, value, turned.packing, scale=kind.scale, window=kind.window, soft_cap=kind.soft_cap
-        )
+        shape = {"scale": kind.scale, "window": kind.window, "soft_cap": kind.soft_cap}
+        return packed_attention(query, key, value, turned.packing, kernel=turned.kernel, **shape)

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from yatt.errors import BackendError, CheckpointError
 from yatt.training.identity import DESCRIPTION, verify
 from yatt.training.layout import Layout
+from yatt.training.megatron.optimizer import counter
 
 FORMAT = 1
 PROBE_BYTES = 1 << 20
@@ -125,7 +126,7 @@ def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
     steps = {parameter: values.pop("step") for parameter, values in part.optimizer.state.items() if "step" in values}
     part.load_parameter_state_from_fully_reshardable(moments)
     for parameter, step in steps.items():
-        part.optimizer.state[parameter]["step"] = step.clone()
+        part.optimizer.state[parameter]["step"] = counter(parameter, float(step))
 
 
 def _format(layout: Layout) -> dict[str, Any]:

@@ -34,6 +34,7 @@ UNUSED = (
     *("gradient_accumulation_fusion", "persist_layer_norm", "add_bias_linear"),
     *("hidden_dropout", "attention_dropout"),
 )
+RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
 
 
 class ValueHead(torch.nn.Module):
@@ -122,6 +123,7 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
         bf16=dtype == torch.bfloat16,
         **dict.fromkeys(("init_method", "output_layer_init_method", "embedding_init_method"), unset),
         **dict.fromkeys(UNUSED, False),
+        **(RECOMPUTED if train.recompute == "full" else {}),
         calculate_per_token_loss=True,
         # Pipeline stages exchange the length of each micro-batch; Megatron asks for this dispatcher with it.
         variable_seq_lengths=train.pp > 1,

@@ -15,6 +15,7 @@ from yatt.config.schema import Config, OptimizerConfig
 from yatt.models.table import FAMILIES
 from yatt.training.batch import MicroBatch
 from yatt.training.identity import identity
+from yatt.training.kernels import Kernel
 from yatt.training.layout import Layout
 from yatt.training.megatron import checkpoint, model, optimizer
 from yatt.training.megatron.attention import Rotary
@@ -42,6 +43,7 @@ class Network:
         self.identity = identity(self.hf, config.model.dtype)
         self.layout, self._cap = layout, FAMILIES[self.hf.model_type].soft_cap(self.hf.to_dict())
         self._predicts = head == "tokens" and layout.last_stage
+        self._kernel: Kernel | None = None if config.train.attention == "auto" else config.train.attention
         self._rotary = Rotary(self.hf, layout.device, model.DTYPES[config.model.dtype])
         self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), layout, head)
         self.converter = Converter(self.hf, self.module, layout, head)
@@ -67,7 +69,7 @@ class Network:
 
         def forward(batches: Iterator[MicroBatch], part: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
             micro = next(batches)
-            packing = self._rotary.turned(micro.packing, micro.position_ids[0])
+            packing = self._rotary.turned(micro.packing, micro.position_ids[0], self._kernel)
             output = part(micro.tokens, micro.position_ids, None, packed_seq_params=packing)
             if self._predicts:
                 output = model.without_padding(model.soft_capped(output, self._cap), self.hf, self.layout)

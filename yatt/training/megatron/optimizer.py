@@ -44,6 +44,15 @@ def build(settings: Settings, dtype: torch.dtype, model: DistributedDataParallel
     return optimizer
 
 
+FUSED = ("cuda",)
+"""Devices on which AdamW is one kernel. Elsewhere it is several, which would hold a copy of the weights in between."""
+
+
+def counter(parameter: Tensor, updates: float) -> Tensor:
+    """AdamW's count of a parameter's updates: its one kernel reads it on the device."""
+    return torch.tensor(updates, device=parameter.device if parameter.device.type in FUSED else None)
+
+
 def _fill(optimizer: ChainedOptimizer) -> None:
     """Make the moments now: memory is then what it will be, and a checkpoint can be had before the first update."""
     for part in optimizer.chained_optimizers:
@@ -52,7 +61,7 @@ def _fill(optimizer: ChainedOptimizer) -> None:
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
                 part.optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "step": counter(parameter, 0.0),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
@@ -78,6 +87,8 @@ def step(optimizer: ChainedOptimizer, rate: float) -> tuple[float, bool]:
         group["lr"] = rate
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         group["betas"], group["eps"] = (settings.adam_beta1, settings.adam_beta2), settings.adam_eps
+        if "fused" in group:  # torch's
+            group["fused"] = all(parameter.device.type in FUSED for parameter in group["params"]) or None
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):

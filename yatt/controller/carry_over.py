@@ -1,4 +1,4 @@
-"""Groups carried over to a later step, as plain values that a checkpoint can hold."""
+"""What a checkpoint keeps of an unfinished rollout: groups carried over to a later step, and numbers not reported."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from yatt.moments import Moments
+from yatt.reports import RolloutCounts
 from yatt.types import Completion, Finish, Group, Prompt, SampleKey, Score, Span, Trajectory
 
 
@@ -32,6 +34,19 @@ def restored_group(carried: CarriedGroup, prompt: Prompt) -> Group:
     """The group again, of the prompt at its position."""
     trajectories = tuple(_trajectory(values, prompt) for values in carried.trajectories)
     return Group(prompt=prompt, trajectories=trajectories, baseline=carried.baseline)
+
+
+def restored_counts(saved: Mapping[str, Any]) -> RolloutCounts:
+    """The counts again, from JSON, where keys are texts and tuples lists. Those of earlier versions have the sum of the
+    rewards' squares in place of their deviations, and no counts of parts."""
+    counts = {**saved, "failures": tuple(saved.get("failures", ()))}
+    if (squares := counts.pop("reward_square_sum", None)) is not None:
+        sums = Moments.of_sums(counts["scored"], counts["reward_sum"], squares)
+        counts["reward_deviations"] = sums.deviations
+    counts.setdefault("part_counts", dict.fromkeys(counts.get("part_sums", {}), counts.get("scored", 0)))
+    lengths = counts.get("response_lengths", {})
+    counts["response_lengths"] = {int(length): responses for length, responses in lengths.items()}
+    return RolloutCounts(**counts)
 
 
 def _values(t: Trajectory) -> dict[str, Any]:
