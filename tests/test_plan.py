@@ -119,6 +119,18 @@ def test_estimate_by_hand():
     assert costs.trainer.offload == costs.trainer.onload == pytest.approx(368 * 14 / 2 / 32e9)
 
 
+def test_estimate_of_what_a_trainer_moves_by_hand():
+    # Of the 368 parameters, float32 ones of 4 bytes are their own main weights: two moments of 4 beside them. An update
+    # sums float32 gradients twice over 50 GB/s and goes through 12 bytes of a parameter.
+    trainer = estimate("plan.device=H100", "model.dtype=float32").trainer
+    assert trainer.offload == trainer.onload == pytest.approx(368 * 12 / 32e9)
+    assert trainer.per_update == pytest.approx(368 * (8 / 50e9 + 12 / 3.35e12))
+    # bfloat16, with a reference of 2 bytes and a critic that learns as the policy does.
+    ppo = estimate("plan.device=H100", "algorithm.name=ppo", "algorithm.kl.coefficient=0.1").trainer
+    assert ppo.offload == pytest.approx(368 * (3 * 2 + 2 * 12) / 32e9)
+    assert ppo.per_update == pytest.approx(2 * 368 * (8 / 50e9 + 12 / 3.35e12))
+
+
 JUDGE = ["reward.models.j.path=x", "reward.models.j.template={response}", "reward.models.j.parser=number"]
 
 

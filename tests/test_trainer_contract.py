@@ -143,6 +143,7 @@ class TestThroughTheWire(TrainerContract):
             await actor.close()
 
 
+@pytest.mark.slow
 class TestRanks(TrainerContract):
     """A real rank of each backend, and of the double of one."""
 

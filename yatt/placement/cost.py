@@ -4,6 +4,7 @@ left out (layers' activations, CUDA contexts, libraries, the host's memory that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from yatt.config.schema import Config, EngineName, JudgeConfig, RolloutConfig
 from yatt.errors import ConfigError
@@ -68,21 +69,49 @@ def bytes_of(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Need:
-    """Weights of each model; of those that learn also float32 gradients, and AdamW's float32 moments, with main weights
-    beside bfloat16 ones, sharded over data parallelism; logits of a micro-batch and their gradient.
-    Models beside the policy are taken to be of its size. With `train.offload` a GPU has one at a time.
-    Asleep, all of them leave it."""
+ADAMW = 12
+"""Bytes of a parameter that an update goes through: AdamW's two moments and its main weight, all float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerMemory:
+    """What the models of a trainer take of a slot. Those beside the policy are taken to be of its size."""
+
+    learning: float  # parameters that learn
+    weights: float  # bytes of those and of the frozen models'
+    gradients: float  # bytes, float32
+    states: float  # bytes of AdamW's moments, and of main weights beside bfloat16 ones, sharded over data parallelism
+
+    @property
+    def kept(self) -> float:
+        """All of it, in bytes."""
+        return self.weights + self.gradients + self.states
+
+
+def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool = False) -> TrainerMemory:
+    """Of the policy and of all beside it, over so many data-parallel `ranks`; `alone` is the policy without them."""
     size, train, loads = bytes_of(config.model.dtype), config.train, config.algorithm.loads
-    held = model.parameters / (train.tp * train.pp)
-    ranks = max(1, slots // (train.tp * train.pp))
-    learning = held * (size + 4 + (8 if size == 4 else 12) / ranks)
     learners, frozen = 1 + ("critic" in loads), len([name for name in loads if name != "critic"])
     if config.algorithm.precompute_reference and config.model.reference is None:
         frozen -= 1  # the policy itself is asked, before it has learnt
-    if train.offload and kind == "cuda":
+    if alone:
         learners, frozen = 1, 0
-    kept = learners * learning + frozen * held * size
+    held = model.parameters / (train.tp * train.pp)
+    beside = ADAMW - 4 if size == 4 else ADAMW  # float32 weights are their own main weights
+    return TrainerMemory(
+        learning=learners * held,
+        weights=(learners + frozen) * held * size,
+        gradients=learners * held * 4,
+        states=learners * held * beside / ranks,
+    )
+
+
+def _trainer(config: Config, model: ModelFacts, slots: int, kind: Device) -> Need:
+    """What its models take; logits of a micro-batch and their gradient. With `train.offload` a GPU has one model at a
+    time. Asleep, all of them leave it."""
+    train, size = config.train, bytes_of(config.model.dtype)
+    ranks = max(1, slots // (train.tp * train.pp))
+    kept = trainer_memory(config, model, ranks=ranks, alone=train.offload and kind == "cuda").kept
     logits = train.tokens_per_micro_batch * model.vocab_size / train.tp * 2 * size
     return Need(kept + logits, 0.0 if kind == "cuda" else kept)
 

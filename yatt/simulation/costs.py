@@ -1,4 +1,4 @@
-"""Costs of a simulated run: seconds, bytes and tokens.
+"""What everything costs in a simulated run: seconds, bytes and tokens.
 
 The numbers come from a real run (`calibrate`), or are estimated from a device's data sheet and the model's shape
 (`from_shape`). An estimate says what hardware could do; only a calibration says what a machine does.
@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
-from yatt.placement.cost import kv_token, settings_of, shape_of
+from yatt.placement.cost import ADAMW, bytes_of, kv_token, settings_of, shape_of, trainer_memory
 from yatt.placement.forecast import Amount, EngineSpeed
 from yatt.placement.plan import POLICY, Role
 
@@ -99,7 +99,7 @@ def of_step(trace: Trace, step: int) -> Lengths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """The work of a run beside the settings: properties of the data and the policy."""
+    """What the run has to do, apart from the settings: properties of the data and the policy."""
 
     prompt_tokens: Count  # tokens of a prompt, images' tokens included
     responses: Trace
@@ -237,7 +237,7 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> Engi
     """A decode step reads all weights and the running requests' KV cache, and multiplies by each weight once per
     request; the two are added, though hardware overlaps them in part. An engine that sleeps has its weights in the
     host's memory. `longest` is the tokens of a request that must fit."""
-    chip, size, shape = device(config.plan.device), _bytes(config), shape_of(config, role)
+    chip, size, shape = device(config.plan.device), bytes_of(config.model.dtype), shape_of(config, role)
     tp, share, names = shape.tensor_parallel, shape.device_share, shape.names
     weights, token = facts.parameters * size, kv_token(facts, config.model.dtype)
     room = share * chip.memory * tp - weights - ASSUMED["activations"] * tp
@@ -268,29 +268,24 @@ def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
     """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
     adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, one
     for a reference, a teacher and a critic each; the critic learns as much as the policy. Recomputing layers is a
-    forward pass more for each update. Models beside the policy are taken to be of its size. Messages between
-    tensor-parallel devices are not counted."""
+    forward pass more for each update. Models beside the policy are taken to be of its size, and optimizer states to be
+    of one rank alone. float32 runs as TF32, at half the rate of bfloat16. Messages between tensor-parallel devices are
+    not counted."""
     chip, devices = device(config.plan.device), config.train.tp * config.train.pp
-    flops = chip.flops * 2 / _bytes(config) * ASSUMED["train_efficiency"] * devices
+    flops = chip.flops * 2 / bytes_of(config.model.dtype) * ASSUMED["train_efficiency"] * devices
     loads, learners = config.algorithm.loads, 1 + ("critic" in config.algorithm.loads)
     update = 4 if config.train.recompute == "full" else 3
     passes = 1 + len(loads) + update * learners * config.train.epochs_per_step  # in units of one forward pass
     host = chip.host_link * ASSUMED["host_efficiency"]
-    per_device = facts.parameters / devices
-    weights = (1 + len(loads)) * per_device * _bytes(config)
-    state = 12 * per_device * learners  # AdamW in float32: weights and two moments
+    memory = trainer_memory(config, facts, ranks=1)
+    moved = (memory.weights + memory.states) / host  # gradients are made anew
     return TrainerCosts(
         per_token=passes * 2 * facts.parameters / flops,
         per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
         per_micro_batch=ASSUMED["micro_batch"],
         per_update=config.train.epochs_per_step
-        * (2 * 4 * per_device * learners / ASSUMED["network"] + state / chip.bandwidth),
-        offload=(state + weights) / host,
-        onload=(state + weights) / host,
-        export=per_device * _bytes(config) / host,
+        * (2 * memory.gradients / ASSUMED["network"] + ADAMW * memory.learning / chip.bandwidth),
+        offload=moved,
+        onload=moved,
+        export=facts.parameters / devices * bytes_of(config.model.dtype) / host,
     )
-
-
-def _bytes(config: Config) -> int:
-    """Bytes of a weight. float32 runs as TF32, at half the rate of bfloat16."""
-    return 4 if config.model.dtype == "float32" else 2
