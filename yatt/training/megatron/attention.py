@@ -112,5 +112,13 @@ class PackedAttention(MegatronModule):
         assert turned.packing is not None
         angles = turned.angles[kind.angles]
         query, key = (_rotate(x, angles, self.interleaved) for x in (query, key))
-        shape = {"scale": kind.scale, "window": kind.window, "soft_cap": kind.soft_cap}
-        return packed_attention(query, key, value, turned.packing, kernel=turned.kernel, **shape)
+        return packed_attention(
+            query,
+            key,
+            value,
+            turned.packing,
+            kernel=turned.kernel,
+            scale=kind.scale,
+            window=kind.window,
+            soft_cap=kind.soft_cap,
+        )
