@@ -120,7 +120,7 @@ def _compare(rounds: int, algorithm: str, model: str, samples: list[Sample]) -> 
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    rounds = 1 if quick else 4
+    rounds = 1 if quick else 5
     results = [_compare(rounds, *case) for case in _cases(quick)]
     return {"ratio_of": "CPU time per update, YATT / Hugging Face", "rounds": rounds, "results": results}
 
