@@ -39,15 +39,17 @@ def machine() -> dict[str, Any]:
     }
 
 
-def alternate(rounds: int, **sides: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds each side takes, by round. The sides take turns; a first round is not counted."""
+def alternate(
+    rounds: int, clock: Callable[[], float] = time.perf_counter, **sides: Callable[[], object]
+) -> dict[str, list[float]]:
+    """Seconds each side takes by `clock`, by round. The sides take turns; a first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start = clock()
             side()
             if number:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks import (
     balance,
+    checkpoint,
     common,
     datapath,
     generator,
@@ -46,6 +47,7 @@ KEYS = {
     "balance": {"rounds", "results"},
     "rewards": {"ratio_of", "start_seconds", "rounds", "results"},
     "trainer": {"ratio_of", "rounds", "results"},
+    "checkpoint": {"results"},
     "generator": {
         "engine",
         "ratio_of",
@@ -72,14 +74,18 @@ RESULT_KEYS = {
     "generator": {"lengths", "sequences", "tokens", "yatt_tokens_per_s", "hugging_face_tokens_per_s"} | RATIO,
     "placement_crossover": {"slots", "longest", "judged", "colocated", "partial", "dynamic", "split"}
     | {"partial_to_colocated", "dynamic_to_colocated"},
-    "trainer": {"algorithm", "sequences", "tokens", "yatt_ms", "hugging_face_ms"} | RATIO,
+    "trainer": {"algorithm", "model", "sequences", "tokens", "yatt_ms", "hugging_face_ms", "yatt_us_per_token"}
+    | {"trl_ms", "ratio_to_trl"}
+    | RATIO,
+    "checkpoint": {"model", "ranks", "checkpoint_mib", "states_mib", "before_mib", "peak_mib", "peak_over_states"}
+    | {"seconds"},
 }
 
 
 class PlainRank:
     """A rank's place in the trainer's benchmark, taken by the other side."""
 
-    def __init__(self, folder: str, algorithm: str) -> None:
+    def __init__(self, folder: str, algorithm: str, context: int) -> None:
         self.plain = trainer.Plain(folder, algorithm)
 
     def start(self) -> None: ...
@@ -115,6 +121,9 @@ def moved(size: Size, central: str, steps: int) -> dict[str, Any]:
 def doubles(monkeypatch):
     """Nothing starts: engines, ranks and Ray have their place in a benchmark taken by what takes no time."""
     monkeypatch.setattr(trainer, "_rank", PlainRank)
+    monkeypatch.setattr(
+        checkpoint, "saving", lambda name, ranks: checkpoint.Saving(3e9, 4 << 30, 5 << 30, 2 << 30, 1.0)
+    )
     monkeypatch.setattr(generator, "_generator", InstantGenerator)
     monkeypatch.setattr(generator, "plain_generate", lambda folder, tokens, length: len(tokens) * length)
     monkeypatch.setattr(generator, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))

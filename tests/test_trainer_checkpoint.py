@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
 from yatt.config.schema import Config
 from yatt.training import export
+from yatt.training.megatron.optimizer_state import boxes
 from yatt.weights import shards
 
 pytestmark = pytest.mark.slow
@@ -156,3 +158,22 @@ def test_large_folders_are_sharded(folder: str, tmp_path: Path, monkeypatch: pyt
     assert all(
         torch.equal(value, AutoModelForCausalLM.from_pretrained(out).state_dict()[n]) for n, value in weights.items()
     )
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 4), (3, 4, 2)])
+def test_boxes_cover_a_range_once_and_in_order(shape: tuple[int, ...]) -> None:
+    numbers = np.arange(math.prod(shape)).reshape(shape)
+    for start in range(numbers.size):
+        for stop in range(start + 1, numbers.size + 1):
+            cut = list(boxes(shape, start, stop))
+            inside = [
+                numbers[tuple(slice(o, o + s) for o, s in zip(offset, sizes, strict=True))].ravel()
+                for offset, sizes in cut
+            ]
+            assert np.concatenate(inside).tolist() == list(range(start, stop)), (start, stop)
+            assert len(cut) <= 2 * len(shape) - 1
+
+
+def test_boxes_by_hand() -> None:
+    """Of 4 rows of 3: the end of the first, two whole ones, the beginning of the last."""
+    assert list(boxes((4, 3), 1, 11)) == [((0, 1), (1, 2)), ((1, 0), (2, 3)), ((3, 0), (1, 2))]

@@ -74,9 +74,9 @@ def test_rotary_angles_are_those_of_transformers(scaling: dict[str, object]) -> 
     positions = torch.arange(200)
     cos, sin = Rotary(hf, torch.device("cpu"), torch.float32)(positions)[""]
     expected = LlamaRotaryEmbedding(hf)(torch.zeros(1), positions[None])
-    for ours, theirs in zip((cos, sin), expected, strict=True):
-        # Theirs repeats each angle for both halves of a head.
-        assert torch.equal(ours[:, 0], theirs[0, :, :8])
+    # Theirs negates the second half of a head in place of the first half's sines.
+    assert torch.equal(cos[:, 0], expected[0][0])
+    assert torch.equal(sin[:, 0], expected[1][0] * torch.tensor([-1.0] * 8 + [1.0] * 8))
 
 
 def test_rotary_types_that_follow_the_batch_are_refused() -> None:

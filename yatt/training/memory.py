@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 Tensors = Callable[[], Iterable[Tensor]]
+
+
+# Of glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of tensors that it frees, for the next ones.
+
+    The C library gives that of each large tensor back at once, and the system then clears every page anew at its first
+    use, which takes longer than what is done with it. Nothing happens where the library is not glibc."""
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def release_freed_memory() -> None:
+    """Give back what `keep_freed_memory` has kept. Nothing happens where the C library is not glibc."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 class Shelf:

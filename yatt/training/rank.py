@@ -15,6 +15,7 @@ from yatt.reports import UpdateReport
 from yatt.training import export
 from yatt.training.identity import verify
 from yatt.training.layout import Layout
+from yatt.training.memory import keep_freed_memory, release_freed_memory
 from yatt.training.model import Backend, Model
 from yatt.training.reinforce import Reinforcement
 from yatt.training.update import Training, open_objective
@@ -46,6 +47,8 @@ class TrainerRank:
         layout = self.backend.join(
             config, rank=self.rank, world_size=self.world_size, address=self.address, port=self.port
         )
+        if layout.device.type == "cpu":
+            keep_freed_memory()
         self._training = open_training(self.backend, config, layout)
 
     @property
@@ -90,6 +93,7 @@ class TrainerRank:
 
         Waits for every rank. Raises BackendError where it cannot be written."""
         training = self._started
+        release_freed_memory()
         more: dict[str, Any] = {}
         if isinstance(training.objective, Reinforcement):
             more = {"kl_coefficient": training.objective.coefficient.state()}

@@ -17,9 +17,10 @@ from yatt.models.family import Attention, Family, head_size
 from yatt.models.table import FAMILIES
 from yatt.training.attention import Packing, packed_attention
 from yatt.training.kernels import Kernel
+from yatt.training.operations import rotary_tables, rotate
 
 Angles = tuple[Tensor, Tensor]
-"""cos and sin [T, 1, half of the dimensions that are turned]."""
+"""cos and sin [T, 1, dimensions that are turned], laid out for `rotate`."""
 
 
 @dataclass
@@ -36,8 +37,8 @@ class Rotary:
     """Rotary frequencies of a Hugging Face config."""
 
     def __init__(self, hf: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self.dtype = dtype
         family = FAMILIES[hf.model_type]
+        self.dtype, self.interleaved = dtype, family.interleaved
         self.tables = {
             kind: (frequencies.to(device), scale)
             for kind in family.rope_layers or ("",)
@@ -48,7 +49,8 @@ class Rotary:
         found = {}
         for kind, (frequencies, scale) in self.tables.items():
             angles = position_ids[:, None, None].float() * frequencies
-            found[kind] = ((angles.cos() * scale).to(self.dtype), (angles.sin() * scale).to(self.dtype))
+            cos, sin = ((turn * scale).to(self.dtype) for turn in (angles.cos(), angles.sin()))
+            found[kind] = rotary_tables(cos, sin, self.interleaved)
         return found
 
     def turned(self, packing: Packing, position_ids: Tensor, kernel: Kernel | None) -> Turned:
@@ -75,20 +77,6 @@ def _frequencies(hf: Any, family: Family, kind: str) -> tuple[Tensor, float]:
     return 1.0 / (rope["rope_theta"] ** powers), 1.0
 
 
-def _rotate(x: Tensor, angles: Angles, interleaved: bool) -> Tensor:
-    """Turn the first dimensions of each head, as many as there are angles for twice."""
-    cos, sin = angles
-    turned = 2 * cos.shape[-1]
-    if turned < x.shape[-1]:
-        own, rest = x.split([turned, x.shape[-1] - turned], dim=-1)
-        return torch.cat([_rotate(own, angles, interleaved), rest], dim=-1)
-    if interleaved:
-        first, second = x[..., 0::2], x[..., 1::2]
-        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
 class PackedAttention(MegatronModule):
     """Rotary embedding, then causal grouped-query attention within each sequence. `kinds`: of all layers."""
 
@@ -111,7 +99,7 @@ class PackedAttention(MegatronModule):
         turned, kind = packed_seq_params, self.kind
         assert turned.packing is not None
         angles = turned.angles[kind.angles]
-        query, key = (_rotate(x, angles, self.interleaved) for x in (query, key))
+        query, key = (rotate(x, *angles, self.interleaved) for x in (query, key))
         return packed_attention(
             query,
             key,

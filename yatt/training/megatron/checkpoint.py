@@ -6,6 +6,7 @@ A folder is complete when it has the description written last, and every file li
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,36 +18,66 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, FileSystemWriter, _write_item
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from yatt.errors import BackendError, CheckpointError
 from yatt.training.identity import DESCRIPTION, verify
 from yatt.training.layout import Layout
 from yatt.training.megatron.optimizer import counter
+from yatt.training.megatron.optimizer_state import Pieces, Planner, state_pieces
 
 FORMAT = 1
+SHARDING = "fully_reshardable"
 PROBE_BYTES = 1 << 20
 
 
 class _InProcess(TorchDistSaveShardedStrategy):
-    """Megatron's format, written by this thread: its own writer forks, which a process full of threads must not."""
+    """Megatron's format, written by this thread: its own writer forks, which a process full of threads must not.
+    `pieces` are written beside what Megatron knows of."""
+
+    def __init__(self, pieces: dict[str, Pieces]) -> None:
+        super().__init__("torch_dist", 1)
+        self._pieces = pieces
 
     def save(self, sharded_state_dict: ShardedStateDict, checkpoint_dir: str | Path) -> None:
         tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
         save_shards(
-            mcore_to_pyt_state_dict(tensors, False),
-            storage_writer=FileSystemWriter(checkpoint_dir),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+            mcore_to_pyt_state_dict(tensors, False) | self._pieces,
+            storage_writer=_OneByOne(checkpoint_dir),
+            planner=Planner(),
         )
+
+
+class _OneByOne(FileSystemWriter):
+    """Writes one tensor after another: torch's own writer keeps a copy of each until it has written all."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = f"{plan.storage_data.prefix}0{DEFAULT_SUFFIX}"
+        results: Future[list[WriteResult]] = Future()
+        with self.fs.create_stream(self.fs.concat_path(self.path, name), "wb") as stream:
+            results.set_result([self._write(stream, item, planner, name) for item in plan.items])
+            os.fsync(stream.fileno())
+        return results
+
+    def _write(self, stream: Any, item: WriteItem, planner: SavePlanner, name: str) -> WriteResult:
+        data = planner.resolve_data(item)
+        if isinstance(data, Tensor):
+            data = data.detach().cpu()
+            if data.untyped_storage().nbytes() != data.nbytes:
+                data = data.clone()  # else all of the storage would be written
+        return _write_item(self.transforms, stream, data, item, name, self.serialization_format)
 
 
 def save(
@@ -65,17 +96,18 @@ def save(
     folder = Path(path)
     _together(lambda: _prepare(folder), path, layout)
     weights = model.sharded_state_dict(metadata=_format(layout))
+    (part,) = optimizer.chained_optimizers
     whole = {
         **state,
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(weights, metadata=_format(layout)),
+        "optimizer": part.state_dict() | {"param_state_sharding_type": SHARDING},
         "rng": torch.get_rng_state(),
     }
     try:
         dist_checkpointing.save(
             whole,
             path,
-            sharded_strategy=_InProcess("torch_dist", 1),
+            sharded_strategy=_InProcess(state_pieces(part, weights)),
             preprocess_common_before_consistancy_check=lambda common: {k: v for k, v in common.items() if k != "rng"},
         )
     except (CheckpointException, OSError, RuntimeError) as error:
@@ -131,7 +163,7 @@ def _load_optimizer(part: Any, state: dict[str, Any]) -> None:
 
 def _format(layout: Layout) -> dict[str, Any]:
     return {
-        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_sharding_type": SHARDING,
         "chained_optim_avoid_prefix": True,
         "singleton_local_shards": False,
         "dp_cp_group": layout.dp,

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.parallel_state import get_tensor_model_parallel_group
 from megatron.core.tensor_parallel import (
@@ -17,6 +16,7 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from yatt.models.family import Config, Family
 from yatt.training.megatron.attention import PackedAttention
+from yatt.training.operations import ACTIVATIONS, gated, rms_norm
 
 Add = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
@@ -36,16 +37,30 @@ class RMSNorm(torch.nn.RMSNorm):
         weight: Any = self.weight
         weight.sequence_parallel = config.sequence_parallel
 
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
 
 class OffsetNorm(RMSNorm):
     """A Gemma's: times 1 + weight, in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x.float(), 1 + self.weight.float(), self.eps).to(x.dtype)
 
 
 NORMS = {False: RMSNorm, True: OffsetNorm}
 """By `Family.unit_offset`."""
+
+
+class Gate(MegatronModule):
+    """What stands between both linear layers of a gated MLP: [T, 1, 2 n] -> [T, 1, n]."""
+
+    def __init__(self, config: TransformerConfig, activation: str) -> None:
+        super().__init__(config)
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gated(x, self.activation)
 
 
 class WholeNorm(torch.nn.Module):
@@ -110,6 +125,7 @@ def layer_spec(config: Config, family: Family) -> ModuleSpec:
     after = ("attention_norm" in parts, "mlp_norm" in parts)
     if any(after):
         spec.module, spec.params = Layer, {"after": after, "norm": norm}
+    inner.mlp.submodules.activation_func = ModuleSpec(module=Gate, params={"activation": family.activation})
     attention = inner.self_attention.submodules
     attention.core_attention = ModuleSpec(
         module=PackedAttention, params={"kinds": family.attention(config), "interleaved": family.interleaved}

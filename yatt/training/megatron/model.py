@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ from yatt.training.model import Head
 
 PADDED = -1e30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 # Kernels of TransformerEngine and Apex, and what is not in these models.
 UNUSED = (
     *("bias_activation_fusion", "masked_softmax_fusion", "bias_dropout_fusion", "apply_rope_fusion"),
@@ -111,7 +109,9 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
         normalization="RMSNorm",
         layernorm_epsilon=hf.rms_norm_eps,
         gated_linear_unit=True,
-        activation_func=ACTIVATIONS[family.activation],
+        # Has each MLP build the activation of its spec, whatever the name says; the other must then be one of three.
+        use_te_activation_func=True,
+        activation_func=F.silu,
         add_qkv_bias="qkv_bias" in layer,
         # Megatron sums the gradients of norms that each rank applies to its own heads.
         qk_layernorm="q_norm" in layer and not family.whole_qk_norm,
