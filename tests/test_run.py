@@ -155,10 +155,10 @@ def start_long_run(place, name, *more):
     return driver, descendants(driver.pid)
 
 
-def test_ctrl_c_saves_and_a_killed_driver_takes_everything_with_it(place):
+def test_a_hangup_saves_and_a_killed_driver_takes_everything_with_it(place):
     driver, started = start_long_run(place, "interrupted")
     assert len(started) >= 6
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGHUP)  # as where a terminal goes away
     driver.wait(timeout=400)
     output = driver.said()
     assert driver.returncode == 130, output

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +46,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray's own paragraph on a process that died; ours is one line.
     ray._private.worker._worker_logs_enabled = False
-    _init(config.address)
+    with _deaf_to_hangups():
+        _init(config.address)
     try:
         yield
     finally:
@@ -73,6 +76,19 @@ def _init(address: str | None) -> None:
                     f"cluster.address={address or 'this machine'}: Ray does not start there "
                     f"({str(error).splitlines()[0]}); run `yatt doctor`"
                 ) from error
+
+
+@contextmanager
+def _deaf_to_hangups() -> Iterator[None]:
+    """What is started meanwhile does not end with the terminal: the driver saves first, and then ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def find_slots(config: ClusterConfig) -> list[Slot]:

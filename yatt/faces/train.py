@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -250,9 +251,13 @@ class RunJournal:
 
 @contextmanager
 def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C (or SIGTERM) during a step: `stop`, at its end. At any other time, and twice: cancel the task at once."""
+    """Ctrl-C, SIGTERM, or the terminal going away during a step: `stop`, at its end. At any other time, and twice:
+    cancel the task at once. Under nohup a terminal may go away."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def on_signal() -> None:
         if stop():
@@ -261,10 +266,16 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
             say("stopping at once")
             task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    def on_hangup() -> None:
+        for file in (1, 2):
+            if os.isatty(file):  # nobody reads it any more, and writing there fails
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+        on_signal()
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_hangup if number == signal.SIGHUP else on_signal)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)

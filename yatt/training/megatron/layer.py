@@ -36,18 +36,19 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **options: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.epsilon = eps
         weight: Any = self.weight
         weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.epsilon)
 
 
 class OffsetNorm(RMSNorm):
     """A Gemma's: times 1 + weight, in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x.float(), 1 + self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x.float(), 1 + self.weight.float(), self.epsilon).to(x.dtype)
 
 
 NORMS = {False: RMSNorm, True: OffsetNorm}
