@@ -32,8 +32,6 @@ Add = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 class RMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm, marked so that its gradient is summed where the sequence is sharded."""
 
-    eps: float
-
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **options: object) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.epsilon = eps
