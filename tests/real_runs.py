@@ -69,7 +69,14 @@ class Driver(subprocess.Popen):  # type: ignore[type-arg]
         self.output = place / f"said-{time.monotonic_ns()}"
         command = [*prefix, sys.executable, "-m", "yatt", "train", "config.yaml", *words]
         with open(self.output, "w") as out:
-            super().__init__(command, cwd=place, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            super().__init__(
+                command,
+                cwd=place,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup may be above these tests
+            )
 
     def said(self) -> str:
         return self.output.read_text()

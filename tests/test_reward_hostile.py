@@ -8,6 +8,7 @@ from test_reward import nothing_left, trajectory  # noqa: F401 (the fixture sees
 
 from yatt.config.schema import RewardConfig
 from yatt.errors import ConfigError
+from yatt.reward import pool
 from yatt.reward.pool import FunctionScorer, check_reward
 
 HOSTILE = """
@@ -40,7 +41,7 @@ def rewards(response):
     if response == "close all": os.closerange(0, 4096)
     if response == "replace all":
         null = os.open("/dev/null", os.O_RDWR)
-        for fd in range(3, 64):
+        for fd in range(3, 1024):
             if fd != null: os.dup2(null, fd)
     if response == "comes back twice": os.fork()
     if response == "forked and left":
@@ -63,7 +64,7 @@ def rewards(response):
     if response == "thread": threading.Thread(target=time.sleep, args=[600]).start()
     if response == "recursion": rewards(response)
     if response == "shutdown": 
-        for fd in range(3, 64):
+        for fd in range(3, 1024):
             try: socket.socket(fileno=fd).shutdown(socket.SHUT_RDWR)
             except OSError: pass
     if response == "many parts": return {"reward": 1.0} | {f"part {i}": i for i in range(99999)}
@@ -102,7 +103,7 @@ OWN_FAULT = {
     "forked and left": ("ok", ""),
     "holds the socket": ("failed", "died (exit status 6)"),
     "daemon": ("ok", ""),
-    "daemon and hang": ("timed_out", "no result after 3 s"),
+    "daemon and hang": ("timed_out", "no result after 8 s"),
     "abort": ("failed", "signal SIGABRT"),
     "stop": ("timed_out", ""),
     "stop the keeper": ("timed_out", ""),
@@ -118,9 +119,10 @@ OWN_FAULT = {
 }
 
 
-async def test_each_costs_its_own_item_alone(hostile):
+async def test_each_costs_its_own_item_alone(hostile, monkeypatch):
+    monkeypatch.setattr(pool, "GRACE_SECONDS", 20.0)  # a busy machine may be slow to say how a process ended
     texts = [text for item in OWN_FAULT for text in (item, "wait", "fine")]
-    scores = await judge(texts, hostile, timeout=3.0, workers=2)
+    scores = await judge(texts, hostile, timeout=8.0, workers=2)
     for text, score in zip(texts, scores, strict=True):
         status, detail = OWN_FAULT.get(text, ("ok", ""))
         assert score.status == status and detail in score.detail, (text, score.status, score.detail[:200])
@@ -134,7 +136,7 @@ async def test_each_costs_its_own_item_alone(hostile):
 
 @pytest.mark.parametrize("text", ["rubbish in a thread", "flood"])
 async def test_what_a_thread_writes_later_fails_at_most_one_item_and_changes_none(hostile, text):
-    scores = await judge([text, "wait", "fine", "wait", "fine"], hostile, timeout=3.0)
+    scores = await judge([text, "wait", "fine", "wait", "fine"], hostile, timeout=8.0)
     assert sum(score.status != "ok" for score in scores) <= 1
     assert {score.value for score in scores if score.status == "ok"} == {1.0}
 
@@ -183,7 +185,7 @@ async def test_imports_that_fail(slow_module):
 def test_a_module_that_writes_rubbish_while_it_is_imported_is_refused(tmp_path):
     (tmp_path / "loud.py").write_text(
         "import os\n"
-        "for fd in range(3, 64):\n"
+        "for fd in range(3, 1024):\n"
         "    try: os.write(fd, b'loud')\n"
         "    except OSError: pass\n"
         "def f(response): return 1\n"

@@ -48,15 +48,17 @@ def settle(process: SlotProcess) -> None:
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {process.name} %(levelname)s %(message)s", force=True)
 
 
-def free_port(host: str = "") -> int:
-    """A TCP port that is free now. Raises ConfigError when the machine has none."""
+def reserve_port(host: str = "") -> socket.socket:
+    """A socket that keeps a TCP port: until it is closed, the system gives the port to nobody else, and whoever knows
+    it can listen there. Raises ConfigError when the machine has none."""
+    keeper = socket.socket()
     try:
-        with socket.socket() as s:
-            s.bind((host, 0))
-            port: int = s.getsockname()[1]
-            return port
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind((host, 0))
     except OSError as error:
+        keeper.close()
         raise ConfigError(
             f"cluster: no free TCP port on {host or 'this machine'} ({error.strerror}); "
             "end programs that hold ports, or widen net.ipv4.ip_local_port_range"
         ) from None
+    return keeper

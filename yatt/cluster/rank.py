@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ray import ObjectRef
 from yatt.cluster.backends import HostedRank, load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.media import address, opened
-from yatt.cluster.process import SlotProcess, free_port, settle
+from yatt.cluster.process import SlotProcess, reserve_port, settle
 from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
@@ -54,13 +55,15 @@ class RankActor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
         self._hosted: HostedRank | None = None
         self._writer: WeightWriter | None = None
+        self._meeting_port: socket.socket | None = None
         self._home = asyncio.Event()  # it has its memory
         self._home.set()
 
     async def endpoint(self) -> tuple[str, int]:
         """Where rank 0 lets the others meet."""
         host = ray.util.get_node_ip_address()
-        return host, free_port(host)
+        self._meeting_port = reserve_port(host)  # others start meanwhile, and take ports
+        return host, self._meeting_port.getsockname()[1]
 
     async def start(self, address: str, port: int, *, token: str | None, weights_dir: str) -> tuple[int, int]:
         """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes
@@ -69,6 +72,8 @@ class RankActor:
         self._hosted = load(self._backend)(self._config, rank=rank, world_size=world_size, address=address, port=port)
         async with self._recorder.phase("start"):
             await self._run(self._rank.start)
+        if self._meeting_port is not None:
+            self._meeting_port.close()
         if token is not None:
             kind = self._config.weights.transport
             self._writer = writer_for(kind, weights_dir if kind == "disk" else None, token)

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
-from yatt.cluster.process import free_port
+from yatt.cluster.process import reserve_port
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
@@ -42,7 +42,7 @@ def train(config: Config) -> int:
     """Run `config`; returns the exit status. Raises YattError for whatever the user should read."""
     warnings = check_data(config)
     check_scoring(config)
-    free_port()
+    reserve_port().close()
     run = ready(config)
     with run.lock():
         checkpoints = Checkpoints(ready(config), config)  # asked again: another process may have had the folder
