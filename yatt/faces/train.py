@@ -255,6 +255,7 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
     cancel the task at once. Under nohup a terminal may go away."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
+    terminals = [file for file in (1, 2) if os.isatty(file)]
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -267,9 +268,8 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
             task.cancel()
 
     def on_hangup() -> None:
-        for file in (1, 2):
-            if os.isatty(file):  # nobody reads it any more, and writing there fails
-                os.dup2(os.open(os.devnull, os.O_WRONLY), file)
+        for file in terminals:  # one that is gone fails whoever writes there
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file)
         on_signal()
 
     for number in numbers:

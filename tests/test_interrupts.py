@@ -1,0 +1,49 @@
+"""How a run is told to stop, without a run: the signals that reach the driver."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+RUN = """
+import asyncio, os, signal, sys
+from yatt.faces.train import interruptible
+
+def stop():
+    asked.append(1)
+    return len(asked) == 1
+
+async def main():
+    with interruptible(stop, print):
+        print("ready", flush=True)
+        while not asked:
+            await asyncio.sleep(0.01)
+        print("a step ends", flush=True)
+
+asked = []
+asyncio.run(main())
+os._exit(7 if asked else 8)
+"""
+
+
+def test_a_terminal_that_goes_away_stops_a_run_and_fails_none_of_its_words():
+    """Its driver is told by the system; what it writes then goes nowhere."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n" + RUN]
+    run = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
+    os.close(theirs)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(ours, 1000)
+    os.close(ours)
+    assert run.wait(60) == 7
