@@ -47,12 +47,12 @@ def needs(
     A GPU's engine takes its share of the device awake, and nothing asleep, where sleeping moves its weights to the
     host; on a CPU it takes weights and KV cache, and asleep its weights.
     """
-    found = {}
+    by_role = {}
     for role, shape in served(config).items():
         sizes = {"weights": _weights(config, models[role]), "token": kv_token(models[role], config.model.dtype)}
         need = shape.need(**sizes, device=kind, capacity=capacity)
-        found[role] = need if config.rollout.sleep else Need(need.awake, need.awake)
-    return found | {TRAINER: _trainer(config, models[POLICY], train_slots, kind)}
+        by_role[role] = need if config.rollout.sleep else Need(need.awake, need.awake)
+    return by_role | {TRAINER: _trainer(config, models[POLICY], train_slots, kind)}
 
 
 def kv_token(model: ModelFacts, dtype: str) -> float:
@@ -96,13 +96,13 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
         frozen -= 1  # the policy itself is asked, before it has learnt
     if alone:
         learners, frozen = 1, 0
-    held = model.parameters / (train.tp * train.pp)
+    per_rank = model.parameters / (train.tp * train.pp)
     beside = ADAMW - 4 if size == 4 else ADAMW  # float32 weights are their own main weights
     return TrainerMemory(
-        learning=learners * held,
-        weights=(learners + frozen) * held * size,
-        gradients=learners * held * 4,
-        states=learners * held * beside / ranks,
+        learning=learners * per_rank,
+        weights=(learners + frozen) * per_rank * size,
+        gradients=learners * per_rank * 4,
+        states=learners * per_rank * beside / ranks,
     )
 
 

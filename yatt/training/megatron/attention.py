@@ -46,12 +46,12 @@ class Rotary:
         }
 
     def __call__(self, position_ids: Tensor) -> dict[str, Angles]:
-        found = {}
+        angles_of = {}
         for kind, (frequencies, scale) in self.tables.items():
             angles = position_ids[:, None, None].float() * frequencies
             cos, sin = ((turn * scale).to(self.dtype) for turn in (angles.cos(), angles.sin()))
-            found[kind] = rotary_tables(cos, sin, self.interleaved)
-        return found
+            angles_of[kind] = rotary_tables(cos, sin, self.interleaved)
+        return angles_of
 
     def turned(self, packing: Packing, position_ids: Tensor, kernel: Kernel | None) -> Turned:
         """This layout with this model's angles at positions [T]."""

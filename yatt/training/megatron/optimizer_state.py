@@ -53,11 +53,11 @@ class Planner(MCoreSavePlanner):
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         """The tensor of an item that is to be written."""
-        held = self.state_dict[index.fqn]
-        if not isinstance(held, Pieces):
+        state = self.state_dict[index.fqn]
+        if not isinstance(state, Pieces):
             return super().lookup_object(index)
         assert index.offset is not None
-        return held.boxes[tuple(index.offset)]
+        return state.boxes[tuple(index.offset)]
 
 
 def state_pieces(optimizer: Any, weights: ShardedStateDict) -> dict[str, Pieces]:
