@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import toy
 from benchmarks.common import main, significant
 from yatt.config.schema import Config, ModelConfig, TrainConfig
+from yatt.training.meeting import reserve_port
 from yatt.training.megatron.backend import open_rank
 from yatt.training.memory import release_freed_memory
 from yatt.types import Denominator, Sample, SampleKey, Share
@@ -145,11 +145,9 @@ class Saving:
 def saving(name: str, ranks: int) -> Saving:
     """Save a model of MODELS from so many ranks, each a process."""
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as listener:
+    with tempfile.TemporaryDirectory() as folder, reserve_port() as keeper:
         MODELS[name](folder)
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        listener.close()
+        port = keeper.getsockname()[1]
         path, ends, processes = os.path.join(folder, "checkpoint"), [], []
         for rank in range(ranks):
             end, theirs = spawn.Pipe()

@@ -7,7 +7,6 @@ the others pad them into one batch. YATT's side also measures entropy and the ga
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks import toy, trainer_trl
 from benchmarks.common import DEVICE, alternate, main, median, ratio
 from yatt.config.schema import AlgorithmConfig, Config, ModelConfig, OptimizerConfig, TrainConfig
+from yatt.training.meeting import reserve_port
 from yatt.training.megatron.backend import open_rank
 from yatt.training.rank import TrainerRank
 from yatt.types import Denominator, Sample, Share
@@ -70,9 +70,8 @@ def _rank(folder: str, algorithm: str, context: int) -> TrainerRank:
         algorithm=AlgorithmConfig(name=algorithm, clip_low=CLIP_LOW, clip_high=CLIP_HIGH),
         train=TrainConfig(steps=1000, batch_size=1, optimizer=optimizer),
     )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    with reserve_port() as keeper:
+        port = keeper.getsockname()[1]
     return open_rank(config, rank=0, world_size=1, address="127.0.0.1", port=port)
 
 

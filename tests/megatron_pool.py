@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import socket
 import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
+
+from yatt.training.meeting import reserve_port
 
 SIZE = 4
 Action = tuple[Any, ...]
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    with reserve_port() as keeper:
+        return keeper.getsockname()[1]
 
 
 def _serve(pipe: Connection) -> None:

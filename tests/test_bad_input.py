@@ -357,7 +357,7 @@ def test_no_free_port(refused_training, monkeypatch):
         def bind(self, address):
             raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr("yatt.cluster.process.socket.socket", Full)
+    monkeypatch.setattr("yatt.training.meeting.socket.socket", Full)
     (line,) = refused_training()
     assert line.startswith("cluster: no free TCP port on this machine (Address already in use); end programs that")
 

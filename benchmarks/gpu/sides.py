@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from benchmarks.gpu import models
 from yatt.config.schema import AlgorithmConfig, Config, ModelConfig, OptimizerConfig, RolloutConfig, TrainConfig
 from yatt.training.batch import pack, token_logprobs
 from yatt.training.layout import Layout
+from yatt.training.meeting import reserve_port
 from yatt.training.megatron.backend import MegatronBackend
 from yatt.training.rank import open_training
 from yatt.training.update import Training
@@ -42,10 +42,9 @@ def config(path: str, dtype: str, *, tokens: int, recompute: str = "none", atten
 def joined(settings: Config) -> Iterator[Layout]:
     """The groups of one rank, as a run has them: NCCL's on a GPU, gloo's on a CPU."""
     backend = MegatronBackend()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    layout = backend.join(settings, rank=0, world_size=1, address="127.0.0.1", port=port)
+    with reserve_port() as keeper:
+        port = keeper.getsockname()[1]
+        layout = backend.join(settings, rank=0, world_size=1, address="127.0.0.1", port=port)
     try:
         yield layout
     finally:

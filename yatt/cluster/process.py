@@ -5,14 +5,12 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import socket
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from yatt.cluster.clock import WallClock
 from yatt.controller.recorder import Recorder
-from yatt.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +44,3 @@ def settle(process: SlotProcess) -> None:
         os.close(file)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {process.name} %(levelname)s %(message)s", force=True)
-
-
-def reserve_port(host: str = "") -> socket.socket:
-    """A socket that keeps a TCP port: until it is closed, the system gives the port to nobody else, and whoever knows
-    it can listen there. Raises ConfigError when the machine has none."""
-    keeper = socket.socket()
-    try:
-        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        keeper.bind((host, 0))
-    except OSError as error:
-        keeper.close()
-        raise ConfigError(
-            f"cluster: no free TCP port on {host or 'this machine'} ({error.strerror}); "
-            "end programs that hold ports, or widen net.ipv4.ip_local_port_range"
-        ) from None
-    return keeper

@@ -17,12 +17,13 @@ from ray import ObjectRef
 from yatt.cluster.backends import HostedRank, load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.media import address, opened
-from yatt.cluster.process import SlotProcess, reserve_port, settle
+from yatt.cluster.process import SlotProcess, settle
 from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
 from yatt.reports import PhaseSpan, UpdateReport
+from yatt.training.meeting import reserve_port
 from yatt.types import Share, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
@@ -61,9 +62,8 @@ class RankActor:
 
     async def endpoint(self) -> tuple[str, int]:
         """Where rank 0 lets the others meet."""
-        host = ray.util.get_node_ip_address()
-        self._meeting_port = reserve_port(host)  # others start meanwhile, and take ports
-        return host, self._meeting_port.getsockname()[1]
+        self._meeting_port = reserve_port()  # others start meanwhile, and take ports
+        return ray.util.get_node_ip_address(), self._meeting_port.getsockname()[1]
 
     async def start(self, address: str, port: int, *, token: str | None, weights_dir: str) -> tuple[int, int]:
         """Build the model; returns (data-parallel rank, data-parallel size). Collective over ranks. A `token` makes

@@ -5,6 +5,7 @@ On a terminal: lines that scroll, above a live region that redraws 4 times a sec
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import time
@@ -103,7 +104,8 @@ class Progress:
         self._print(Panel(text, expand=False, border_style="green") if self.console.is_terminal else text)
 
     def _print(self, what: RenderableType) -> None:
-        self.console.print(what, soft_wrap=not self.console.is_terminal)
+        with contextlib.suppress(OSError):  # a terminal that goes away ends no run
+            self.console.print(what, soft_wrap=not self.console.is_terminal)
 
     def _line(self, row: Mapping[str, Any]) -> Text:
         """The step on one line; what does not fit a narrow terminal is left out from the right."""

@@ -15,7 +15,6 @@ from transformers import AutoConfig
 
 from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
-from yatt.cluster.process import reserve_port
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
 from yatt.config.schema import Config
@@ -35,6 +34,7 @@ from yatt.faces.trackers import Trackers
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
+from yatt.training.meeting import reserve_port
 from yatt.watch import Watch, unscored
 
 
@@ -260,8 +260,12 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
 
+    waiting = False
+
     def on_signal() -> None:
+        nonlocal waiting
         if stop():
+            waiting = True
             say("stopping: finishing the step under way, then saving; once more to stop at once")
         elif task is not None:
             say("stopping at once")
@@ -270,7 +274,8 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
     def on_hangup() -> None:
         for file in terminals:  # one that is gone fails whoever writes there
             os.dup2(os.open(os.devnull, os.O_WRONLY), file)
-        on_signal()
+        if not waiting:  # it is no second Ctrl-C
+            on_signal()
 
     for number in numbers:
         loop.add_signal_handler(number, on_hangup if number == signal.SIGHUP else on_signal)

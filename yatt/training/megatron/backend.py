@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 from yatt.config.schema import Config, OptimizerConfig
 from yatt.training.export import write_folder
 from yatt.training.identity import identity, verify
 from yatt.training.layout import Layout
+from yatt.training.meeting import reserve_port
 from yatt.training.megatron import checkpoint, model, parallel
 from yatt.training.megatron.convert import Converter
 from yatt.training.megatron.network import LearningNetwork, Network
@@ -55,10 +54,9 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
     hf = model.read_hf_config(config.model.path)
     described = identity(hf, config.model.dtype)
     verify(checkpoint_path, described)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    layout = parallel.start(config, rank=0, world_size=1, address="127.0.0.1", port=port)
+    with reserve_port() as keeper:
+        port = keeper.getsockname()[1]
+        layout = parallel.start(config, rank=0, world_size=1, address="127.0.0.1", port=port)
     try:
         head = open_objective(config, layout).head
         policy = model.build(hf, model.transformer_config(hf, config), layout, head)
