@@ -27,11 +27,19 @@ class SampleKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """One image of a prompt, held once by the runtime. `handle` is what its store gave for the bytes, and means
-    something to that runtime only; its receiver opens it there."""
+    """One image of a prompt, held once by the runtime, encoded. `handle` is what its store gave for the bytes, and
+    means something to that runtime only; its receiver opens it there, as uint8 [nbytes].
+
+    Its `patches` (times, rows, columns) are what the vision tower reads of it. It takes the place of `tokens` tokens of
+    the sequence, from `start` on: they are known by their place, never by their id, for a policy may sample that id.
+    `digest` names the bytes: equal for equal images."""
 
     handle: Any
     nbytes: int
+    digest: str = ""
+    patches: tuple[int, int, int] = (0, 0, 0)
+    start: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
