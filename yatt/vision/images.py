@@ -22,14 +22,15 @@ class ImageReader:
     Raises ConfigError for a folder without the files of a processor."""
 
     def __init__(self, folder: str) -> None:
-        self._processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        auto: Any = AutoImageProcessor
+        self._processor = auto.from_pretrained(folder, local_files_only=True, backend="pil")
         self.merge: int = self._processor.merge_size
         self.mean = np.array(self._processor.image_mean, np.float32)
         self.std = np.array(self._processor.image_std, np.float32)
 
     def size(self, image: np.ndarray) -> Patches:
         """How many patches the image of these bytes has, from its header: nothing is decoded."""
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image.data)) as opened:
             width, height = opened.size
         size, limits = self._processor.patch_size, self._processor.size
         rows, columns = smart_resize(height, width, size * self.merge, limits["shortest_edge"], limits["longest_edge"])
@@ -43,7 +44,7 @@ class ImageReader:
     def read(self, image: np.ndarray) -> np.ndarray:
         """The patches [P, 3 * times * size * size] uint8 of the image of these bytes; a tower's input once it is
         normalised, which is for the device (`normalised`)."""
-        with Image.open(io.BytesIO(image)) as opened:
+        with Image.open(io.BytesIO(image.data)) as opened:
             pixels = opened.convert("RGB")
         made = self._processor(images=[pixels], return_tensors="np", do_rescale=False, do_normalize=False)
         return np.ascontiguousarray(made["pixel_values"], np.uint8)
