@@ -19,10 +19,12 @@ Status = Literal["ok", "failed", "timed_out"]
 
 
 class SampleKey(NamedTuple):
-    """Where a trajectory stands in the run: the prompt's position in the global order, and which sibling it is."""
+    """Where a trajectory stands in the run: the prompt's position in the global order, and which sibling it is. Of a
+    conversation, `turn` says which of the policy's turns is asked for, or with which one a row begins."""
 
     uid: int
     sibling: int
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,9 +131,42 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of the policy's in a conversation: it sampled tokens [start, stop) of its row. `calls` are the tools it
+    called, `failed` those of them that could not be parsed or raised. Its answer took `seconds`, and what came before
+    it, outside the engines, `waited`. `reward` is what the environment gave for the turn, where it did."""
+
+    start: int
+    stop: int
+    calls: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Tokens [T] of a conversation that were one text to the policy, with what a trajectory has of them. Spans count
+    from the first sampled token."""
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    rollout_logprobs: np.ndarray
+    spans: tuple[Span, ...]
+    turns: tuple[Turn, ...] = ()
+    media: tuple[Media, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """A prompt and what was answered to it: tokens [T] (prompt, then response), `loss_mask` [T] true on trained tokens,
-    `rollout_logprobs` [T] zero outside the response."""
+    `rollout_logprobs` [T] zero outside the response.
+
+    Of a conversation, `turns` are the policy's, `messages` what was said, and what lies between two turns is not
+    trained. Where the past was written anew on the way (a chat template drops old thoughts), the conversation went on
+    in another row: `earlier` are the rows that it left, in order, which share its score. `truncated` says which limit
+    ended it: turns, tokens or context."""
 
     prompt: Prompt
     sibling: int
@@ -142,10 +177,30 @@ class Trajectory:
     finish: Finish
     text: str
     score: Score | None = None
+    turns: tuple[Turn, ...] = ()
+    earlier: tuple[Row, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    truncated: str = ""
 
     @property
     def response_tokens(self) -> int:
-        return len(self.tokens) - len(self.prompt.tokens)
+        """Tokens that the policy sampled, of all rows."""
+        if not self.turns:
+            return len(self.tokens) - len(self.prompt.tokens)
+        return sum(turn.stop - turn.start for row in self.rows for turn in row.turns)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What is trained on: the rows that were left, and the last one."""
+        last = Row(
+            tokens=self.tokens,
+            loss_mask=self.loss_mask,
+            rollout_logprobs=self.rollout_logprobs,
+            spans=self.spans,
+            turns=self.turns,
+            media=self.prompt.media,
+        )
+        return (*self.earlier, last)
 
     def judged(self, score: Score) -> Trajectory:
         """The same with a score. Written out: `dataclasses.replace` takes twice as long, per response."""
@@ -159,6 +214,10 @@ class Trajectory:
             finish=self.finish,
             text=self.text,
             score=score,
+            turns=self.turns,
+            earlier=self.earlier,
+            messages=self.messages,
+            truncated=self.truncated,
         )
 
     @classmethod
