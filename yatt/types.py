@@ -165,8 +165,8 @@ class Trajectory:
 
     Of a conversation, `turns` are the policy's, `messages` what was said, and what lies between two turns is not
     trained. Where the past was written anew on the way (a chat template drops old thoughts), the conversation went on
-    in another row: `earlier` are the rows that it left, in order, which share its score. `truncated` says which limit
-    ended it: turns, tokens or context."""
+    in another row: `earlier` are the rows that it left, in order, which share its score, and `forks` how often that was
+    so. `truncated` says which limit ended it: turns, tokens or context."""
 
     prompt: Prompt
     sibling: int
@@ -181,6 +181,7 @@ class Trajectory:
     earlier: tuple[Row, ...] = ()
     messages: tuple[Mapping[str, Any], ...] = ()
     truncated: str = ""
+    forks: int = 0
 
     @property
     def response_tokens(self) -> int:
@@ -218,6 +219,7 @@ class Trajectory:
             earlier=self.earlier,
             messages=self.messages,
             truncated=self.truncated,
+            forks=self.forks,
         )
 
     @classmethod
@@ -265,7 +267,8 @@ class Sample:
 
     `reward` is the trajectory's, for ranks that work advantages out per token. `reference` is how likely the reference
     finds the trained tokens, where that was worked out beforehand: a sum of log-probabilities. Tokens from `fresh` on
-    were sampled under the policy's version that is trained, those before it under earlier ones.
+    were sampled under the policy's version that is trained, those before it under earlier ones. `turn_rewards` are
+    those parts of the reward that came for a turn, each with the place of the turn's last token.
     """
 
     key: SampleKey
@@ -277,6 +280,7 @@ class Sample:
     reference: float | None = None
     media: tuple[Media, ...] = ()
     fresh: int = 0
+    turn_rewards: tuple[tuple[int, float], ...] = ()
 
     @property
     def trained_tokens(self) -> int:

@@ -251,6 +251,30 @@ class RewardConfig(Section):
         return {name: judge for name, judge in self.models.items() if judge.path is not None}
 
 
+class EnvironmentConfig(Section):
+    """What the policy talks to, in several turns. `environment: FILE.py:NAME` is short for its `function`."""
+
+    function: str | None = Field(
+        None,
+        description="FILE.py:NAME, package.module:NAME or a built-in: a class whose public methods are the policy's "
+        "tools, or an async function that plays a conversation; one turn each when unset.",
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Its keyword arguments, passed through.")
+    calls: str = Field("auto", description="Format of tool calls: hermes, llama3, mistral, glm; auto: the template's.")
+    max_turns: int = Field(16, ge=1, description="Most turns of the policy's in a conversation.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens that the policy samples in all turns together; no limit when unset."
+    )
+    timeout: float = Field(60.0, gt=0, description="Seconds for whatever is done between two turns.")
+    workers: int = Field(1, ge=1, description="Worker processes per controller.")
+    retries: int = Field(1, ge=0, description="How often a conversation that failed is played anew.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        return {"function": given} if isinstance(given, str) else given
+
+
 class OptimizerConfig(Section):
     learning_rate: float = Field(1e-6, gt=0, description="AdamW's largest rate.")
     min_learning_rate: float = Field(0.0, ge=0, description="Where the schedule ends.")
@@ -364,6 +388,7 @@ class Config(Section):
     critic: CriticConfig = Field(default_factory=CriticConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     train: TrainConfig
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     placement: PlacementConfig = Field(default_factory=PlacementConfig)

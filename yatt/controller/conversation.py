@@ -211,6 +211,7 @@ class Conversation:
             earlier=tuple(earlier),
             messages=tuple(newest.messages),
             truncated=self.truncated,
+            forks=self.forks,
         )
 
     async def _turn(self, row: OpenRow, tools: Tools, max_tokens: int | None) -> Answer:
