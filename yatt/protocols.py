@@ -11,7 +11,19 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from yatt.reports import UpdateReport
-from yatt.types import Completion, Media, Prompt, Pulse, Request, SampleKey, Score, Share, Trajectory, WeightManifest
+from yatt.types import (
+    Completion,
+    Finish,
+    Media,
+    Prompt,
+    Pulse,
+    Request,
+    SampleKey,
+    Score,
+    Share,
+    Trajectory,
+    WeightManifest,
+)
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -94,12 +106,13 @@ class Call:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What the policy said in one turn: the message as others see it, and the text as it was sampled. `mistakes` say of
-    each call that could not be read what is wrong with it."""
+    each call that could not be read what is wrong with it. `finish` is "length" where it was cut off."""
 
     message: Message
     text: str
     calls: tuple[Call, ...] = ()
     mistakes: tuple[str, ...] = ()
+    finish: Finish = "stop"
 
 
 class Chat(Protocol):

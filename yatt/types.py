@@ -48,7 +48,7 @@ class Media:
 class Prompt:
     """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included).
     `text` is what the policy reads; `question` what the row asks, without the marks of a chat template, for a judge to
-    read."""
+    read; `messages` the row as chat messages."""
 
     uid: int
     text: str
@@ -57,6 +57,7 @@ class Prompt:
     answer: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     media: tuple[Media, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yatt.errors import BackendError
+from yatt.errors import BackendError, ConversationEnded
 from yatt.protocols import Answer, Chat, Clock, Message, Tools
 from yatt.types import (
     Completion,
@@ -30,14 +30,6 @@ from yatt.types import (
 Ask = Callable[[Request], Awaitable[Completion]]
 """Draws one response."""
 SeedOf = Callable[[SampleKey], int]
-
-
-class ConversationEnded(Exception):
-    """The conversation may not go on: it reached a limit, of `reason` turns, tokens or context, or was aborted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +231,7 @@ class Conversation:
             raise ConversationEnded("aborted")
         if not len(completion.tokens):
             raise BackendError(f"request {request.key} was answered without a token")
-        return answer
+        return replace(answer, finish=completion.finish)
 
     def _request(self, row: OpenRow, max_tokens: int | None) -> Request:
         limits, key = self._limits, SampleKey(self.prompt.uid, self.sibling, self._asked)

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from yatt.controller.conversation import Conversation, ConversationEnded, Limits
+from yatt.controller.conversation import Conversation, Limits
 from yatt.controller.responder import Decode, Responder, request_seed
 from yatt.controller.router import Router
-from yatt.errors import BackendError
+from yatt.errors import BackendError, ConversationEnded
 from yatt.protocols import Chat, Clock, Environment, Scorer
 from yatt.types import Completion, Prompt, Request, SamplingParams, Score, Trajectory
 

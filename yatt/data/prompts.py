@@ -73,6 +73,7 @@ class PromptEncoder:
             answer=encodable(answer, data.answer_key),
             metadata=self._metadata(row),
             media=self._media(row),
+            messages=tuple(self.opened(as_messages(row[data.prompt_key]))),
         )
 
     def encode(self, prompt: Any) -> tuple[str, np.ndarray]:

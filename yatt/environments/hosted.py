@@ -1,0 +1,242 @@
+"""Environments of the user's, played in worker processes: what they do can be killed, and is given a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from yatt.config.schema import EnvironmentConfig
+from yatt.environments.frames import Link
+from yatt.errors import BackendError, BadRow, ConfigError, ConversationEnded
+from yatt.protocols import Talk
+from yatt.reward.process import ask_to_end, end, ending, spawn
+from yatt.types import Score
+
+IMPORT_SECONDS = 180.0
+END_SECONDS = 10.0
+GRACE_SECONDS = 1.0
+
+
+class HostedEnvironment:
+    """An Environment whose conversations are played in worker processes, many in each. `start` it first.
+
+    What is done between two turns has `environment.timeout` seconds: then the conversation is "timed_out", and its
+    worker is given no more; it is killed when its last conversation ends. Conversations whose worker dies are "failed".
+    Raises BackendError once workers no longer start."""
+
+    def __init__(self, config: EnvironmentConfig) -> None:
+        self._config = config
+        self._workers: list[_Worker] = []
+        self._retired: set[_Worker] = set()
+        self._starting = asyncio.Lock()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Returns once every worker has imported the environment. Raises BackendError saying what is wrong with it."""
+        self._workers = list(
+            await asyncio.gather(*(_Worker.started(self._config) for _ in range(self._config.workers)))
+        )
+
+    async def play(self, talk: Talk) -> Score | None:
+        worker = await self._free()
+        try:
+            return await worker.play(talk, self._config.timeout)
+        finally:
+            if worker.tainted and not worker.busy:
+                self._retired.discard(worker)
+                await worker.end()
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*(worker.end() for worker in (*self._workers, *self._retired)))
+        self._workers, self._retired = [], set()
+
+    async def _free(self) -> _Worker:
+        """The worker with the fewest conversations; those that are dead or tainted are replaced."""
+        async with self._starting:
+            for place, worker in enumerate(self._workers):
+                if worker.tainted:
+                    if worker.busy:
+                        self._retired.add(worker)
+                    if self._closed:
+                        raise BackendError("the environment's workers are closed")
+                    self._workers[place] = await _Worker.started(self._config)
+            return min(self._workers, key=lambda worker: worker.busy)
+
+
+class _Worker:
+    """One worker process, and the conversations that it plays."""
+
+    def __init__(self, process: subprocess.Popen[bytes], link: Link) -> None:
+        self._process, self._link = process, link
+        self._numbers = count()
+        self._inboxes: dict[int, asyncio.Queue[Mapping[str, Any] | None]] = {}
+        self._reading = asyncio.create_task(self._read())
+        self.tainted = False
+        self._how = ""
+
+    @classmethod
+    async def started(cls, config: EnvironmentConfig) -> _Worker:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.to_thread(spawn, "yatt.environments.worker:main", theirs)
+        link = await Link.over(ours)
+        name = f"environment.function={config.function}"
+        spec = {"setting": "environment.function", "reference": config.function, "arguments": dict(config.arguments)}
+        link.send(spec)
+        try:
+            said = await asyncio.wait_for(link.receive(), IMPORT_SECONDS)
+        except TimeoutError:
+            said = {"wrong": f"{name} does not import within {IMPORT_SECONDS:g} s"}
+        except EOFError:
+            said = {"wrong": f"{name}: its process died while starting ({ending(process, GRACE_SECONDS)})"}
+        if said["wrong"]:
+            link.close()
+            await asyncio.to_thread(end, process, END_SECONDS)
+            raise BackendError(said["wrong"])
+        return cls(process, link)
+
+    @property
+    def busy(self) -> int:
+        return len(self._inboxes)
+
+    async def play(self, talk: Talk, timeout: float) -> Score | None:
+        """Play one conversation: answer what it asks of the policy, until it is done."""
+        number, inbox = next(self._numbers), asyncio.Queue[Mapping[str, Any] | None]()
+        self._inboxes[number] = inbox
+        turns: set[asyncio.Task[None]] = set()
+        self._link.send({"number": number, "kind": "play", "row": _row(talk)})
+        try:
+            while True:
+                # While the policy has a turn, nothing is being waited for here.
+                message = await self._next(inbox, turns, timeout)
+                if message is None:
+                    how = self._how or "its socket was closed"
+                    return Score(status="failed", detail=f"the environment's process died ({how})")
+                match message["kind"]:
+                    case "done":
+                        return _score(message)
+                    case "reward":
+                        talk.reward(message["value"])
+                    case "failed_call":
+                        talk.failed_call()
+                    case _:
+                        turns.add(asyncio.create_task(self._turn(number, message, talk)))
+        except TimeoutError:
+            self.tainted = True
+            return Score(status="timed_out", detail=f"the environment said nothing for {timeout:g} s")
+        finally:
+            del self._inboxes[number]
+            for turn in turns:
+                turn.cancel()
+            self._link.send({"number": number, "kind": "cancel"})
+
+    async def end(self) -> None:
+        self._reading.cancel()
+        self._link.close()
+        await asyncio.to_thread(end, self._process, END_SECONDS)
+
+    async def _next(
+        self, inbox: asyncio.Queue[Mapping[str, Any] | None], turns: set[asyncio.Task[None]], timeout: float
+    ) -> Mapping[str, Any] | None:
+        """The next message. The time limit counts from the moment at which the policy has said all that it was asked.
+        Raises TimeoutError, and what a turn of the policy's raised."""
+        message = asyncio.ensure_future(inbox.get())
+        try:
+            while True:
+                done, _ = await asyncio.wait(
+                    {message, *turns}, timeout=None if turns else timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+                for turn in done & turns:
+                    turns.discard(turn)
+                    turn.result()
+                if message in done:
+                    return message.result()
+                if not done:
+                    raise TimeoutError
+        finally:
+            message.cancel()
+
+    async def _turn(self, number: int, asked: Mapping[str, Any], talk: Talk) -> None:
+        """Have the policy say what it was asked for, and tell the worker."""
+        answer: dict[str, Any]
+        try:
+            if asked["kind"] == "chat":
+                answer = {"value": await _chat(talk, asked)}
+            else:
+                answer = {"value": await _complete(talk, asked)}
+        except ConversationEnded as error:
+            answer = {"ended": error.reason}
+        except BadRow as error:
+            answer = {"wrong": str(error)}
+        self._link.send({"number": number, "kind": "answer", "call": asked["call"], **answer})
+
+    async def _read(self) -> None:
+        """Hand what the worker says to the conversation that it is about."""
+        try:
+            while True:
+                message = await self._link.receive()
+                if inbox := self._inboxes.get(message["number"]):
+                    inbox.put_nowait(message)
+        except (EOFError, KeyError, TypeError, ValueError):  # it died, or something else wrote into its socket
+            self.tainted = True
+            ask_to_end(self._process)
+            self._how = await asyncio.to_thread(ending, self._process, GRACE_SECONDS)
+            for inbox in self._inboxes.values():
+                inbox.put_nowait(None)
+
+
+async def _chat(talk: Talk, asked: Mapping[str, Any]) -> dict[str, Any]:
+    answer = await talk.chat(asked["messages"], asked["tools"], asked["max_tokens"])
+    return {
+        "message": dict(answer.message),
+        "content": answer.message["content"],
+        "calls": [{"name": call.name, "arguments": dict(call.arguments), "id": call.id} for call in answer.calls],
+        "mistakes": list(answer.mistakes),
+        "finish": answer.finish,
+    }
+
+
+async def _complete(talk: Talk, asked: Mapping[str, Any]) -> dict[str, Any]:
+    done = await talk.complete(np.array(asked["tokens"], dtype=np.int32), asked["max_tokens"])
+    return {"tokens": done.tokens.tolist(), "logprobs": done.rollout_logprobs.tolist(), "finish": done.finish}
+
+
+def _row(talk: Talk) -> dict[str, Any]:
+    """What an environment is told of a row."""
+    prompt = talk.prompt
+    return {
+        **prompt.metadata,
+        "prompt": prompt.text,
+        "messages": [dict(message) for message in prompt.messages],
+        "answer": prompt.answer,
+        "uid": prompt.uid,
+        "sibling": talk.sibling,
+    }
+
+
+def _score(message: Mapping[str, Any]) -> Score | None:
+    status, value = message["status"], message["value"]
+    if status == "ok" and value is None:
+        return None
+    return Score(status=status, value=value, parts=message["parts"], detail=message["detail"])
+
+
+def check_environment(config: EnvironmentConfig, knows_tools: bool) -> None:
+    """Import the environment once, in a process of its own. Raises ConfigError naming what is wrong with it, or that
+    the policy's chat template would tell it of no tools."""
+
+    async def check() -> None:
+        await (await _Worker.started(config)).end()
+
+    try:
+        asyncio.run(check())
+    except BackendError as error:
+        raise ConfigError(str(error)) from None
