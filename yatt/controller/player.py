@@ -94,7 +94,7 @@ class Player(Responder):
             whole = score is None or score.status == "ok"
             if talk.aborted or whole or attempt == setting.retries:
                 break
-        return talk.trajectory(), score
+        return talk.trajectory(), with_turns(score, talk.trajectory())
 
     async def _judge(self, trajectory: Trajectory, score: Score | None) -> Trajectory:
         """The trajectory with its score: the environment's, the rewards', or the sum of both."""
@@ -112,6 +112,15 @@ class Player(Responder):
         async for completions in self._router.generate([request]):
             return completions[0]
         raise BackendError(f"a generator did not answer request {request.key}")
+
+
+def with_turns(score: Score | None, trajectory: Trajectory) -> Score | None:
+    """The environment's score with the rewards that it gave for turns."""
+    early = [turn.reward for row in trajectory.rows for turn in row.turns if turn.reward is not None]
+    if not early or (score is not None and score.value is None):
+        return score
+    last = score or Score(status="ok", value=0.0)
+    return replace(last, value=(last.value or 0.0) + sum(early), parts={**last.parts, "turns": sum(early)})
 
 
 def _sum(environment: Score, judged: Score | None) -> Score:

@@ -27,13 +27,15 @@ class HostedEnvironment:
     """An Environment whose conversations are played in worker processes, many in each. `start` it first.
 
     What is done between two turns has `environment.timeout` seconds: then the conversation is "timed_out", and its
-    worker is given no more; it is killed when its last conversation ends. Conversations whose worker dies are "failed".
-    Raises BackendError once workers no longer start."""
+    worker is given no more; it is killed when its last conversation ends. Conversations whose worker dies are "failed";
+    played anew, each has a worker for itself, so that the one that killed it kills no others again. Raises BackendError
+    once workers no longer start."""
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self._config = config
         self._workers: list[_Worker] = []
         self._retired: set[_Worker] = set()
+        self._suspects: set[tuple[int, int]] = set()
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -44,9 +46,14 @@ class HostedEnvironment:
         )
 
     async def play(self, talk: Talk) -> Score | None:
-        worker = await self._free()
+        key = talk.prompt.uid, talk.sibling
+        worker = await (self._own() if key in self._suspects else self._free())
+        self._suspects.discard(key)
         try:
-            return await worker.play(talk, self._config.timeout)
+            score = await worker.play(talk, self._config.timeout)
+            if worker.dead:
+                self._suspects.add(key)
+            return score
         finally:
             if worker.tainted and not worker.busy:
                 self._retired.discard(worker)
@@ -56,6 +63,13 @@ class HostedEnvironment:
         self._closed = True
         await asyncio.gather(*(worker.end() for worker in (*self._workers, *self._retired)))
         self._workers, self._retired = [], set()
+
+    async def _own(self) -> _Worker:
+        """A worker for one conversation."""
+        worker = await _Worker.started(self._config)
+        worker.tainted = True
+        self._retired.add(worker)
+        return worker
 
     async def _free(self) -> _Worker:
         """The worker with the fewest conversations; those that are dead or tainted are replaced."""
@@ -73,12 +87,13 @@ class HostedEnvironment:
 class _Worker:
     """One worker process, and the conversations that it plays."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: Link) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], link: Link, *, tools: bool) -> None:
         self._process, self._link = process, link
+        self.tools = tools
         self._numbers = count()
         self._inboxes: dict[int, asyncio.Queue[Mapping[str, Any] | None]] = {}
         self._reading = asyncio.create_task(self._read())
-        self.tainted = False
+        self.tainted = self.dead = False
         self._how = ""
 
     @classmethod
@@ -101,7 +116,7 @@ class _Worker:
             link.close()
             await asyncio.to_thread(end, process, END_SECONDS)
             raise BackendError(said["wrong"])
-        return cls(process, link)
+        return cls(process, link, tools=said["tools"])
 
     @property
     def busy(self) -> int:
@@ -186,7 +201,7 @@ class _Worker:
                 if inbox := self._inboxes.get(message["number"]):
                     inbox.put_nowait(message)
         except (EOFError, KeyError, TypeError, ValueError):  # it died, or something else wrote into its socket
-            self.tainted = True
+            self.tainted = self.dead = True
             ask_to_end(self._process)
             self._how = await asyncio.to_thread(ending, self._process, GRACE_SECONDS)
             for inbox in self._inboxes.values():
@@ -233,10 +248,17 @@ def check_environment(config: EnvironmentConfig, knows_tools: bool) -> None:
     """Import the environment once, in a process of its own. Raises ConfigError naming what is wrong with it, or that
     the policy's chat template would tell it of no tools."""
 
-    async def check() -> None:
-        await (await _Worker.started(config)).end()
+    async def tools() -> bool:
+        worker = await _Worker.started(config)
+        await worker.end()
+        return worker.tools
 
     try:
-        asyncio.run(check())
+        lacking = asyncio.run(tools()) and not knows_tools
     except BackendError as error:
         raise ConfigError(str(error)) from None
+    if lacking:
+        raise ConfigError(
+            f"environment.function={config.function} has tools, and the tokenizer's chat template tells the model of "
+            "none; use a model whose template does, or an environment without tools"
+        )

@@ -112,9 +112,7 @@ def _play_of(setting: str, reference: str, arguments: Mapping[str, Any]) -> tupl
     if inspect.isclass(function):
         schemas = tool_schemas(function, told)
         if not schemas and not hasattr(function, "step"):
-            raise ConfigError(
-                f"{told} has neither tools, which are its public methods, nor `step`; give it one of both"
-            )
+            raise ConfigError(f"{told} has neither tools, its public methods, nor `step`; give it one of them")
         return lambda session: play_class(function, told, arguments, session), bool(schemas)
     named = inspect.signature(function).parameters
     if not inspect.iscoroutinefunction(function) or "session" not in named:
