@@ -5,22 +5,23 @@ Every wait here has a deadline; past it `WaitTimeout` names those that did not c
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from yatt.reports import UpdateReport
 from yatt.types import (
+    Answer,
     Completion,
-    Finish,
     Media,
+    Message,
     Prompt,
     Pulse,
     Request,
     SampleKey,
     Score,
     Share,
+    Tools,
     Trajectory,
     WeightManifest,
 )
@@ -86,33 +87,6 @@ class Scorer(Protocol):
     async def close(self) -> None:
         """Stop workers; leaves no process behind."""
         ...
-
-
-Message = dict[str, Any]
-"""A chat message: role, content, and where it has them tool_calls and name."""
-Tools = Sequence[Mapping[str, Any]]
-"""JSON schemas of tools, as chat templates read them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """A call of a tool. `id` is its number in the turn, as text."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    id: str = "0"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What the policy said in one turn: the message as others see it, and the text as it was sampled. `mistakes` say of
-    each call that could not be read what is wrong with it. `finish` is "length" where it was cut off."""
-
-    message: Message
-    text: str
-    calls: tuple[Call, ...] = ()
-    mistakes: tuple[str, ...] = ()
-    finish: Finish = "stop"
 
 
 class Chat(Protocol):

@@ -8,7 +8,7 @@ log-probability of `tokens[t]` given `tokens[:t]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -129,6 +129,36 @@ class Score:
     value: float | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     detail: str = ""
+
+
+Message = dict[str, Any]
+"""A chat message: role, content, and where it has them tool_calls and name."""
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of tools, as chat templates read them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A call of a tool. `id` is its number in the turn, as text."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str = "0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the policy said in one turn: the message as others see it, and the text as it was sampled. `mistakes` say of
+    each call that could not be read what is wrong with it. `finish` is "length" where it was cut off. It `said` so many
+    tokens, and `read` so many before."""
+
+    message: Message
+    text: str
+    calls: tuple[Call, ...] = ()
+    mistakes: tuple[str, ...] = ()
+    finish: Finish = "stop"
+    read: int = 0
+    said: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from yatt.controller.conversation import Limits
 from yatt.controller.player import Player, Setting
 from yatt.controller.tally import Tally, as_group, count
 from yatt.environments.chat import Chat
+from yatt.environments.endpoint import read_request
 from yatt.environments.hosted import HostedEnvironment, check_environment
 from yatt.errors import BackendError, ConfigError
 from yatt.types import Completion, Prompt, Request, SamplingParams, Span, Trajectory
@@ -92,7 +94,7 @@ def play(
     policy = Policy(texts)
     key = world, repr(settings)
     if key not in STAGE:
-        STAGE[key] = HostedEnvironment(EnvironmentConfig(function=f"{WORLDS}:{world}", **settings))
+        STAGE[key] = HostedEnvironment(EnvironmentConfig(**{"function": f"{WORLDS}:{world}", **settings}))
         LOOP.run_until_complete(STAGE[key].start())
     setting = Setting(
         environment=STAGE[key],
@@ -231,6 +233,57 @@ def test_a_function_has_a_session_and_what_does_not_go_on_is_another_row() -> No
     assert [sample.key.turn for sample in every] == [0, 1, 2] and len({sample.reward for sample in every}) == 1
 
 
+def test_an_agent_over_http_records_what_a_class_does() -> None:
+    (over_http,), _ = play("agent", calls, function=f"{WORLDS.with_name('agents.py')}:agent")
+    assert over_http.score is not None and (over_http.score.status, over_http.score.value) == ("ok", 1.0)
+    assert said(over_http) == [calls(0, 0) + "<|im_end|>", "It is 7.<|im_end|>"]
+    assert len(over_http.rows) == 1 and [m["role"] for m in over_http.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    (row,) = over_http.rows
+    assert row.loss_mask.sum() == over_http.response_tokens
+
+
+PROGRAM = """
+import json, os, sys, urllib.request
+row = json.load(sys.stdin)
+body = json.dumps({"messages": row["messages"]}).encode()
+headers = {"Authorization": "Bearer " + os.environ["OPENAI_API_KEY"], "Content-Type": "application/json"}
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body, headers)
+said = json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+print("I heard", said)
+print(json.dumps({"reward": float(row["answer"] in said), "length": len(said)}))
+"""
+
+
+def test_a_program_is_an_agent(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(PROGRAM)
+    command = f"{sys.executable} {tmp_path}/agent.py"
+    (trajectory,), _ = play("", lambda sibling, turn: "7, I think", command=command, function=None)
+    assert trajectory.score is not None and trajectory.score.value == 1.0 and trajectory.score.parts == {"length": 10.0}
+    (failed,), _ = play("", lambda sibling, turn: "7", command="exit 3", function=None, retries=0)
+    assert failed.score is not None and "the agent ended with status 3" in failed.score.detail
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "messages must be a list"),
+        ({"messages": [{"content": "x"}]}, r"messages\[0\] has no role"),
+        ({"messages": [{"role": "user", "content": "x"}], "n": 2}, "n=2 is not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is no text"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
+        ({"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}, "max_tokens=0 must be"),
+    ],
+)
+def test_requests_that_mean_nothing_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_request(asked)
+
+
 @pytest.mark.parametrize(
     ("limits", "reason", "turns"),
     [
@@ -259,7 +312,7 @@ def test_aborted_conversations_have_no_score() -> None:
         ("Untyped", "argument a of tool tool has no type; annotate it"),
         ("Undocumented", "tool tool has no docstring, by which the policy knows it"),
         ("Nothing", "has neither tools, its public methods, nor `step`"),
-        ("plain", "is neither a class nor an async function of `session`"),
+        ("plain", "is neither a class, nor an async function of `session`, nor"),
         ("Nowhere", "has no 'Nowhere'"),
     ],
 )

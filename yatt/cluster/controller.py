@@ -149,7 +149,7 @@ class ControllerActor:
     async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> Setting | None:
         """What conversations are played in, its workers started."""
         config, environment = self._config, self._config.environment
-        if environment.function is None:
+        if not environment.played:
             return None
         hosted = HostedEnvironment(environment)
         await hosted.start()

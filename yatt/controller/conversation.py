@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yatt.errors import BackendError, ConversationEnded
-from yatt.protocols import Answer, Chat, Clock, Message, Tools
+from yatt.protocols import Chat, Clock
 from yatt.types import (
+    Answer,
     Completion,
     Finish,
     Media,
+    Message,
     Prompt,
     Request,
     Row,
     SampleKey,
     SamplingParams,
     Span,
+    Tools,
     Trajectory,
     Turn,
 )
@@ -231,7 +234,8 @@ class Conversation:
             raise ConversationEnded("aborted")
         if not len(completion.tokens):
             raise BackendError(f"request {request.key} was answered without a token")
-        return replace(answer, finish=completion.finish)
+        read, said = len(request.tokens), len(completion.tokens)
+        return replace(answer, finish=completion.finish, read=read, said=said)
 
     def _request(self, row: OpenRow, max_tokens: int | None) -> Request:
         limits, key = self._limits, SampleKey(self.prompt.uid, self.sibling, self._asked)

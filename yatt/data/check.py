@@ -72,7 +72,7 @@ def check_scoring(config: Config) -> None:
         if name is not None:
             find(f"algorithm.{setting}", name)
     source, tokenizer = open_source(config.data, config.run.seed), load_tokenizer(config.model.path)
-    if config.environment.function is not None:
+    if config.environment.played:
         check_environment(config.environment, Chat(tokenizer, config.environment.calls).knows_tools)
     encode = row_encoder(config, tokenizer, source)
     for row in range(len(source)):

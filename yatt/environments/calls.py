@@ -7,7 +7,7 @@ import re
 from typing import Any, Protocol
 
 from yatt.errors import ConfigError
-from yatt.protocols import Call
+from yatt.types import Call
 from yatt.user_functions import nearest
 
 Read = tuple[str, list[Call], list[str]]

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from yatt.data.turns import ResponseText, Turn
 from yatt.environments.calls import CallFormat, call_format
 from yatt.errors import BadRow
-from yatt.protocols import Answer, Message, Tools
 from yatt.text import one_line
+from yatt.types import Answer, Message, Tools
 
 
 class Chat:

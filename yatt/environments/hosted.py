@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
 from typing import Any
 
 import numpy as np
 
 from yatt.config.schema import EnvironmentConfig
+from yatt.environments.endpoint import Endpoint
 from yatt.environments.frames import Link
 from yatt.errors import BackendError, BadRow, ConfigError, ConversationEnded
 from yatt.protocols import Talk
 from yatt.reward.process import ask_to_end, end, ending, spawn
-from yatt.types import Score
+from yatt.types import Answer, Message, Score, Tools
 
 IMPORT_SECONDS = 180.0
 END_SECONDS = 10.0
@@ -37,20 +39,23 @@ class HostedEnvironment:
         self._retired: set[_Worker] = set()
         self._suspects: set[tuple[int, int]] = set()
         self._starting = asyncio.Lock()
+        self._endpoint: Endpoint | None = None
         self._closed = False
 
     async def start(self) -> None:
         """Returns once every worker has imported the environment. Raises BackendError saying what is wrong with it."""
-        self._workers = list(
-            await asyncio.gather(*(_Worker.started(self._config) for _ in range(self._config.workers)))
-        )
+        starting = (_Worker.started(self._config) for _ in range(self._config.workers))
+        self._workers = list(await asyncio.gather(*starting))
+        if self._workers[0].endpoint:
+            self._endpoint = Endpoint()
+            await self._endpoint.start()
 
     async def play(self, talk: Talk) -> Score | None:
         key = talk.prompt.uid, talk.sibling
         worker = await (self._own() if key in self._suspects else self._free())
         self._suspects.discard(key)
         try:
-            score = await worker.play(talk, self._config.timeout)
+            score = await worker.play(talk, self._config.timeout, self._endpoint)
             if worker.dead:
                 self._suspects.add(key)
             return score
@@ -63,6 +68,8 @@ class HostedEnvironment:
         self._closed = True
         await asyncio.gather(*(worker.end() for worker in (*self._workers, *self._retired)))
         self._workers, self._retired = [], set()
+        if self._endpoint is not None:
+            await self._endpoint.close()
 
     async def _own(self) -> _Worker:
         """A worker for one conversation."""
@@ -87,11 +94,11 @@ class HostedEnvironment:
 class _Worker:
     """One worker process, and the conversations that it plays."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: Link, *, tools: bool) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], link: Link, *, tools: bool, endpoint: bool) -> None:
         self._process, self._link = process, link
-        self.tools = tools
+        self.tools, self.endpoint = tools, endpoint
         self._numbers = count()
-        self._inboxes: dict[int, asyncio.Queue[Mapping[str, Any] | None]] = {}
+        self._plays: dict[int, _Play] = {}
         self._reading = asyncio.create_task(self._read())
         self.tainted = self.dead = False
         self._how = ""
@@ -103,9 +110,8 @@ class _Worker:
         with theirs:
             process = await asyncio.to_thread(spawn, "yatt.environments.worker:main", theirs)
         link = await Link.over(ours)
-        name = f"environment.function={config.function}"
-        spec = {"setting": "environment.function", "reference": config.function, "arguments": dict(config.arguments)}
-        link.send(spec)
+        name = f"environment.function={config.function}" if config.function else f"environment.command={config.command}"
+        link.send({"reference": config.function, "command": config.command, "arguments": dict(config.arguments)})
         try:
             said = await asyncio.wait_for(link.receive(), IMPORT_SECONDS)
         except TimeoutError:
@@ -116,25 +122,23 @@ class _Worker:
             link.close()
             await asyncio.to_thread(end, process, END_SECONDS)
             raise BackendError(said["wrong"])
-        return cls(process, link, tools=said["tools"])
+        return cls(process, link, tools=said["tools"], endpoint=said["endpoint"])
 
     @property
     def busy(self) -> int:
-        return len(self._inboxes)
+        return len(self._plays)
 
-    async def play(self, talk: Talk, timeout: float) -> Score | None:
+    async def play(self, talk: Talk, timeout: float, endpoint: Endpoint | None) -> Score | None:
         """Play one conversation: answer what it asks of the policy, until it is done."""
-        number, inbox = next(self._numbers), asyncio.Queue[Mapping[str, Any] | None]()
-        self._inboxes[number] = inbox
-        turns: set[asyncio.Task[None]] = set()
-        self._link.send({"number": number, "kind": "play", "row": _row(talk)})
+        number, play = next(self._numbers), _Play(talk, timeout)
+        self._plays[number] = play
+        row, key = _row(talk), ""
+        if endpoint is not None:
+            key = endpoint.admit(play.chat)
+            row["endpoint"] = {"base_url": endpoint.address, "api_key": key}
+        self._link.send({"number": number, "kind": "play", "row": row})
         try:
-            while True:
-                # While the policy has a turn, nothing is being waited for here.
-                message = await self._next(inbox, turns, timeout)
-                if message is None:
-                    how = self._how or "its socket was closed"
-                    return Score(status="failed", detail=f"the environment's process died ({how})")
+            while (message := await play.next()) is not None:
                 match message["kind"]:
                     case "done":
                         return _score(message)
@@ -143,14 +147,17 @@ class _Worker:
                     case "failed_call":
                         talk.failed_call()
                     case _:
-                        turns.add(asyncio.create_task(self._turn(number, message, talk)))
+                        play.begin(self._answer(number, message, play))
+            how = self._how or "its socket was closed"
+            return Score(status="failed", detail=f"the environment's process died ({how})")
         except TimeoutError:
             self.tainted = True
             return Score(status="timed_out", detail=f"the environment said nothing for {timeout:g} s")
         finally:
-            del self._inboxes[number]
-            for turn in turns:
-                turn.cancel()
+            del self._plays[number]
+            play.end()
+            if endpoint is not None:
+                endpoint.dismiss(key)
             self._link.send({"number": number, "kind": "cancel"})
 
     async def end(self) -> None:
@@ -158,35 +165,14 @@ class _Worker:
         self._link.close()
         await asyncio.to_thread(end, self._process, END_SECONDS)
 
-    async def _next(
-        self, inbox: asyncio.Queue[Mapping[str, Any] | None], turns: set[asyncio.Task[None]], timeout: float
-    ) -> Mapping[str, Any] | None:
-        """The next message. The time limit counts from the moment at which the policy has said all that it was asked.
-        Raises TimeoutError, and what a turn of the policy's raised."""
-        message = asyncio.ensure_future(inbox.get())
-        try:
-            while True:
-                done, _ = await asyncio.wait(
-                    {message, *turns}, timeout=None if turns else timeout, return_when=asyncio.FIRST_COMPLETED
-                )
-                for turn in done & turns:
-                    turns.discard(turn)
-                    turn.result()
-                if message in done:
-                    return message.result()
-                if not done:
-                    raise TimeoutError
-        finally:
-            message.cancel()
-
-    async def _turn(self, number: int, asked: Mapping[str, Any], talk: Talk) -> None:
+    async def _answer(self, number: int, asked: Mapping[str, Any], play: _Play) -> None:
         """Have the policy say what it was asked for, and tell the worker."""
         answer: dict[str, Any]
         try:
             if asked["kind"] == "chat":
-                answer = {"value": await _chat(talk, asked)}
+                answer = {"value": _told(await play.talk.chat(asked["messages"], asked["tools"], asked["max_tokens"]))}
             else:
-                answer = {"value": await _complete(talk, asked)}
+                answer = {"value": await _complete(play.talk, asked)}
         except ConversationEnded as error:
             answer = {"ended": error.reason}
         except BadRow as error:
@@ -198,18 +184,65 @@ class _Worker:
         try:
             while True:
                 message = await self._link.receive()
-                if inbox := self._inboxes.get(message["number"]):
-                    inbox.put_nowait(message)
+                if play := self._plays.get(message["number"]):
+                    play.inbox.put_nowait(message)
         except (EOFError, KeyError, TypeError, ValueError):  # it died, or something else wrote into its socket
             self.tainted = self.dead = True
             ask_to_end(self._process)
             self._how = await asyncio.to_thread(ending, self._process, GRACE_SECONDS)
-            for inbox in self._inboxes.values():
-                inbox.put_nowait(None)
+            for play in self._plays.values():
+                play.inbox.put_nowait(None)
 
 
-async def _chat(talk: Talk, asked: Mapping[str, Any]) -> dict[str, Any]:
-    answer = await talk.chat(asked["messages"], asked["tools"], asked["max_tokens"])
+class _Play:
+    """One conversation under way: what its worker says, and the turns of the policy's that are asked for."""
+
+    def __init__(self, talk: Talk, timeout: float) -> None:
+        self.talk, self._timeout = talk, timeout
+        self.inbox: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
+        self._turns: set[asyncio.Task[Any]] = set()
+        self._since = time.monotonic()
+
+    def begin(self, turn: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Let the policy have a turn, beside others."""
+        task = asyncio.create_task(turn)
+        self._turns.add(task)
+        return task
+
+    async def chat(self, messages: Sequence[Message], tools: Tools, max_tokens: int | None) -> Answer:
+        """A turn that came from elsewhere than the worker's socket."""
+        answer: Answer = await self.begin(self.talk.chat(messages, tools, max_tokens))
+        return answer
+
+    async def next(self) -> Mapping[str, Any] | None:
+        """The next message; None where the process has died. Raises TimeoutError where nothing is said for the time
+        limit, which counts from the moment at which the policy has said all that it was asked; and what broke a turn.
+        """
+        message = asyncio.ensure_future(self.inbox.get())
+        try:
+            while True:
+                left = None if self._turns else self._since + self._timeout - time.monotonic()
+                if left is not None and left <= 0 and not message.done():
+                    raise TimeoutError
+                done, _ = await asyncio.wait({message, *self._turns}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                for turn in done & self._turns:
+                    self._turns.discard(turn)
+                    self._since = time.monotonic()
+                    if not turn.cancelled() and not isinstance(turn.exception(), ConversationEnded | BadRow | None):
+                        turn.result()
+                if message in done:
+                    self._since = time.monotonic()
+                    return message.result()
+        finally:
+            message.cancel()
+
+    def end(self) -> None:
+        for turn in self._turns:
+            turn.cancel()
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """An answer as a worker is told it."""
     return {
         "message": dict(answer.message),
         "content": answer.message["content"],

@@ -50,6 +50,7 @@ class Session:
 
     def __init__(self, row: Mapping[str, Any], send: Send, tell: Tell) -> None:
         self.row = dict(row)
+        self.endpoint: dict[str, str] = self.row.pop("endpoint", {})
         self._send, self._tell = send, tell
 
     async def chat(

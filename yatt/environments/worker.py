@@ -7,14 +7,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from yatt.environments.frames import Link
-from yatt.environments.session import Session, play_class
+from yatt.environments.session import Session, in_thread, play_class
 from yatt.environments.tools import tool_schemas
 from yatt.errors import ConfigError, ConversationEnded
 from yatt.reward.function import BadResult, as_number, shown
@@ -40,11 +42,12 @@ async def _serve(end: socket.socket) -> None:
     link = await Link.over(end)
     asked = await link.receive()
     try:
-        play, tools = _play_of(asked["setting"], asked["reference"], asked["arguments"])
+        command = asked["command"]
+        played = _command(command) if command else _play_of(asked["reference"], asked["arguments"])
     except ConfigError as error:
         return link.send({"wrong": _clean(str(error))})
-    link.send({"wrong": "", "tools": tools})
-    worker = Worker(link, play)
+    link.send({"wrong": "", "tools": played.tools, "endpoint": played.endpoint})
+    worker = Worker(link, played.play)
     while True:
         worker.hear(await link.receive())
 
@@ -105,27 +108,70 @@ class Worker:
         self._link.send({"number": number, "kind": "done", **result})
 
 
-def _play_of(setting: str, reference: str, arguments: Mapping[str, Any]) -> tuple[Play, bool]:
-    """How one conversation is played, and whether by a class with tools. Raises ConfigError."""
-    told = f"{setting}={reference}"
-    function = find(setting, reference, BUILTINS)
+class Played(NamedTuple):
+    """How one conversation is played; whether the policy is given tools of ours, and whether the endpoint is asked."""
+
+    play: Play
+    tools: bool = False
+    endpoint: bool = False
+
+
+def _play_of(reference: str, arguments: Mapping[str, Any]) -> Played:
+    """How a conversation of a user's class or function is played. Raises ConfigError."""
+    told = f"environment.function={reference}"
+    function = find("environment.function", reference, BUILTINS)
     if inspect.isclass(function):
         schemas = tool_schemas(function, told)
         if not schemas and not hasattr(function, "step"):
             raise ConfigError(f"{told} has neither tools, its public methods, nor `step`; give it one of them")
-        return lambda session: play_class(function, told, arguments, session), bool(schemas)
+        return Played(lambda session: play_class(function, told, arguments, session), tools=bool(schemas))
     named = inspect.signature(function).parameters
-    if not inspect.iscoroutinefunction(function) or "session" not in named:
-        raise ConfigError(f"{told} is neither a class nor an async function of `session`; make it one of both")
+    asks = "session" in named and inspect.iscoroutinefunction(function)
+    if not asks and not {"base_url", "api_key"} <= named.keys():
+        raise ConfigError(
+            f"{told} is neither a class, nor an async function of `session`, nor a function of `base_url` and "
+            "`api_key`; make it one of them"
+        )
     wrong = [name for name in arguments if name not in named]
     if wrong:
         raise ConfigError(f"{told} takes no argument {wrong[0]!r}; it takes {', '.join(named)}")
 
     async def play(session: Session) -> Any:
-        given = {"row": session.row} if "row" in named else {}
-        return await function(session=session, **given, **arguments)
+        known = {"row": session.row, "session": session, **session.endpoint}
+        given = {name: value for name, value in known.items() if name in named}
+        if inspect.iscoroutinefunction(function):
+            return await function(**given, **arguments)
+        return await in_thread(function, **given, **arguments)
 
-    return play, False
+    return Played(play, endpoint=not asks)
+
+
+def _command(command: str) -> Played:
+    """A program that is started for each conversation, and asks the endpoint."""
+
+    async def play(session: Session) -> Any:
+        where = {"OPENAI_BASE_URL": session.endpoint["base_url"], "OPENAI_API_KEY": session.endpoint["api_key"]}
+        process = await asyncio.create_subprocess_shell(
+            command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, **where},
+            start_new_session=True,
+        )
+        try:
+            said, _ = await process.communicate(json.dumps(session.row).encode())
+        finally:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode:
+            raise RuntimeError(f"the agent ended with status {process.returncode}")
+        lines = said.decode(errors="replace").strip().splitlines()
+        with contextlib.suppress(ValueError):
+            last = json.loads(lines[-1]) if lines else None
+            return last if isinstance(last, int | float | dict) else None
+        return None
+
+    return Played(play, endpoint=True)
 
 
 def _result(returned: Any) -> dict[str, Any]:
