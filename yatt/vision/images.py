@@ -36,6 +36,12 @@ class ImageReader:
         rows, columns = smart_resize(height, width, size * self.merge, limits["shortest_edge"], limits["longest_edge"])
         return 1, rows // size, columns // size
 
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of the largest image there can be; a larger one is resized."""
+        edge = self._processor.patch_size * self.merge
+        return int(self._processor.size["longest_edge"]) // edge**2
+
     def tokens(self, patches: Patches) -> int:
         """How many tokens an image of so many patches takes."""
         times, rows, columns = patches
