@@ -23,9 +23,9 @@ from yatt.data.prompts import load_tokenizer
 from yatt.data.turns import Turn, named_ends
 from yatt.errors import BackendError, ConfigError, WaitTimeout, YattError
 from yatt.generation.engine import Engine, Image, Read, Sampled
+from yatt.generation.facts import served_facts
 from yatt.generation.kind import Device
 from yatt.generation.running import Running, StopStrings, Stream, same_prompt
-from yatt.generation.sight import sees
 from yatt.generation.table import ENGINES
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
@@ -217,7 +217,8 @@ class SteppedGenerator:
             build = getattr(importlib.import_module(module), name)
             gc.freeze()
             self._engine = build(**self._arguments)
-            if not self.classifies and sees(self._model):
+            facts = served_facts(self._model, self._arguments["setting"], classifies=self.classifies)
+            if facts.vision is not None:
                 self._images = importlib.import_module(IMAGES).ImageQueue(self._model)
         except YattError:
             raise

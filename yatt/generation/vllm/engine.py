@@ -23,8 +23,8 @@ from yatt.config.facts import tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError
 from yatt.generation.engine import Image, Read, Sampled, Step
+from yatt.generation.facts import served_facts
 from yatt.generation.kind import Device
-from yatt.generation.sight import model_config, sees
 from yatt.generation.table import check_options
 from yatt.generation.vllm.arguments import arguments, shape
 from yatt.types import Finish, SamplingParams, WeightManifest
@@ -66,9 +66,10 @@ class VllmEngine:
             worker_extension_cls="yatt.generation.vllm.worker.WorkerExtension",
             disable_log_stats=True,
         )
-        self._vision: Any = importlib.import_module(VISION) if sees(model) else None
+        facts = served_facts(model, setting, classifies=classifies)
+        self._vision: Any = None if facts.vision is None else importlib.import_module(VISION)
         if self._vision is not None:
-            self._vision.prepare(model, model_config(model)["architectures"][0])
+            self._vision.prepare(facts.architecture)
             chosen |= self._vision.OPTIONS
         vllm_config: VllmConfig = EngineArgs(**chosen).create_engine_config()
         self._core = InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False)
@@ -77,7 +78,7 @@ class VllmEngine:
         self._on_cpu = device == "cpu"
         self._sleeps = config.sleep
         self._shapes = tensor_shapes(model)
-        self._tied = bool(model_config(model).get("tie_word_embeddings", False))
+        self._tied = facts.tied
 
     def add(
         self,
