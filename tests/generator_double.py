@@ -31,8 +31,8 @@ class DoubleGenerator:
     """Implements `yatt.protocols.Generator`.
 
     Token t of a response is a hash of (prompt, images, seed unless greedy, version, t), uniform over `vocabulary`, and
-    takes `seconds_per_token`. What goes on from the tokens of another response is another prompt. Temperatures above 0, truncation and stop strings change nothing. A manifest with an empty path
-    stands for weights of which only the version is of interest.
+    takes `seconds_per_token`. Temperatures above 0, truncation and stop strings change nothing. A manifest with an
+    empty path stands for weights of which only the version is of interest.
     """
 
     def __init__(
