@@ -212,8 +212,8 @@ class Packed(Lean):
 class OwnMemory:
     """Keeps images in this process."""
 
-    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
-        return tuple(Media(handle=image, nbytes=image.nbytes) for image in images)
+    def hold(self, images: Sequence[Media]) -> tuple[Media, ...]:
+        return tuple(images)
 
 
 class Naive(Central):

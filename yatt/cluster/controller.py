@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from yatt.data.rows import RowSource
 from yatt.data.source import open_source
 from yatt.data.turns import ResponseText
 from yatt.placement.plan import Layout, Role
-from yatt.protocols import Peers
+from yatt.protocols import MediaStore, Peers
 from yatt.reports import EvaluationReport, StepReport
 from yatt.reward.filter import load_filter
 
@@ -120,8 +120,10 @@ class ControllerActor:
         )
         tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
         place = {"index": self._index, "count": self._count}
+        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
+        store = partial(RayMediaStore, together=len(nodes) == 1)
         if not config.algorithm.recipe.reinforces:
-            self._controller = self._evaluator = self._offline(parts, tokenizer)
+            self._controller = self._evaluator = self._offline(parts, tokenizer, store)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
@@ -129,8 +131,6 @@ class ControllerActor:
         self._scorer = scorer
         await scorer.start()
         reading = Reading(decode=ResponseText(tokenizer), scorer=scorer)
-        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
-        store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
@@ -140,11 +140,13 @@ class ControllerActor:
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
-    def _offline(self, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> OfflineController:
+    def _offline(
+        self, parts: Parts, tokenizer: PreTrainedTokenizerFast, store: Callable[[], MediaStore]
+    ) -> OfflineController:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
-        encode, reference = row_encoder(config, tokenizer, source), None
-        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count)
+        encode, reference = row_encoder(config, tokenizer, source, store()), None
+        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
         if config.algorithm.precompute_reference:
             rows = good_rows(source, encode, **place)
             reference = PrecomputedReference(
