@@ -267,6 +267,7 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="AdamW's two decay rates of the moments.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay.")
+    vision_rate: float = Field(1.0, gt=0, description="Factor of a trained vision tower's learning rate.")
     clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
 
 
@@ -296,6 +297,7 @@ class TrainConfig(Section):
     attention: Literal["auto", "buckets", "varlen", "flex"] = Field(
         "auto", description="Kernel of attention over packed sequences; auto: the one for the device."
     )
+    vision: Literal["frozen", "trained"] = Field("frozen", description="What a policy's vision tower does.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
 
