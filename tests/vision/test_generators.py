@@ -19,8 +19,8 @@ from tests.generator_contract import NEVER, answers, requests, until_running, un
 from tests.test_generator_double import double
 from tests.test_generator_simulated import simulated
 from tests.tiny_models import save_tiny
-from tests.vision.generator_contract import SeeingContract, SeeingProtocolContract, looks, picture
 from tests.vision.models import save_seeing
+from tests.vision.seeing_contract import SeeingContract, SeeingProtocolContract, looks, picture
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError
 from yatt.generation.images import ImageQueue
@@ -39,7 +39,7 @@ def test_an_engine_passes_the_suite(engine):
     """The engine's environment has to be there before Python starts, as in a run."""
     own = ENGINES[engine].environment("cpu") | {"OMP_NUM_THREADS": "1", "YATT_TEST_ENGINE": engine}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "generator_suite.py")],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "seeing_suite.py")],
         cwd=HERE.parents[1],
         env={**os.environ, **own},
         capture_output=True,
@@ -77,9 +77,9 @@ def gate(monkeypatch) -> threading.Event:
     """Images are read once it is set."""
     gate, read = threading.Event(), ImageReader.read
 
-    def wait(self, image):
+    def wait(self, *image):
         assert gate.wait(60)
-        return read(self, image)
+        return read(self, *image)
 
     monkeypatch.setattr(ImageReader, "read", wait)
     return gate
@@ -119,7 +119,7 @@ async def test_text_is_drawn_while_an_image_is_read(make, gate):
     for images in (first, *others):
         for image, one in zip(images, first, strict=True):
             assert image.patches is one.patches
-    expected = ImageReader(generator._model).read(picture(2).file)
+    expected = ImageReader(generator._model).read(picture(2).file, (1, 4, 6))
     assert np.array_equal(first[1].patches, expected) and first[1].media.patches == (1, 4, 6)
     await generator.close()
 

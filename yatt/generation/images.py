@@ -51,8 +51,8 @@ class ImageQueue:
         patches = self._used.get(media.digest)
         if patches is None:
             try:
-                patches = self._reader.read(media.handle)
-            except Exception as error:  # an image library raises whatever its decoders raise
+                patches = self._reader.read(media.handle, media.patches)
+            except Exception as error:  # decoders raise whatever they like
                 raise BackendError(f"image {number} cannot be read: {one_line(error)}") from error
             self.read += 1
             self._used[media.digest] = patches
@@ -61,7 +61,7 @@ class ImageQueue:
         return patches
 
     def _check(self, number: int, media: Media, patches: np.ndarray) -> None:
-        """What was said of an image and what it is must agree: an engine would put its embeddings elsewhere."""
+        """What is said of an image must agree with itself: an engine would put its embeddings elsewhere."""
         if len(patches) != math.prod(media.patches) or media.tokens != self._reader.tokens(media.patches):
             raise BackendError(
                 f"image {number} has {len(patches)} patches, but is said to have {' x '.join(map(str, media.patches))} "

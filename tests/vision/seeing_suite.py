@@ -19,8 +19,8 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from tests.generator_contract import LONG, answers, requests, served, swap, until_sampled
 from tests.generator_suite import ENGINE, make, place
-from tests.vision.generator_contract import SeeingContract, looks, picture
 from tests.vision.models import IMAGE, VISION_START, Seeing, save_seeing
+from tests.vision.seeing_contract import SeeingContract, looks, picture
 from yatt.errors import BackendError
 from yatt.generation.stepped import SteppedGenerator
 from yatt.types import Completion, Request, WeightManifest
@@ -56,7 +56,7 @@ class Reference:
         kinds = torch.zeros_like(ids)
         for media in request.media:
             kinds[0, media.start : media.start + media.tokens] = 1
-        files = [Image.open(io.BytesIO(media.handle)) for media in request.media]
+        files = [Image.open(io.BytesIO(media.handle.tobytes())) for media in request.media]
         images = self.processor(images=files, return_tensors="pt")
         model, grid = self.model.model, images["image_grid_thw"]
         tower = model.visual(images["pixel_values"], grid_thw=grid, return_dict=True)
@@ -119,10 +119,11 @@ def tower(generator: SteppedGenerator) -> torch.nn.Module:
 
 
 async def test_logprobs_are_those_of_transformers(case):
-    """Siblings of two images of two sizes; of a sequence that goes on after tokens that look like images; of text."""
+    """Siblings of two images of two sizes; of one shown twice, after which tokens look like images."""
     await swap(case.generator, case.publish(await served(case.generator) + 1, 0))
     pictures = [picture(1, 24, 24), picture(2, 16, 40)]
-    wanted = looks(4, pictures, max_tokens=40) + looks(4, pictures[::-1], max_tokens=40, after=MOVED)
+    again = [pictures[1], *pictures]
+    wanted = looks(4, pictures, max_tokens=40) + looks(4, again, max_tokens=40, after=MOVED)
     assert case.references[0].gap(wanted, await answers(case.generator, wanted)) <= TOLERANCE
 
 
@@ -184,9 +185,10 @@ async def test_an_image_that_cannot_be_read_ends_its_own_stream(case):
     torn = picture(4)._replace(file=picture(4).file[:40])
     with pytest.raises(BackendError, match="image 2 cannot be read"):
         await answers(case.generator, looks(2, [picture(3), torn]))
-    other = picture(4)._replace(file=picture(5, 32, 32).file)
-    with pytest.raises(BackendError, match="has 64 patches, but is said to have 1 x 4 x 6 and to take 6 tokens"):
-        await answers(case.generator, looks(1, [other]))
+    (wrong,) = looks(1, [picture(4)])
+    media = dataclasses.replace(wrong.media[0], tokens=5)
+    with pytest.raises(BackendError, match="has 24 patches, but is said to have 1 x 4 x 6 and to take 5 tokens"):
+        await answers(case.generator, [dataclasses.replace(wrong, media=(media,))])
     assert [len(c.tokens) for c in await task] == [LONG, LONG]
     assert (await case.generator.pulse()).running == 0
 
