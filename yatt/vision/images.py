@@ -95,10 +95,14 @@ class ImageReader:
     def read(self, image: np.ndarray, patches: Patches | None = None) -> np.ndarray:
         """The patches [P, 3 * times * size * size] uint8 of the image of these bytes, so many as `patches` (by default
         `size`) says: a tower's input once it is normalised, which is for the device (`normalised`)."""
-        _, rows, columns = patches or self.size(image)
-        merge, size = self.merge, self._processor.patch
+        patches = patches or self.size(image)
         with _opened(image.tobytes()) as opened:
-            pixels = ImageOps.exif_transpose(opened).convert("RGB")
+            return self.patched(ImageOps.exif_transpose(opened).convert("RGB"), patches)
+
+    def patched(self, pixels: Image.Image, patches: Patches) -> np.ndarray:
+        """The patches of an upright RGB image, as `read` gives them."""
+        _, rows, columns = patches
+        merge, size = self.merge, self._processor.patch
         fitting = pixels.resize((columns * size, rows * size), Image.Resampling(self._processor.resample))
         blocks = np.asarray(fitting).reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
         # Patches of one token stand together; within a patch a channel's frames, all alike, and their rows and columns.
