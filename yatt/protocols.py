@@ -155,8 +155,9 @@ class Environment(Protocol):
 class MediaStore(Protocol):
     """Where a controller's images lie until the step is over: once each, on its own node."""
 
-    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
-        """Take the images of one prompt in, each [N] uint8; they are freed when nobody names one of them any more."""
+    def hold(self, images: Sequence[Media]) -> tuple[Media, ...]:
+        """Take the images of one prompt in, whose handles are their bytes, [N] uint8. Returns them with handles of the
+        store's; they are freed when nobody names one of them any more."""
         ...
 
 

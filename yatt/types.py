@@ -34,11 +34,13 @@ class Media:
 
     Its `patches` (times, rows, columns) are what the vision tower reads of it. It takes the place of `tokens` tokens of
     the sequence, from `start` on: they are known by their place, never by their id, for a policy may sample that id.
-    `digest` names the bytes: equal for equal images."""
+    `digest` names the bytes: equal for equal images. `pixels` (rows, columns) is its size in the file, upright, from
+    which another model has patches of its own."""
 
     handle: Any
     nbytes: int
     digest: str = ""
+    pixels: tuple[int, int] = (0, 0)
     patches: tuple[int, int, int] = (0, 0, 0)
     start: int = 0
     tokens: int = 0

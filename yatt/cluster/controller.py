@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -50,7 +50,7 @@ from yatt.data.turns import ResponseText
 from yatt.environments.chat import Chat
 from yatt.environments.hosted import HostedEnvironment
 from yatt.placement.plan import Layout, Role
-from yatt.protocols import Peers
+from yatt.protocols import MediaStore, Peers
 from yatt.reports import EvaluationReport, StepReport
 from yatt.reward.filter import load_filter
 
@@ -125,8 +125,10 @@ class ControllerActor:
         )
         tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
         place = {"index": self._index, "count": self._count}
+        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
+        store = partial(RayMediaStore, together=len(nodes) == 1)
         if not config.algorithm.recipe.reinforces:
-            self._controller = self._evaluator = self._offline(parts, tokenizer)
+            self._controller = self._evaluator = self._offline(parts, tokenizer, store)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
@@ -135,8 +137,6 @@ class ControllerActor:
         await scorer.start()
         self._setting = await self._open_environment(tokenizer)
         reading = Reading(decode=ResponseText(tokenizer), scorer=scorer, setting=self._setting)
-        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
-        store = partial(RayMediaStore, together=len(nodes) == 1)
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
@@ -162,11 +162,13 @@ class ControllerActor:
             judged=bool(config.reward.function or config.reward.functions or config.reward.models),
         )
 
-    def _offline(self, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> OfflineController:
+    def _offline(
+        self, parts: Parts, tokenizer: PreTrainedTokenizerFast, store: Callable[[], MediaStore]
+    ) -> OfflineController:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
-        encode, reference = row_encoder(config, tokenizer, source), None
-        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count)
+        encode, reference = row_encoder(config, tokenizer, source, store()), None
+        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
         if config.algorithm.precompute_reference:
             rows = good_rows(source, encode, **place)
             reference = PrecomputedReference(

@@ -59,7 +59,13 @@ class DataConfig(Section):
     answer_key: str = Field("answer", description="Column of the reference answer; may be absent from the data.")
     answer_after: str | None = Field(None, min_length=1, description="Mark the answer stands behind, such as '####'.")
     system_key: str | None = Field("system", description="Column of a row's own system message; null leaves it out.")
-    media_key: str | None = Field(None, description="Column of a prompt's images: a path, base64 text, or a list.")
+    media_key: str | None = Field(
+        None, description="Column of a row's images: paths, base64 text or bytes; images or image when unset."
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="Larger images are made smaller; the model's limit if lower."
+    )
+    fetch_images: bool = Field(False, description="Fetch images that rows name by an http or https address.")
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
@@ -178,6 +184,7 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="AdamW's two decay rates of the moments.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay.")
+    vision_rate: float = Field(1.0, gt=0, description="Factor of a trained vision tower's learning rate.")
     clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
 
 
@@ -207,6 +214,7 @@ class TrainConfig(Section):
     attention: Literal["auto", "buckets", "varlen", "flex"] = Field(
         "auto", description="Kernel of attention over packed sequences; auto: the one for the device."
     )
+    vision: Literal["frozen", "trained"] = Field("frozen", description="What a policy's vision tower does.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
 

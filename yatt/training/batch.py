@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yatt.errors import BackendError
 from yatt.training.attention import Packing, packing
+from yatt.training.images import Eyes, Sight
 from yatt.types import Denominator, Pair, Sample, Share
 
 
@@ -42,7 +43,8 @@ class PackedBatch:
 @dataclass(slots=True)
 class MicroBatch:
     """A packed batch with what the model needs beside it. `tokens`, `position_ids` [1, P]: the batch's T tokens and,
-    for sequence parallelism, up to tp - 1 more that lengthen its last sequence. `trained` counts the loss mask.
+    for sequence parallelism, up to tp - 1 more that lengthen its last sequence. `trained` counts the loss mask. `sight`
+    is there where the policy sees.
 
     The other columns [T] are what the step's models say of it before the first update, on the last pipeline stage:
     log-probabilities of the policy, the reference and the teacher, the critic's values; and what follows from them."""
@@ -53,6 +55,7 @@ class MicroBatch:
     packing: Packing
     trained: int
     advantages: Tensor
+    sight: Sight | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     teacher_logprobs: Tensor | None = None
@@ -86,8 +89,15 @@ def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample |
     return updates
 
 
-def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: torch.device, multiple: int) -> MicroBatch:
-    """Lay samples and both sequences of pairs end to end, the whole padded to a `multiple` of tokens."""
+def pack(
+    samples: Sequence[Sample | Pair],
+    denominator: Denominator,
+    device: torch.device,
+    multiple: int,
+    eyes: Eyes | None = None,
+) -> MicroBatch:
+    """Lay samples and both sequences of pairs end to end, the whole padded to a `multiple` of tokens. Their images are
+    for `eyes` alone."""
     sequences = [sequence for sample in samples for sequence in sample.sequences]
     lengths = [len(sequence.tokens) for sequence in sequences]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -137,6 +147,7 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
         packing=packing(padded, device),
         trained=int(mask.sum()),
         advantages=batch.advantages,
+        sight=None if eyes is None else eyes.see(sequences, padded, device),
     )
 
 
