@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart genrm chain vision check test test-long lint bench lock clean
+.PHONY: help install quickstart genrm chain agent vision check test test-long lint bench lock clean
 .DELETE_ON_ERROR:
 
 SEED ?= 0
@@ -61,6 +61,9 @@ chain: $(STAMP) ## The same sums through the whole chain: SFT, preferences, a re
 
 vision: $(STAMP) ## A tiny policy that sees learns to name a colour in a picture (SEED=0 CONTROLLERS=2 ENGINE=vllm|sglang)
 	@$(BIN)/python examples/vision/run.py --seed $(SEED) --controllers $(CONTROLLERS) --engine $(ENGINE)
+
+agent: $(STAMP) ## Products that a tiny model learns to ask a calculator for (SEED=0 CONTROLLERS=2 ENGINE=vllm|sglang)
+	@$(BIN)/python examples/agent/run.py --seed $(SEED) --controllers $(CONTROLLERS) --engine $(ENGINE)
 
 lint: $(STAMP) ## Style, format, types
 	@$(BIN)/ruff check

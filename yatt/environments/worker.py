@@ -23,7 +23,13 @@ from yatt.reward.function import BadResult, as_number, shown
 from yatt.reward.keeper import keep
 from yatt.user_functions import describe, find
 
-BUILTINS: dict[str, str] = {}
+BUILTINS = {
+    "calculator": "yatt.environments.builtin.calculator:Calculator",
+    "python": "yatt.environments.builtin.interpreter:Python",
+    "guess": "yatt.environments.builtin.games:Guess",
+    "reasoning_gym": "yatt.environments.builtin.reasoning:ReasoningGym",
+    "gymnasium": "yatt.environments.builtin.games:Gymnasium",
+}
 LONGEST_DETAIL = 500
 
 Play = Callable[[Session], Awaitable[Any]]
