@@ -17,7 +17,7 @@ from yatt.data.source import open_evaluation, open_source
 from yatt.data.turns import Turn
 from yatt.environments.chat import Chat
 from yatt.environments.hosted import check_environment
-from yatt.errors import DataError
+from yatt.errors import ConfigError, DataError
 from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
 from yatt.reward.mixed import check_rewards
@@ -78,6 +78,11 @@ def check_scoring(config: Config) -> None:
     for row in range(len(source)):
         with suppress(DataError):
             prompt = encode_row(source, encode, row, row)
+            if config.environment.played and prompt.media:
+                raise ConfigError(
+                    f"environment={config.environment.function or config.environment.command} is given text alone, and "
+                    f"{source.origin(row)} has images; use rows without"
+                )
             check_rewards(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
             return
 
