@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.generator_contract import LONG, answers, requests, same, until_running
+from tests.generator_contract import answers, requests, same, until_running
 from tests.vision.models import IMAGE, MERGE, PATCH, VISION_END, VISION_START, png
 from yatt.types import Completion, Media, Request, SampleKey, SamplingParams
 
@@ -70,13 +70,13 @@ class SeeingProtocolContract:
 
     async def test_requests_with_images_can_be_aborted(self, generator):
         """Also before their images are read."""
-        wanted = looks(2, [picture(number) for number in range(20, 26)], max_tokens=LONG)
+        wanted = looks(2, [picture(number) for number in range(20, 26)], max_tokens=60)
         task = asyncio.create_task(answers(generator, wanted))
         await until_running(generator, 2)
         await generator.abort([wanted[0].key])
         aborted, other = await task
-        assert (aborted.finish, other.finish, len(other.tokens)) == ("aborted", "length", LONG)
-        assert len(aborted.tokens) < LONG
+        assert (aborted.finish, other.finish, len(other.tokens)) == ("aborted", "length", 60)
+        assert len(aborted.tokens) < 60
 
 
 class SeeingContract(SeeingProtocolContract):

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-from tests.generator_contract import LONG, answers, requests, served, swap, until_sampled
+from tests.generator_contract import answers, requests, served, swap, until_sampled
 from tests.generator_suite import ENGINE, make, place
 from tests.vision.models import IMAGE, VISION_START, Seeing, save_seeing
 from tests.vision.seeing_contract import SeeingContract, looks, picture
@@ -144,7 +144,7 @@ async def test_logprobs_of_a_request_that_lived_through_a_load(case):
     """Its later tokens are drawn from images that the new tower has read."""
     version = await swap(case.generator, case.publish(await served(case.generator) + 1, 0))
     new = case.publish(version + 1, 1)
-    wanted = looks(3, [picture(1)], max_tokens=LONG, after=MOVED)
+    wanted = looks(3, [picture(1)], max_tokens=80, after=MOVED)
     task = asyncio.create_task(answers(case.generator, wanted))
     await until_sampled(case.generator, 60)
     await swap(case.generator, new)
@@ -181,7 +181,7 @@ async def test_siblings_share_one_call_of_the_tower(case):
 
 async def test_an_image_that_cannot_be_read_ends_its_own_stream(case):
     """So does one that is not what was said of it; what runs beside it goes on."""
-    task = asyncio.create_task(answers(case.generator, looks(2, [picture(3)], max_tokens=LONG)))
+    task = asyncio.create_task(answers(case.generator, looks(2, [picture(3)], max_tokens=60)))
     torn = picture(4)._replace(file=picture(4).file[:40])
     with pytest.raises(BackendError, match="image 2 cannot be read"):
         await answers(case.generator, looks(2, [picture(3), torn]))
@@ -189,7 +189,7 @@ async def test_an_image_that_cannot_be_read_ends_its_own_stream(case):
     media = dataclasses.replace(wrong.media[0], tokens=5)
     with pytest.raises(BackendError, match="has 24 patches, but is said to have 1 x 4 x 6 and to take 5 tokens"):
         await answers(case.generator, [dataclasses.replace(wrong, media=(media,))])
-    assert [len(c.tokens) for c in await task] == [LONG, LONG]
+    assert [len(c.tokens) for c in await task] == [60, 60]
     assert (await case.generator.pulse()).running == 0
 
 

@@ -65,7 +65,7 @@ def _limited(self: MultiModalRegistry, model_config: Any) -> Any:
     return model
 
 
-MultiModalRegistry._get_model_cls = _limited
+MultiModalRegistry._get_model_cls = _limited  # type: ignore[method-assign]
 
 
 def prepare(architecture: str) -> None:
