@@ -19,10 +19,10 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
 - `decoded`: images of which engines and ranks made patches in a step, those that controllers checked, and those that a
   central controller decoded. `bytes_less` and `cpu_less` are those of `floats` over the row's.
 
-`object_store_...`, `decoded` and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are run,
-rows of parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are CPU
-seconds over the row's, `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add
-over their size. Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`,
+`object_store_...`, `decoded` and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are
+run, rows of parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are
+CPU seconds over the row's, `growth` the largest controller's growth over lean's, `image_copies` the bytes that images
+add over their size. Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`,
 `cpu_tree_s_turns` has all.
 """
 

@@ -182,7 +182,9 @@ def test_every_form_gives_the_same_prompt(model, tmp_path, form):
     assert prompt.text == f"user: {START}{PAD}{END}a b\nassistant: " and prompt.question == "<image>a b"
     digest = xxhash.xxh3_128_hexdigest(ONE)
     start = int(np.flatnonzero(prompt.tokens == image_tokens(model).image)[0])
-    assert prompt.media == (Media(handle=0, nbytes=len(ONE), digest=digest, patches=(1, 4, 6), start=start, tokens=6),)
+    assert prompt.media == (
+        Media(handle=0, nbytes=len(ONE), digest=digest, pixels=(16, 24), patches=(1, 4, 6), start=start, tokens=6),
+    )
     assert not {"images", "image"} & set(prompt.metadata)
 
 

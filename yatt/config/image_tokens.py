@@ -17,16 +17,16 @@ class ImageTokens(NamedTuple):
     end: int
 
 
-def image_tokens(path: str) -> ImageTokens | None:
+def image_tokens(path: str, setting: str = "model.path") -> ImageTokens | None:
     """Those of the model in this folder; None where it has no vision tower, or no config.json. Raises ConfigError where
     it has a tower and does not name them."""
     if not (Path(path) / "config.json").is_file():
         return None
-    config = read_json(Path(path) / "config.json", "model.path")
+    config = read_json(Path(path) / "config.json", setting)
     if not isinstance(config.get("vision_config"), dict):
         return None
     names = [f"{name}_token_id" for name in ("vision_start", "image", "vision_end")]
     wrong = [name for name in names if type(config.get(name)) is not int]
     if wrong:
-        raise ConfigError(f"model.path={path}: its config.json names no token under {', '.join(wrong)}")
+        raise ConfigError(f"{setting}={path}: its config.json names no token under {', '.join(wrong)}")
     return ImageTokens(*(config[name] for name in names))

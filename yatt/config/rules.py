@@ -301,9 +301,16 @@ def _reward(case: Case) -> Iterator[str]:
     rewards = [*functions, *(f"reward.models.{name}" for name in reward.models)]
     if case.offline and rewards:
         yield f"{rewards[0]} has no meaning for {case.name}; unset it"
-    if not case.offline and not rewards and not case.config.algorithm.recipe.teacher:
+    environment = case.config.environment
+    if environment.function is not None and environment.command is not None:
+        yield f"environment.function={environment.function} and environment.command are both set; keep one of them"
+    if case.offline and environment.played:
+        yield f"environment={environment.function or environment.command} has no meaning for {case.name}; unset it"
+    if not (case.offline or rewards or case.config.algorithm.recipe.teacher or environment.played):
         fitting = "reasoning_gym" if tasks else "FILE.py:NAME, package.module:NAME or a built-in"
         yield f"reward.function is not set; set it to {fitting}"
+    if environment.function is not None:
+        functions["environment.function"] = environment.function
     for setting, name in functions.items():
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not os.path.isfile(file):

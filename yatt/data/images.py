@@ -118,6 +118,10 @@ class ImagePlaces:
         """A text that goes through no template, with the tokens of an image in each place."""
         return text.replace(MARK, self._written)
 
+    def unseen(self, text: str) -> str:
+        """A text of somebody else's that shows no image: what would be an image's token in it is a mere word."""
+        return text.replace(self._token, TAG)
+
     def read(self, images: Sequence[Found], index: int) -> list[Media]:
         """What the images of row `index` are, their bytes in place of a handle. Raises BadRow."""
         return [self._read(image, index) for image in images]
@@ -130,13 +134,21 @@ class ImagePlaces:
         data = read_image(image.value, image.where, self._folder(index), self._fetch)
         digest = xxhash.xxh3_128_hexdigest(data.data)
         try:
-            patches = self._reader.size(data)
+            pixels = self._reader.pixels(data)
+            (media,) = self.measured([Media(handle=data, nbytes=data.nbytes, digest=digest, pixels=pixels)])
             self._decode(data, digest)
         except BadRow as error:
             raise BadRow(f"{image.where}: {error}") from None
-        return Media(
-            handle=data, nbytes=data.nbytes, digest=digest, patches=patches, tokens=self._reader.tokens(patches)
-        )
+        return media
+
+    def measured(self, images: Sequence[Media]) -> list[Media]:
+        """The images with the patches and tokens that this model has of them. Raises BadRow for one that it cannot
+        read."""
+        sizes = [self._reader.fitting(image.pixels) for image in images]
+        return [
+            replace(image, patches=size, tokens=self._reader.tokens(size))
+            for image, size in zip(images, sizes, strict=True)
+        ]
 
     def _decode(self, data: np.ndarray, digest: str) -> None:
         """Whether it can be done, once per image: whoever makes its patches would fail otherwise, in the middle of a

@@ -83,6 +83,7 @@ class PromptEncoder:
             answer=encodable(answer, data.answer_key),
             metadata=self._metadata(row),
             media=media,
+            messages=tuple(self.opened(as_messages(prompt))),
         )
 
     def marked(self, prompt: Any, row: Row) -> tuple[Any, list[Found]]:

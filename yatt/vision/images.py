@@ -42,8 +42,8 @@ class ImageReader:
     for `size` to say, and for `read` to be told. Raises ConfigError where the folder's processor cannot be followed, or
     `max_pixels` is under the least that it makes of an image."""
 
-    def __init__(self, folder: str, max_pixels: int | None = None) -> None:
-        self._processor = read_processor(folder, max_pixels)
+    def __init__(self, folder: str, max_pixels: int | None = None, setting: str = "model.path") -> None:
+        self._processor = read_processor(folder, max_pixels, setting)
         self.merge = self._processor.merge
         self.mean = np.array(self._processor.mean, np.float32)
         self.std = np.array(self._processor.std, np.float32)
@@ -51,14 +51,24 @@ class ImageReader:
     def size(self, image: np.ndarray) -> Patches:
         """How many patches the image of these bytes has, from its header: nothing is decoded. Raises BadRow for what
         is no image, or one that is not read."""
-        made, data = self._processor, image.tobytes()
+        return self.fitting(self.pixels(image))
+
+    def pixels(self, image: np.ndarray) -> tuple[int, int]:
+        """Rows and columns of the image, upright, from its header. Raises BadRow as `size` does."""
+        data = image.tobytes()
         with _opened(data) as opened:
             try:
                 turned = _turned(opened, data)
             except Exception as error:  # PIL raises whatever a file's notes lead it to
                 raise BadRow(f"the image's EXIF notes cannot be read: {one_line(error)}") from None
             width, height = opened.size[::-1] if turned else opened.size
-        rows, columns = fitted(height, width, made.patch * made.merge, made.least, made.most)
+        return height, width
+
+    def fitting(self, pixels: tuple[int, int]) -> Patches:
+        """How many patches an image of so many rows and columns of pixels has. Raises BadRow for one too long for its
+        width."""
+        made = self._processor
+        rows, columns = fitted(*pixels, made.patch * made.merge, made.least, made.most)
         return 1, rows // made.patch, columns // made.patch
 
     def check(self, image: np.ndarray) -> None:
@@ -71,6 +81,11 @@ class ImageReader:
                 opened.crop((0, 0, 1, 1)).convert("RGB")
             except Exception as error:  # each decoder has errors of its own
                 raise BadRow(f"the image cannot be decoded: {one_line(error)}") from None
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens of the largest image there can be; a larger one is resized."""
+        return self._processor.most // (self._processor.patch * self.merge) ** 2
 
     def tokens(self, patches: Patches) -> int:
         """How many tokens an image of so many patches takes."""

@@ -40,11 +40,11 @@ class Processor(NamedTuple):
     std: list[float]
 
 
-def read_processor(folder: str, max_pixels: int | None = None) -> Processor:
-    """The processor of a model folder, its `most` no more than `max_pixels`. Raises ConfigError where a file is missing
-    or torn, or asks for what is not done here."""
-    at = f"model.path={folder}"
-    given = DEFAULTS | {name: value for name, value in _given(folder).items() if value is not None}
+def read_processor(folder: str, max_pixels: int | None = None, setting: str = "model.path") -> Processor:
+    """The processor of a model folder, which `setting` names, its `most` no more than `max_pixels`. Raises ConfigError
+    where a file is missing or torn, or asks for what is not done here."""
+    at = f"{setting}={folder}"
+    given = DEFAULTS | {name: value for name, value in _given(folder, setting).items() if value is not None}
     if given["image_processor_type"] not in KINDS:
         raise ConfigError(
             f"{at}: image_processor_type={given['image_processor_type']} is not followed; use one of {', '.join(KINDS)}"
@@ -72,11 +72,11 @@ def read_processor(folder: str, max_pixels: int | None = None) -> Processor:
     )
 
 
-def _given(folder: str) -> Mapping[str, Any]:
+def _given(folder: str, setting: str) -> Mapping[str, Any]:
     """What the folder's files say: processor_config.json under image_processor, else preprocessor_config.json."""
     whole = Path(folder) / "processor_config.json"
-    inside = read_json(whole, "model.path").get("image_processor") if whole.exists() else None
-    return inside if isinstance(inside, Mapping) else read_json(Path(folder) / "preprocessor_config.json", "model.path")
+    inside = read_json(whole, setting).get("image_processor") if whole.exists() else None
+    return inside if isinstance(inside, Mapping) else read_json(Path(folder) / "preprocessor_config.json", setting)
 
 
 def _limits(given: Mapping[str, Any], at: str) -> tuple[int, int]:
