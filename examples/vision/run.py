@@ -44,7 +44,7 @@ def show_steps(rows: Sequence[Mapping[str, Any]]) -> None:
     size = max(1, -(-len(steps) // SHOWN))
     for start in range(0, len(steps), size):
         some = steps[start : start + size]
-        right = sum(row["reward"] for row in some) / len(some)
+        right = sum(row["reward_mean"] for row in some) / len(some)
         table.add_row(f"{some[0]['step']}-{some[-1]['step']}", f"{right:6.1%} {'█' * round(BAR * right)}")
     console.print(table)
 
