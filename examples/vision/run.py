@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import run as quickstart  # the quickstart's: `squares` puts its folder first
-import squares
+import colours
+import run as quickstart  # the quickstart's: `colours` puts its folder first
 from rich.table import Table
 
 from yatt.faces.rundir import RunDirectory
@@ -32,7 +32,7 @@ def reinforce(seed: int, controllers: int, engine: str) -> None:
     console.print("[bold]3/3 GRPO:[/] the right colour earns 1, anything else 0")
     shutil.rmtree(GRPO.path, ignore_errors=True)
     settings = (f"run.seed={seed}", f"cluster.controllers={controllers}", f"rollout.engine={engine}")
-    quickstart.yatt("train", quickstart.relative(squares.HERE / "grpo.yaml"), *settings)
+    quickstart.yatt("train", quickstart.relative(colours.HERE / "grpo.yaml"), *settings)
 
 
 def show_steps(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -44,7 +44,7 @@ def show_steps(rows: Sequence[Mapping[str, Any]]) -> None:
     size = max(1, -(-len(steps) // SHOWN))
     for start in range(0, len(steps), size):
         some = steps[start : start + size]
-        right = sum(row["reward"] for row in some) / len(some)
+        right = sum(row["reward_mean"] for row in some) / len(some)
         table.add_row(f"{some[0]['step']}-{some[-1]['step']}", f"{right:6.1%} {'█' * round(BAR * right)}")
     console.print(table)
 
@@ -72,12 +72,12 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir(quickstart.ROOT)  # runs/ is there
     started = time.monotonic()
-    made = squares.prepare(options.seed)
-    where = quickstart.relative(squares.WORK)
+    made = colours.prepare(options.seed)
+    where = quickstart.relative(colours.WORK)
     console.print(f"[bold]1/3 Model and pictures:[/] {'made' if made else 'already there'}, {where}")
     prepared = time.monotonic()
     how = "SFT on pictures with the right colour, a few of them"
-    ran = quickstart.teach(SFT, squares.HERE / "sft.yaml", squares.WORK, options.seed, "2/3 Warm start", how)
+    ran = quickstart.teach(SFT, colours.HERE / "sft.yaml", colours.WORK, options.seed, "2/3 Warm start", how)
     warmed = time.monotonic()
     reinforce(options.seed, options.controllers, options.engine)
     ended = time.monotonic()

@@ -25,9 +25,9 @@ FOLDER = ROOT / "examples" / "vision"
 
 
 @pytest.fixture(scope="module")
-def squares() -> ModuleType:
+def colours() -> ModuleType:
     path = list(sys.path)
-    spec = importlib.util.spec_from_file_location("squares", FOLDER / "squares.py")
+    spec = importlib.util.spec_from_file_location("colours", FOLDER / "colours.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path[:] = path
@@ -35,27 +35,27 @@ def squares() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def work(squares, tmp_path_factory):
+def work(colours, tmp_path_factory):
     out = tmp_path_factory.mktemp("vision") / "work"
     few = dict(DEMONSTRATIONS=12, TRAIN_PROMPTS=10, EVAL_PROMPTS=8)
-    before = {name: getattr(squares, name) for name in few}
+    before = {name: getattr(colours, name) for name in few}
     for name, count in few.items():
-        setattr(squares, name, count)
-    assert squares.prepare(0, out) and not squares.prepare(0, out)
+        setattr(colours, name, count)
+    assert colours.prepare(0, out) and not colours.prepare(0, out)
     for name, count in before.items():
-        setattr(squares, name, count)
+        setattr(colours, name, count)
     return out
 
 
-def test_the_left_square_has_the_colour_of_the_answer(squares):
+def test_the_left_square_has_the_colour_of_the_answer(colours):
     random = np.random.default_rng(3)
     for _ in range(50):
-        image, colour = squares.picture(random)
+        image, colour = colours.picture(random)
         coloured = np.abs(image.astype(int) - 240).max(axis=2) > 60
         column = int(np.flatnonzero(coloured.any(axis=0))[0])
         row = int(np.flatnonzero(coloured[:, column])[0])
         shade = image[row, column].astype(int)
-        nearest = min(squares.COLOURS, key=lambda name: np.abs(shade - squares.COLOURS[name]).sum())
+        nearest = min(colours.COLOURS, key=lambda name: np.abs(shade - colours.COLOURS[name]).sum())
         assert nearest == colour and image.shape == (24, 24, 3)
 
 
@@ -65,7 +65,7 @@ def test_transformers_loads_the_model(work):
 
 
 @pytest.mark.parametrize(("settings", "file"), [("sft", "demonstrations"), ("grpo", "train"), ("grpo", "eval")])
-def test_rows_are_read_as_the_settings_say(squares, work, settings, file):
+def test_rows_are_read_as_the_settings_say(colours, work, settings, file):
     model, path = str(work / "model"), str(work / f"{file}.parquet")
     config = load_config(str(FOLDER / f"{settings}.yaml"), [f"model.path={model}", f"data.path={path}"])
     source, store, words = open_files(path, "data.path"), ListStore(), load_tokenizer(model)
@@ -77,7 +77,7 @@ def test_rows_are_read_as_the_settings_say(squares, work, settings, file):
         if settings == "sft":
             assert said == source.row(number)["response"] + "<|im_end|>" and item.loss_mask.sum() == 2
         else:
-            assert said == "" and item.answer in squares.COLOURS
+            assert said == "" and item.answer in colours.COLOURS
     pixels = np.asarray(Image.open(io.BytesIO(store.held[0])))
     patches = ImageReader(model).read(np.frombuffer(store.held[0], np.uint8))
     assert patches.shape == (36, 3 * 2 * 4 * 4) and np.isin(patches, pixels).all()

@@ -35,6 +35,11 @@ class Parcel:
             self.ref, self._images = ray.put(self._images), []
         return self.ref
 
+    def image(self, number: int) -> np.ndarray:
+        """The bytes of one of them, where this parcel was made."""
+        image: np.ndarray = (self._images if self.ref is None else ray.get(self.ref))[number]
+        return image
+
     def add(self, image: np.ndarray) -> ImageHandle:
         self._images.append(image)
         self.nbytes += image.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Sequence
@@ -9,8 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from yatt.types import Group, Trajectory
+from yatt.cluster.media import ImageHandle
+from yatt.text import one_line
+from yatt.types import Group, Media, Trajectory
+from yatt.vision.images import thumbnail
 
+IMAGES, SIDE = 4, 96
+"""Of a prompt's images so many are shown, at most so many pixels wide and high."""
 _log = logging.getLogger(__name__)
 
 
@@ -48,20 +54,39 @@ class SampleLog:
 
 def _row(step: int, t: Trajectory) -> dict[str, Any]:
     """The line of one trajectory."""
-    return {
-        "step": step,
-        "uid": t.prompt.uid,
-        "sibling": t.sibling,
-        "prompt": t.prompt.text,
-        "response": t.text,
-        "reward": t.score.value if t.score else None,
-        "parts": dict(t.score.parts) if t.score else {},
-        "status": t.score.status if t.score else None,
-        "detail": t.score.detail if t.score else "",
-        "finish": t.finish,
-        "response_tokens": t.response_tokens,
-        "answer": t.prompt.answer,
-    } | (_conversation(t) if t.turns else {})
+    images = {"images": _thumbnails(t.prompt.media)} if t.prompt.media else {}
+    return (
+        {
+            "step": step,
+            "uid": t.prompt.uid,
+            "sibling": t.sibling,
+            "prompt": t.prompt.text,
+            "response": t.text,
+            "reward": t.score.value if t.score else None,
+            "parts": dict(t.score.parts) if t.score else {},
+            "status": t.score.status if t.score else None,
+            "detail": t.score.detail if t.score else "",
+            "finish": t.finish,
+            "response_tokens": t.response_tokens,
+            "answer": t.prompt.answer,
+        }
+        | images
+        | (_conversation(t) if t.turns else {})
+    )
+
+
+def _thumbnails(images: Sequence[Media]) -> list[str]:
+    """Small ones of the first, as data: addresses."""
+    shown = []
+    for image in images[:IMAGES]:
+        try:
+            handle = ImageHandle(*image.handle)
+            small = thumbnail(handle.parcel.image(handle.number), SIDE)
+        except Exception as error:  # what is only shown ends no run
+            _log.warning(f"an image cannot be shown in samples/: {one_line(error)}")
+            continue
+        shown.append("data:image/jpeg;base64," + base64.b64encode(small).decode())
+    return shown
 
 
 def _conversation(t: Trajectory) -> dict[str, Any]:

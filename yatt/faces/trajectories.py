@@ -14,6 +14,9 @@ from typing import Any
 Record = Mapping[str, Any]
 PAIRS = 6
 LONGEST_TEXT = 3000
+LARGEST_IMAGE = 50_000
+"""Characters of an image's address."""
+IMAGE = re.compile(r"data:image/(jpeg|png);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def first_and_last(folder: Path, kind: str) -> str:
@@ -60,10 +63,18 @@ def _shown(record: Record, when: str, hidden: Container[str]) -> str:
     cut = ["cut off"] if record.get("finish") == "length" else []
     rest = " · ".join([*parts, f"{record.get('response_tokens', '?')} tokens", *cut])
     return (
-        f'<div><div class="meta">prompt</div><pre>{_text(record["prompt"])}</pre>{expected}'
+        f'<div><div class="meta">prompt</div>{_images(record.get("images"))}'
+        f"<pre>{_text(record['prompt'])}</pre>{expected}"
         f'<div class="meta">{when} · <span class="{colour}">{verdict}{detail}</span> · {rest}</div>'
         f"<pre>{_text(record['response'])}</pre></div>"
     )
+
+
+def _images(addresses: Any) -> str:
+    """A prompt's images, as far as they are small ones within the file: a report loads nothing from elsewhere."""
+    shown = addresses if isinstance(addresses, list) else []
+    small = [one for one in shown if isinstance(one, str) and len(one) <= LARGEST_IMAGE and IMAGE.fullmatch(one)]
+    return "".join(f'<img src="{one}" alt="image {n}"> ' for n, one in enumerate(small, start=1))
 
 
 def _text(text: str) -> str:

@@ -1,6 +1,6 @@
 """Make what `make vision` starts from: a tiny untrained Qwen3-VL, and pictures of two squares with a question.
 
-    python examples/vision/squares.py --seed 0 --out examples/vision/work
+    python examples/vision/colours.py --seed 0 --out examples/vision/work
 
 "What colour is the left square ?" The same seed makes the same files. Nothing is downloaded.
 """
