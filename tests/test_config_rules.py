@@ -16,7 +16,8 @@ from yatt.errors import ConfigError
 
 TRAINED = (
     "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM, Phi3ForCausalLM, "
-    "Glm4ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
+    "Glm4ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Qwen2_5_VLForConditionalGeneration, "
+    "Qwen3VLForConditionalGeneration"
 )
 
 
@@ -81,7 +82,12 @@ def test_what_breaks_no_rule_passes(settings, tiny):
 
 BROKEN = """
 data.media_key=image
-    data.media_key=image: rollout.engine=vllm takes no images yet; unset it
+    data.media_key=image: model.path=TINY is a Qwen3ForCausalLM, which sees no images; use a \
+    Qwen2_5_VLForConditionalGeneration or Qwen3VLForConditionalGeneration, or unset it
+train.vision=trained | train.optimizer.vision_rate=0.5 | train.patches_per_micro_batch=100
+    train.vision=trained is for a model that sees, and a Qwen3ForCausalLM does not; unset it
+    train.optimizer.vision_rate=0.5 is for a model that sees, and a Qwen3ForCausalLM does not; unset it
+    train.patches_per_micro_batch=100 is for a model that sees, and a Qwen3ForCausalLM does not; unset it
 data.media_key=image | algorithm.name=sft | reward.function=null
     data.media_key=image: algorithm.name=sft takes no images yet; unset it
 train.tp=3 | cluster.slots=3
