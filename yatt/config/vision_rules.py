@@ -34,7 +34,7 @@ def vision_mistakes(case: Case) -> Iterator[str]:
         yield from _blind(case, model)
         return
     if config.algorithm.name == "reward_model":
-        yield f"model.path={path}: a reward model is a classifier, and transformers has none that sees; use another model"
+        yield f"model.path={path}: a reward model is a classifier, and transformers has none that sees; use another"
     rate = config.train.optimizer.vision_rate
     if config.train.vision == "frozen" and rate != OptimizerConfig().vision_rate:
         yield f"train.optimizer.vision_rate={rate} needs train.vision=trained, not frozen; unset it"
@@ -54,8 +54,8 @@ def _blind(case: Case, model: ModelFacts) -> Iterator[str]:
     able = " or ".join(family.causal for family in FAMILIES.values() if family.tower is not None)
     if config.data.media_key is not None:
         yield (
-            f"data.media_key={config.data.media_key}: model.path={config.model.path} is a {model.architecture}, which "
-            f"sees no images; use a {able}, or unset it"
+            f"data.media_key={config.data.media_key}: a {model.architecture} sees no images; unset it, or set "
+            f"model.path to a {able}"
         )
     idle: dict[str, tuple[Any, Any]] = {
         "train.vision": (train.vision, TrainConfig.model_fields["vision"].default),
