@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_a_reference_and_a_critic_see_too(tmp_path: Any) -> None:
     settings = config(folder, vision="trained")
     settings["model"]["reference"] = other
     settings["algorithm"] = {"name": "ppo", "kl": {"coefficient": 0.1, "place": "loss", "kind": "k3"}}
-    samples = Seeing(folder).annotate(make_samples(folder, 0))
+    samples = [replace(s, reward=s.advantage) for s in Seeing(folder).annotate(make_samples(folder, 0))]
     theirs = Seeing(other).annotate(samples)
     differences = np.concatenate(
         [(r.rollout_logprobs - p.rollout_logprobs)[p.loss_mask] for p, r in zip(samples, theirs, strict=True)]
