@@ -141,7 +141,7 @@ class Choices(Codec):
 class Images(Codec):
     """Images travel beside the columns; what is said of them, in the columns."""
 
-    _said = ("nbytes", "digest", "patches", "start", "tokens")
+    _said = ("nbytes", "digest", "pixels", "patches", "start", "tokens")
 
     @cached_property
     def _fields(self) -> dict[str, Codec]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from yatt.config.case import Case
 from yatt.config.models import facts_beside, models_beside
 from yatt.config.schema import OptimizerConfig, TrainConfig
-from yatt.config.weight_files import read_json
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
-from yatt.models.table import FAMILIES
+from yatt.vision.processor import Processor, read_processor
 
-PROCESSOR = "preprocessor_config.json"
-SAME = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+SAME = {"patch": "patch_size", "times": "temporal_patch_size", "merge": "merge_size", "mean": "image_mean"}
+SAME |= {"std": "image_std"}
 """Fields of a processor in which a model beside the policy must agree with it: both are given the same patches."""
 
 
@@ -27,9 +24,6 @@ def vision_mistakes(case: Case) -> Iterator[str]:
     if model is None:
         return
     path, key = config.model.path, config.data.media_key
-    if key is not None and case.offline:
-        yield f"data.media_key={key}: {case.name} takes no images yet; unset it"
-        return
     if model.vision is None:
         yield from _blind(case, model)
         return
@@ -41,8 +35,8 @@ def vision_mistakes(case: Case) -> Iterator[str]:
     if key is None:
         return
     try:
-        own = read_json(Path(path) / PROCESSOR, "model.path")
-        yield from _processor(own, model, f"model.path={path}")
+        own = read_processor(path, config.data.max_pixels)
+        yield from _sizes(own, model, f"model.path={path}")
         for setting, other in models_beside(config).items():
             yield from _beside(own, setting, other)
     except ConfigError as error:
@@ -50,13 +44,7 @@ def vision_mistakes(case: Case) -> Iterator[str]:
 
 
 def _blind(case: Case, model: ModelFacts) -> Iterator[str]:
-    config, train = case.config, case.config.train
-    able = " or ".join(family.causal for family in FAMILIES.values() if family.tower is not None)
-    if config.data.media_key is not None:
-        yield (
-            f"data.media_key={config.data.media_key}: a {model.architecture} sees no images; unset it, or set "
-            f"model.path to a {able}"
-        )
+    train = case.config.train
     idle: dict[str, tuple[Any, Any]] = {
         "train.vision": (train.vision, TrainConfig.model_fields["vision"].default),
         "train.optimizer.vision_rate": (train.optimizer.vision_rate, OptimizerConfig().vision_rate),
@@ -67,15 +55,19 @@ def _blind(case: Case, model: ModelFacts) -> Iterator[str]:
             yield f"{setting}={value} is for a model that sees, and a {model.architecture} does not; unset it"
 
 
-def _processor(read: dict[str, Any], model: ModelFacts, at: str) -> Iterator[str]:
+def _sizes(read: Processor, model: ModelFacts, at: str) -> Iterator[str]:
     """Whether the tower gets patches of its own size."""
     assert model.vision is not None
-    for name, value in (("patch_size", model.vision.patch), ("merge_size", model.vision.merge)):
-        if read.get(name) != value:
-            yield f"{at}: {PROCESSOR} has {name}={json.dumps(read.get(name))}, and the vision tower {value}; mend it"
+    for name, value, wanted in (
+        ("patch_size", read.patch, model.vision.patch),
+        ("merge_size", read.merge, model.vision.merge),
+        ("temporal_patch_size", read.times, model.vision.times),
+    ):
+        if value != wanted:
+            yield f"{at}: its image processor has {name}={value}, and its vision tower {wanted}; mend the former"
 
 
-def _beside(own: dict[str, Any], setting: str, path: str) -> Iterator[str]:
+def _beside(own: Processor, setting: str, path: str) -> Iterator[str]:
     """Whether a model beside the policy sees what the policy sees."""
     facts = None
     with suppress(ConfigError):  # said already
@@ -85,11 +77,12 @@ def _beside(own: dict[str, Any], setting: str, path: str) -> Iterator[str]:
     if facts.vision is None:
         yield f"{setting}={path} is a {facts.architecture}, which sees no images as the policy does; use one that sees"
         return
-    theirs = read_json(Path(path) / PROCESSOR, setting)
-    yield from _processor(theirs, facts, f"{setting}={path}")
-    for name in SAME:
-        if own.get(name) != theirs.get(name):
+    theirs = read_processor(path, setting=setting)
+    yield from _sizes(theirs, facts, f"{setting}={path}")
+    for name, written in SAME.items():
+        here, there = getattr(own, name), getattr(theirs, name)
+        if here != there:
             yield (
-                f"{setting}={path}: its {PROCESSOR} has {name}={json.dumps(theirs.get(name))} and the policy's "
-                f"{json.dumps(own.get(name))}; both read the same patches, so use a model with the same"
+                f"{setting}={path}: its image processor has {written}={there} and the policy's {here}; both read the "
+                "same patches, so use a model with the same"
             )

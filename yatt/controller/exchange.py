@@ -46,10 +46,9 @@ class Exchange:
 
     `updates` optimizer updates per step, `budget` tokens per micro-batch, `stages` of the pipeline; a sequence costs
     its tokens plus `quadratic` times their square and `image_cost`, a sample what its sequences cost; a micro-batch has
-    at most `patches` of images. `node` is where this controller
-    stands, `rank_nodes` [ranks] where the ranks do. Samples are put in the order of their keys first, so the result
-    does not depend on which controller holds them; where ranks stand on several nodes, only which rank trains which
-    part does.
+    at most `patches` of images. `node` is where this controller stands, `rank_nodes` [ranks] where the ranks do.
+    Samples are put in the order of their keys first, so the result does not depend on which controller holds them;
+    where ranks stand on several nodes, only which rank trains which part does.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Exchange:
         ranks have done. Only what is to be trained is divided into updates. Collective; waits for every controller's
         lengths."""
         everyone = await self._gather_lengths(step, samples, work)
-        order = np.lexsort((everyone.sibling, everyone.uid))
+        order = np.lexsort((everyone.turn, everyone.sibling, everyone.uid))
         owner = everyone.owner[order]
         plan = self._assign(
             everyone.tokens[order],
@@ -130,16 +129,17 @@ class Exchange:
     async def _gather_lengths(self, step: int, samples: Sequence[Sample | Pair], work: Work) -> _Lengths:
         """The lengths of all controllers' samples, controller by controller. Collective."""
         rows = [(*sample.key, *_tokens(sample), sample.trained_tokens, *_patches(sample)) for sample in samples]
-        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 7).T]
+        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 8).T]
         tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
         gathered = await self._peers.all_gather(tag, (columns, self._node))
         tables = [columns for columns, _ in gathered]
-        uid, sibling, tokens, seconds, trained, patches, pairs = (
+        uid, sibling, turn, tokens, seconds, trained, patches, pairs = (
             np.concatenate(column).astype(np.int64) for column in zip(*tables, strict=True)
         )
         return _Lengths(
             uid=uid,
             sibling=sibling,
+            turn=turn,
             tokens=tokens,
             seconds=seconds,
             trained=trained,
@@ -157,6 +157,7 @@ class _Lengths:
 
     uid: Column
     sibling: Column
+    turn: Column
     tokens: Column
     seconds: Column
     trained: Column

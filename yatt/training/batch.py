@@ -24,7 +24,8 @@ class PackedBatch:
     [S], float64, has each sequence's. Where one sequence is of a pair, all are, the two of a pair in turn.
     `ref_sums` [S] are the reference's log-probabilities of each sequence, where they were worked out beforehand.
     `fresh` [T] are the trained tokens that were sampled under the policy's version now, where the sampler's
-    log-probabilities are there."""
+    log-probabilities are there. `turn_rewards` [T], float64, are the parts of rewards that came for a turn, where any
+    did."""
 
     tokens: Tensor
     position_ids: Tensor
@@ -36,6 +37,7 @@ class PackedBatch:
     denominator: Denominator
     ref_sums: Tensor | None = None
     fresh: Tensor | None = None
+    turn_rewards: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -116,6 +118,13 @@ def pack(
     reference = None
     if sequences[0].reference is not None:
         reference = put(np.array([s.reference for s in sequences], dtype=np.float32))
+    early = None
+    if any(sequence.turn_rewards for sequence in sequences):
+        column = np.zeros(int(bounds[-1]), dtype=np.float64)
+        for start, sequence in zip(bounds, sequences, strict=False):
+            for place, value in sequence.turn_rewards:
+                column[start + place] += value
+        early = put(column)
     total = int(bounds[-1])
     all_tokens, all_positions = put(tokens), put(positions)
     batch = PackedBatch(
@@ -129,6 +138,7 @@ def pack(
         denominator=denominator,
         ref_sums=reference,
         fresh=fresh,
+        turn_rewards=early,
     )
     return MicroBatch(
         batch=batch,

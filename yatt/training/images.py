@@ -97,7 +97,7 @@ class Eyes:
         if self._reader is None:
             self._reader = ImageReader(self._folder)
         if name not in self._patches:
-            self._patches[name] = torch.from_numpy(self._reader.read(image.handle))
+            self._patches[name] = torch.from_numpy(self._reader.read(image.handle, image.patches))
         patches, said = self._patches[name], int(np.prod(image.patches))
         if len(patches) != said or image.tokens * self._merge**2 != said:
             raise BackendError(
@@ -108,4 +108,4 @@ class Eyes:
 
 def _name(image: Media) -> Hashable:
     """Equal for equal images."""
-    return image.digest or id(image.handle)
+    return image.digest or id(image.handle), image.patches
