@@ -51,7 +51,8 @@ class Images:
             return tokens
         _check_budget("train.patches_per_micro_batch", self.patches, self.limit, "patches")
         # A sum of the greater of two shares is at least the greater of their sums.
-        return np.maximum(tokens, -(-self.patches.astype(np.int64) * budget // self.limit))
+        sizes: np.ndarray = np.maximum(tokens, -(-self.patches.astype(np.int64) * budget // self.limit))
+        return sizes
 
 
 def sample_cost(lengths: Numbers, a: float, b: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yatt import balance
-from yatt.balance import Assignment
+from yatt.balance import Assignment, Images
 from yatt.models.facts import NO_IMAGES, ImageCost
 from yatt.protocols import Peers
 from yatt.types import Denominator, Pair, Sample, Share
@@ -35,7 +35,7 @@ class Assign(Protocol):
         quadratic: float,
         stages: int,
         seconds: Column,
-        images: balance.Images,
+        images: Images,
         holders: npt.NDArray[np.str_],
         rank_nodes: Sequence[str] | None,
     ) -> Assignment: ...
@@ -122,9 +122,9 @@ class Exchange:
             for rank, updates in laid_out.items()
         ]
 
-    def _images(self, patches: Column, pairs: Column) -> balance.Images:
+    def _images(self, patches: Column, pairs: Column) -> Images:
         costs = self._image_cost.patch * patches + self._image_cost.pair * pairs
-        return balance.Images(patches=patches, costs=costs, limit=self._patches)
+        return Images(patches=patches, costs=costs, limit=self._patches)
 
     async def _gather_lengths(self, step: int, samples: Sequence[Sample | Pair], work: Work) -> _Lengths:
         """The lengths of all controllers' samples, controller by controller. Collective."""

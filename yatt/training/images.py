@@ -36,7 +36,8 @@ class PackedImages:
         after another in D."""
         whole = torch.cat([one.to(self.places.device) for one in self.patches])
         x = whole.unflatten(1, (3, -1)).float() * (1 / 255)
-        return ((x - self.mean[:, None]) / self.std[:, None]).flatten(1)
+        normal: Tensor = ((x - self.mean[:, None]) / self.std[:, None]).flatten(1)
+        return normal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
