@@ -245,7 +245,7 @@ def test_packing_part_by_part_is_packing_all_parts_together(data, count, ranks):
 
 
 def test_images_count_in_cost_and_in_what_a_micro_batch_holds():
-    """By hand: four samples of 10 tokens; the first two show images of 40 and 30 patches, that cost 20 and 15 tokens."""
+    """By hand: four samples of 10 tokens; the first two show images of 40 and 30 patches, at a cost of 20 and 15."""
     images = balance.Images(patches=np.array([40, 30, 0, 0]), costs=np.array([20.0, 15.0, 0.0, 0.0]))
     shape = dict(ranks=2, updates=1, budget=40, quadratic=0.0)
     found = balance.assign([10] * 4, images=images, **shape)
