@@ -131,10 +131,11 @@ def _axial(rope: Any) -> bool:
 
 def layer_numbers(vision: Config, name: str) -> Iterator[str]:
     """A tower's check: a field is a rising list of its layers."""
-    numbers, depth = vision.get(name), vision["depth"]
-    whole = isinstance(numbers, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    given, depth = vision.get(name), vision["depth"]
+    numbers = given if isinstance(given, list) else [None]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
     if not whole or numbers != sorted(set(numbers)) or not all(0 <= n < depth for n in numbers):
-        yield f"vision_config has {shown(name, numbers)}, which is no rising list of its {depth} layers, from 0 on"
+        yield f"vision_config has {shown(name, given)}, which is no rising list of its {depth} layers, from 0 on"
 
 
 def vision_facts(config: Config, tower: Tower) -> VisionFacts:
