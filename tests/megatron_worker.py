@@ -5,6 +5,9 @@ from __future__ import annotations
 import resource
 from typing import Any
 
+import numpy as np
+import torch
+
 from tests import plain_backend
 from yatt.config.schema import Config
 from yatt.training.megatron.backend import export_checkpoint, open_rank
@@ -43,6 +46,23 @@ def _reference(trainer: TrainerRank, shares_by_replica: list[list[Any]]) -> Any:
     return trainer.reference(shares_by_replica[trainer.dp_rank])
 
 
+def _gradients(trainer: TrainerRank, shares_by_replica: list[list[Any]]) -> dict[str, Any]:
+    """Of one update's loss, before they are clipped, in full; of a frozen weight none. One replica only: several have a
+    part of the sum each."""
+    training = trainer._started
+    (update,), seen = training._begin(shares_by_replica[trainer.dp_rank], 1)
+    policy: Any = training.policy
+    policy.learn(update.micro_batches, lambda micro, output: training._loss(micro, output, seen))
+    with torch.no_grad():
+        kept = [parameter.clone() for parameter in policy.bare.parameters()]
+        for parameter in policy.bare.parameters():
+            parameter.copy_(getattr(parameter, "main_grad", torch.full_like(parameter, torch.nan)))
+        gradients = _export(trainer)
+        for parameter, weight in zip(policy.bare.parameters(), kept, strict=True):
+            parameter.copy_(weight)
+    return {name: value for name, value in gradients.items() if not np.isnan(value).any()}
+
+
 def _export(trainer: TrainerRank) -> dict[str, Any]:
     return {name: tensor.float().cpu().clone().numpy() for name, tensor in trainer.export()}
 
@@ -73,6 +93,7 @@ ACTIONS = {
     "update": _update,
     "evaluate": _evaluate,
     "reference": _reference,
+    "gradients": _gradients,
     "export": _export,
     "call": _call,
     "coordinates": _coordinates,

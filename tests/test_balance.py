@@ -1,5 +1,6 @@
 """Balance: every sample once, within the budget, the same number of micro-batches everywhere, nearly equal costs."""
 
+import dataclasses
 import math
 from itertools import pairwise, product
 from unittest import mock
@@ -241,3 +242,36 @@ def test_packing_part_by_part_is_packing_all_parts_together(data, count, ranks):
             packed.append(pack(sizes, costs, part, ranks=ranks, budget=100, least=1))
     (together, many), (each, few) = packed
     assert many == few and together.tolist() == each.tolist()
+
+
+def test_images_count_in_cost_and_in_what_a_micro_batch_holds():
+    """By hand: four samples of 10 tokens; the first two show images of 40 and 30 patches, at a cost of 20 and 15."""
+    images = balance.Images(patches=np.array([40, 30, 0, 0]), costs=np.array([20.0, 15.0, 0.0, 0.0]))
+    shape = dict(ranks=2, updates=1, budget=40, quadratic=0.0)
+    found = balance.assign([10] * 4, images=images, **shape)
+    # Costs 30, 25, 10, 10: the dearest two apart, then one of the others to the cheaper rank each time.
+    assert found.rank.tolist() == [0, 1, 1, 0] and found.micros == (1,)
+    bounded = dataclasses.replace(images, limit=40)
+    # On one rank all four are 40 tokens, within the budget, but 70 patches are not within 40.
+    one = shape | {"ranks": 1}
+    assert balance.assign([10] * 4, images=images, **one).micros == (1,)
+    found = balance.assign([10] * 4, images=bounded, **one)
+    by_micro = np.bincount(found.micro, weights=images.patches)
+    assert by_micro.max() <= 40 and np.bincount(found.micro).sum() == 4 and found.micro[0] != found.micro[1]
+    with pytest.raises(
+        ConfigError, match=r"train\.patches_per_micro_batch=39 is less than the 40 patches of sample 0; use at"
+    ):
+        balance.assign([10] * 4, images=dataclasses.replace(images, limit=39), **shape)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 80)), min_size=1, max_size=30),
+    ranks=st.integers(1, 4),
+)
+def test_no_micro_batch_holds_more_patches_or_tokens_than_it_may(rows, ranks):
+    tokens, patches = (np.array(column) for column in zip(*rows, strict=True))
+    images = balance.Images(patches=patches, costs=patches / 7, limit=80)
+    found = balance.assign(tokens, ranks=ranks, updates=1, budget=50, quadratic=0.01, images=images)
+    slots = found.rank * found.micros[0] + found.micro
+    assert np.bincount(slots, weights=tokens).max() <= 50
+    assert np.bincount(slots, weights=patches).max() <= 80

@@ -14,10 +14,12 @@ from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.errors import ConfigError
 
-TRAINED = (
+TEXT = (
     "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, MistralForCausalLM, Olmo2ForCausalLM, Phi3ForCausalLM, "
     "Glm4ForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM"
 )
+
+TRAINED = f"{TEXT}, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,12 @@ data.max_pixels=4096 | algorithm.name=sft | reward.function=null
     data.max_pixels=4096: model.path=
 data.fetch_images=true
     data.fetch_images=true: model.path=
+train.vision=trained
+    train.vision=trained is for a model that sees, and a Qwen3ForCausalLM does not; unset it
+train.optimizer.vision_rate=0.5
+    train.optimizer.vision_rate=0.5 is for a model that sees, and a Qwen3ForCausalLM does not; unset it
+train.patches_per_micro_batch=100
+    train.patches_per_micro_batch=100 is for a model that sees, and a Qwen3ForCausalLM does not; unset it
 train.tp=3 | cluster.slots=3
     train.tp=3 does not divide 4 attention heads and 2 key/value heads and 128 MLP columns; use 1 or 2
 train.pp=4 | cluster.slots=4
@@ -410,7 +418,7 @@ def test_classifiers_are_trained_as_reward_models_only(settings, tmp_path):
         f"model.path={path}: its head has 3 labels; a reward model has one, whose logit is the reward"
     ]
     spoil(tmp_path / "scorer", "config.json", architectures=["Qwen2ForTokenClassification"])
-    scoring = TRAINED.replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification")
+    scoring = TEXT.replace("Gemma3", "Gemma3Text").replace("CausalLM", "SequenceClassification")
     assert refused(settings(path, *score))[0].endswith(f"is not supported; use one of {TRAINED}, {scoring}")
 
 

@@ -115,12 +115,13 @@ async def test_everyone_asks_for_the_same_assignment():
 
     def assign(lengths, **settings):
         lists = [settings.pop(name).tolist() for name in ("seconds", "holders")]
-        asked.append((lengths.tolist(), *lists, settings))
+        images = settings.pop("images")
+        asked.append((lengths.tolist(), *lists, images.patches.tolist(), images.costs.tolist(), settings))
         return balance.assign(lengths, **settings)
 
     await exchange([[sample(4, 9), sample(0, 7)], [sample(2, 8)]], nodes=["a", "b"], ranks=2, assign=assign)
     rest = dict(ranks=2, updates=1, budget=64, quadratic=0.0, stages=1, rank_nodes=None)
-    assert asked == [([7, 8, 9], [0, 0, 0], ["a", "b", "a"], rest)] * 2
+    assert asked == [([7, 8, 9], [0, 0, 0], ["a", "b", "a"], [0, 0, 0], [0, 0, 0], rest)] * 2
 
 
 def pair(uid, first, second):

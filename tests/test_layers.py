@@ -26,6 +26,7 @@ LAYERS = {
     "yatt.text": 0,
     "yatt.config.case": 1,
     "yatt.config.machine_rules": 1,
+    "yatt.config.vision_rules": 1,
     "yatt.config.rules": 1,  # they ask the placement whether a run fits
     "yatt.config.placement": 1,
     "yatt.config.engines": 1,
@@ -49,6 +50,7 @@ LAYERS = {
     "yatt.data": 3,
     "yatt.environments": 3,
     "yatt.vision": 3,
+    "yatt.vision.processor": 1,  # what a folder's files say, for the rules
     "yatt.controller": 4,
     "yatt.supervisor": 4,
     "yatt.watch": 4,

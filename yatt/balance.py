@@ -36,6 +36,25 @@ class Assignment:
     micros: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """The images of each of N samples: their patches [N], of which a micro-batch has at most `limit` (None: as many as
+    its tokens let in), and what they add to its cost [N], in that of a token of text."""
+
+    patches: np.ndarray
+    costs: np.ndarray
+    limit: int | None = None
+
+    def within(self, tokens: np.ndarray, budget: int) -> np.ndarray:
+        """Sizes [N] that keep both bounds where they add up to at most `budget`."""
+        if self.limit is None:
+            return tokens
+        _check_budget("train.patches_per_micro_batch", self.patches, self.limit, "patches")
+        # A sum of the greater of two shares is at least the greater of their sums.
+        sizes: np.ndarray = np.maximum(tokens, -(-self.patches.astype(np.int64) * budget // self.limit))
+        return sizes
+
+
 def sample_cost(lengths: Numbers, a: float, b: float) -> np.ndarray:
     """a * tokens + b * tokens^2 of each sample: matrices grow with its tokens, attention with their square."""
     tokens = np.asarray(lengths, dtype=np.float64)
@@ -51,6 +70,7 @@ def assign(
     quadratic: float,
     stages: int = 1,
     seconds: Numbers | None = None,
+    images: Images | None = None,
     holders: Names | None = None,
     rank_nodes: Names | None = None,
 ) -> Assignment:
@@ -64,17 +84,20 @@ def assign(
     `MICROS_PER_STAGE` * S of them, or as many as the rank with fewest samples can fill.
 
     `seconds` [N] are where the second sequence of a pair begins, end to end, 0 for a single one: a pair costs what its
-    sequences cost.
+    sequences cost. Of a micro-batch with `images`, the patches are bounded too.
 
     `holders` [N] are the nodes that hold the samples, `rank_nodes` [ranks] those of the ranks. They decide only which
     rank takes which part; while all ranks are on one node they change nothing.
 
     Raises ConfigError if one sample alone exceeds the budget.
     """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    _check_budget(sizes, budget)
+    tokens = np.asarray(lengths, dtype=np.int64)
+    _check_budget("train.tokens_per_micro_batch", tokens, budget, "tokens")
+    sizes = tokens if images is None else images.within(tokens, budget)
     begins = np.zeros_like(sizes) if seconds is None else np.asarray(seconds, dtype=np.int64)
-    costs = sample_cost(begins, 1.0, quadratic) + sample_cost(sizes - begins, 1.0, quadratic)
+    costs = sample_cost(begins, 1.0, quadratic) + sample_cost(tokens - begins, 1.0, quadratic)
+    if images is not None:
+        costs += images.costs
     bounds = [len(sizes) * update // updates for update in range(updates + 1)]
     update = np.repeat(np.arange(updates), np.diff(bounds))
     rank, micro, micros = np.zeros_like(sizes), np.zeros_like(sizes), []
@@ -84,7 +107,7 @@ def assign(
         micro[some], count = pack(sizes[some], costs[some], part, ranks=ranks, budget=budget, least=int(least))
         micros.append(count)
         if holders is not None and rank_nodes is not None:
-            part = place(part, sizes[some], np.asarray(holders)[some], rank_nodes)[part]
+            part = place(part, tokens[some], np.asarray(holders)[some], rank_nodes)[part]
         rank[some] = part
     return Assignment(update=update, rank=rank, micro=micro, micros=tuple(micros))
 
@@ -210,10 +233,9 @@ def place(part: np.ndarray, sizes: np.ndarray, holders: Names, rank_nodes: Names
     return chosen if bytes_at[rank, home[chosen]].sum() > bytes_at[rank, home].sum() else rank
 
 
-def _check_budget(sizes: np.ndarray, budget: int) -> None:
+def _check_budget(setting: str, sizes: np.ndarray, budget: int, what: str) -> None:
     if len(sizes) and int(sizes.max()) > budget:
         index, longest = int(sizes.argmax()), int(sizes.max())
         raise ConfigError(
-            f"train.tokens_per_micro_batch={budget} is less than the {longest} tokens of sample {index}; "
-            f"use at least {longest}"
+            f"{setting}={budget} is less than the {longest} {what} of sample {index}; use at least {longest}"
         )

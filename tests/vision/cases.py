@@ -129,6 +129,16 @@ class Seeing(megatron_cases.Reference):
         chosen = torch.log_softmax(logits[:-1], -1).gather(1, tokens[1:, None])[:, 0]
         return torch.cat([torch.zeros(1), chosen])
 
+    def gradients(self, samples: list[Sample]) -> dict[str, np.ndarray]:
+        """Of one update, as `step` has it, by the names that `weights` gives."""
+        self.optimizer.zero_grad()
+        total = sum(s.trained_tokens for s in samples)
+        for s in samples:
+            trained = self.logprobs(s)[torch.from_numpy(s.loss_mask.copy())]
+            (-s.advantage * trained.sum() / total).backward()
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        return {names[id(p)]: p.grad.numpy().copy() for p in self.model.parameters() if p.grad is not None}
+
     def weights(self) -> dict[str, np.ndarray]:
         """Under the names that transformers saves."""
         with tempfile.TemporaryDirectory() as folder:

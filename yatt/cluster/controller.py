@@ -192,11 +192,12 @@ class ControllerActor:
         )
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
-        nodes = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}
+        nodes, facts = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}, policy_facts(self._config)
         return exchange_of(
             self._config,
             peers,
-            quadratic=policy_facts(self._config).quadratic,
+            quadratic=facts.quadratic,
+            image_cost=facts.image_cost(trained=self._config.train.vision == "trained"),
             node=_node(),
             rank_nodes=[nodes[dp_rank] for dp_rank in sorted(nodes)],
         )

@@ -40,7 +40,7 @@ def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = Fal
     architecture = architecture_of(config)
     family = family_of(architecture)
     tower = None if family is None else family.tower
-    flat, reasons = language(config, tower), []
+    flat, reasons = language(config, tower), list[str]()
     if not judge and family is not None:
         reasons += config_mistakes(flat, family, architecture)
         reasons += vision_mistakes(config, tower) if tower is not None else ()

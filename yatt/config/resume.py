@@ -19,6 +19,7 @@ FIXED: dict[str, str] = {
     "data.tasks": "the rows come from it",
     "data.size": "the rows come from it",
     "model.dtype": "its weights are of that type",
+    "train.vision": "its optimizer is of what was trained",
     "critic.warmup_steps": "the schedule of the policy's learning rate began after it",
 }
 """By setting, why it stays as it was. What cannot be told by a setting's value is compared by its content: models and

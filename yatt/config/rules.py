@@ -21,6 +21,7 @@ from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
 from yatt.config.trackers import check_trackers
+from yatt.config.vision_rules import vision_mistakes
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
 from yatt.models.table import family_of
@@ -39,7 +40,7 @@ def check(config: Config) -> list[str]:
     cluster, gpus = config.cluster, local_gpus()
     unset = None if cluster.address else gpus if gpus and cluster.device != "cpu" else 1
     case = Case(config=config, model=model, gpus=gpus, slots=cluster.slots or unset)
-    for rule in (*PLANNED, _model, _attention, _data, _reward, serving, devices, _trackers):
+    for rule in (*PLANNED, _model, vision_mistakes, _attention, _data, _reward, serving, devices, _trackers):
         mistakes += rule(case)
     mistakes = mistakes or list(memory(case))
     if mistakes:
@@ -139,6 +140,12 @@ def _division(train: TrainConfig, model: ModelFacts, of: str = "") -> Iterator[s
         yield f"train.tp={train.tp} does not divide {' and '.join(broken)}{of}; use {_either(fits)}"
     if model.layers % train.pp:
         yield f"train.pp={train.pp} does not divide {model.layers} layers{of}; use {_either(_divisors(model.layers))}"
+    elif model.vision is not None and model.layers // train.pp < model.vision.deepstack:
+        able = [n for n in _divisors(model.layers) if model.layers // n >= model.vision.deepstack]
+        yield (
+            f"train.pp={train.pp} leaves the first stage {model.layers // train.pp} layers{of}, and features of its "
+            f"vision tower go into the first {model.vision.deepstack}; use {_either(able)}"
+        )
 
 
 def _lengths(case: Case) -> Iterator[str]:

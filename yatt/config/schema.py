@@ -204,6 +204,9 @@ class TrainConfig(Section):
     updates_per_step: int = Field(1, ge=1, description="Optimizer updates a step's samples are divided into.")
     epochs_per_step: int = Field(1, ge=1, description="Passes over a step's samples.")
     tokens_per_micro_batch: int = Field(8192, ge=1, description="Most tokens of a micro-batch on one rank.")
+    patches_per_micro_batch: int | None = Field(
+        None, ge=1, description="Most patches of images in it; what its tokens let in when unset."
+    )
     tp: int = Field(1, ge=1, description="Tensor-parallel size.")
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
     offload: bool = Field(False, description="Keep only the model at work on the device, the others in host memory.")

@@ -29,6 +29,7 @@ from yatt.controller.router import Router
 from yatt.controller.step import Controller, OnGroups
 from yatt.controller.tally import takes_greedy
 from yatt.controller.weight_sync import WeightSync
+from yatt.models.facts import NO_IMAGES, ImageCost
 from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
 from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arrange
@@ -180,6 +181,7 @@ def exchange_of(
     peers: Peers,
     *,
     quadratic: float,
+    image_cost: ImageCost = NO_IMAGES,
     node: str,
     rank_nodes: Sequence[str],
     assign: Assign = balance.assign,
@@ -193,6 +195,8 @@ def exchange_of(
         budget=train.tokens_per_micro_batch,
         quadratic=quadratic,
         stages=train.pp,
+        image_cost=image_cost,
+        patches=train.patches_per_micro_batch,
         node=node,
         rank_nodes=rank_nodes,
         assign=assign,

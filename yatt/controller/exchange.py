@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -10,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from yatt import balance
-from yatt.balance import Assignment
+from yatt.balance import Assignment, Images
+from yatt.models.facts import NO_IMAGES, ImageCost
 from yatt.protocols import Peers
 from yatt.types import Denominator, Pair, Sample, Share
 
@@ -33,6 +35,7 @@ class Assign(Protocol):
         quadratic: float,
         stages: int,
         seconds: Column,
+        images: Images,
         holders: npt.NDArray[np.str_],
         rank_nodes: Sequence[str] | None,
     ) -> Assignment: ...
@@ -42,10 +45,10 @@ class Exchange:
     """Spreads the samples of all controllers over the data-parallel ranks.
 
     `updates` optimizer updates per step, `budget` tokens per micro-batch, `stages` of the pipeline; a sequence costs
-    its tokens plus `quadratic` times their square, a sample what its sequences cost. `node` is where this controller
-    stands, `rank_nodes` [ranks] where the ranks do. Samples are put in the order of their keys first, so the result
-    does not depend on which controller holds them; where ranks stand on several nodes, only which rank trains which
-    part does.
+    its tokens plus `quadratic` times their square and `image_cost`, a sample what its sequences cost; a micro-batch has
+    at most `patches` of images. `node` is where this controller stands, `rank_nodes` [ranks] where the ranks do.
+    Samples are put in the order of their keys first, so the result does not depend on which controller holds them;
+    where ranks stand on several nodes, only which rank trains which part does.
     """
 
     def __init__(
@@ -57,6 +60,8 @@ class Exchange:
         budget: int,
         quadratic: float,
         stages: int = 1,
+        image_cost: ImageCost = NO_IMAGES,
+        patches: int | None = None,
         node: str = "",
         rank_nodes: Sequence[str] | None = None,
         assign: Assign = balance.assign,
@@ -68,6 +73,7 @@ class Exchange:
         self._budget = budget
         self._quadratic = quadratic
         self._stages = stages
+        self._image_cost, self._patches = image_cost, patches
         self._rank_nodes = rank_nodes
         self._assign = assign
 
@@ -93,6 +99,7 @@ class Exchange:
             quadratic=self._quadratic,
             stages=self._stages,
             seconds=everyone.seconds[order],
+            images=self._images(everyone.patches[order], everyone.pairs[order]),
             holders=np.array(everyone.nodes)[owner],
             rank_nodes=self._rank_nodes,
         )
@@ -115,14 +122,18 @@ class Exchange:
             for rank, updates in laid_out.items()
         ]
 
+    def _images(self, patches: Column, pairs: Column) -> Images:
+        costs = self._image_cost.patch * patches + self._image_cost.pair * pairs
+        return Images(patches=patches, costs=costs, limit=self._patches)
+
     async def _gather_lengths(self, step: int, samples: Sequence[Sample | Pair], work: Work) -> _Lengths:
         """The lengths of all controllers' samples, controller by controller. Collective."""
-        rows = [(*sample.key, *_tokens(sample), sample.trained_tokens) for sample in samples]
-        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 6).T]
+        rows = [(*sample.key, *_tokens(sample), sample.trained_tokens, *_patches(sample)) for sample in samples]
+        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 8).T]
         tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
         gathered = await self._peers.all_gather(tag, (columns, self._node))
         tables = [columns for columns, _ in gathered]
-        uid, sibling, turn, tokens, seconds, trained = (
+        uid, sibling, turn, tokens, seconds, trained, patches, pairs = (
             np.concatenate(column).astype(np.int64) for column in zip(*tables, strict=True)
         )
         return _Lengths(
@@ -132,6 +143,8 @@ class Exchange:
             tokens=tokens,
             seconds=seconds,
             trained=trained,
+            patches=patches,
+            pairs=pairs,
             owner=np.repeat(np.arange(len(tables)), [len(columns[0]) for columns in tables]),
             nodes=[node for _, node in gathered],
         )
@@ -140,7 +153,7 @@ class Exchange:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Lengths:
     """One row per sample of any controller: its key, its tokens, those of a pair's first sequence, and those trained;
-    and the controller that has it. `nodes` are the controllers'."""
+    the patches of its images, and their squares; and the controller that has it. `nodes` are the controllers'."""
 
     uid: Column
     sibling: Column
@@ -148,6 +161,8 @@ class _Lengths:
     tokens: Column
     seconds: Column
     trained: Column
+    patches: Column
+    pairs: Column
     owner: Column
     nodes: list[str]
 
@@ -166,6 +181,12 @@ def _tokens(sample: Sample | Pair) -> tuple[int, int]:
     """All of them, and those of a pair's first sequence."""
     lengths = [len(sequence.tokens) for sequence in sample.sequences]
     return sum(lengths), lengths[0] if isinstance(sample, Pair) else 0
+
+
+def _patches(sample: Sample | Pair) -> tuple[int, int]:
+    """Those of its images, and the sum of their squares."""
+    counts = [math.prod(image.patches) for sequence in sample.sequences for image in sequence.media]
+    return sum(counts), sum(count * count for count in counts)
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:

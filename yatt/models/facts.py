@@ -15,6 +15,9 @@ class ImageCost:
     pair: float
 
 
+NO_IMAGES = ImageCost(patch=0.0, pair=0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """Sizes of a model. `embedding_rows` is the weight files', where they were read; the rest is config.json's."""
@@ -67,6 +70,6 @@ class ModelFacts:
     def image_cost(self, *, trained: bool) -> ImageCost:
         """What images add to a sample's cost; a frozen tower has no backward pass, which takes twice a forward one."""
         if self.vision is None:
-            return ImageCost(patch=0.0, pair=0.0)
+            return NO_IMAGES
         part = (1.0 if trained else 1 / 3) / self._matrices
         return ImageCost(patch=self.vision.per_patch * part, pair=self.vision.per_pair * part)

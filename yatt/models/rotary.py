@@ -69,8 +69,9 @@ def _one(rope: Config, at: str, config: Config, family: Family) -> Iterator[str]
 def _sections(rope: Config, at: str, config: Config, family: Family) -> Iterator[str]:
     """Transformers and engines read the sections each in its own way where they are not as the family has them."""
     sections, half = rope.get("mrope_section"), head_size(config, family) // 2
-    whole = isinstance(sections, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sections)
-    if not whole or len(sections) != 3 or min(sections) < 1 or sum(sections) != half:
+    numbers = sections if isinstance(sections, list) else []
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    if not whole or len(numbers) != 3 or min(numbers) < 1 or sum(numbers) != half:
         yield f"{at} has {shown('mrope_section', sections)}, which are not three whole numbers that add up to {half}"
     interleaved = family.sections == "interleaved"
     if rope.get("mrope_interleaved", False) is not interleaved:

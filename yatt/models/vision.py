@@ -53,12 +53,14 @@ class Tower:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionFacts:
-    """Sizes of a tower and what its passes cost. `merge` by `merge` patches are a token; `deepstack` so many features
-    are added after as many layers of the language model. `per_patch` are multiplications and additions, halved, of a
-    patch in one forward pass; `per_pair` those of two patches of one image that see each other everywhere."""
+    """Sizes of a tower and what its passes cost. A patch is `patch` pixels wide and high and `times` frames deep, and
+    `merge` by `merge` are a token. `deepstack` so many features are added after as many layers of the language model.
+    `per_patch` are the multiplications with additions of a patch in one forward pass; `per_pair` those of two patches
+    of one image that see each other everywhere."""
 
     parameters: int
     patch: int
+    times: int
     merge: int
     deepstack: int
     per_patch: float
@@ -129,10 +131,11 @@ def _axial(rope: Any) -> bool:
 
 def layer_numbers(vision: Config, name: str) -> Iterator[str]:
     """A tower's check: a field is a rising list of its layers."""
-    numbers, depth = vision.get(name), vision["depth"]
-    whole = isinstance(numbers, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    given, depth = vision.get(name), vision["depth"]
+    numbers = given if isinstance(given, list) else [None]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
     if not whole or numbers != sorted(set(numbers)) or not all(0 <= n < depth for n in numbers):
-        yield f"vision_config has {shown(name, numbers)}, which is no rising list of its {depth} layers, from 0 on"
+        yield f"vision_config has {shown(name, given)}, which is no rising list of its {depth} layers, from 0 on"
 
 
 def vision_facts(config: Config, tower: Tower) -> VisionFacts:
@@ -154,6 +157,7 @@ def vision_facts(config: Config, tower: Tower) -> VisionFacts:
     return VisionFacts(
         parameters=sum(_numbers(shape) for shape in tensors.values()),
         patch=vision["patch_size"],
+        times=vision["temporal_patch_size"],
         merge=merge,
         deepstack=len(vision.get("deepstack_visual_indexes", ())),
         # Attention over a window: QK^T and AV with each of its patches.

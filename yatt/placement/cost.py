@@ -75,7 +75,8 @@ ADAMW = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerMemory:
-    """What the models of a trainer take of a slot. Those beside the policy are taken to be of its size."""
+    """What the models of a trainer take of a slot: of the first stage's, which have a vision tower each, whole. Models
+    beside the policy are taken to be of its size."""
 
     learning: float  # parameters that learn
     weights: float  # bytes of those and of the frozen models'
@@ -96,13 +97,14 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
         frozen -= 1  # the policy itself is asked, before it has learnt
     if alone:
         learners, frozen = 1, 0
-    per_rank = model.parameters / (train.tp * train.pp)
+    language, tower = model.language_parameters / (train.tp * train.pp), model.parameters - model.language_parameters
+    learning = learners * (language + tower * (train.vision == "trained"))
     beside = ADAMW - 4 if size == 4 else ADAMW  # float32 weights are their own main weights
     return TrainerMemory(
-        learning=learners * per_rank,
-        weights=(learners + frozen) * per_rank * size,
-        gradients=learners * per_rank * 4,
-        states=learners * per_rank * beside / ranks,
+        learning=learning,
+        weights=(learners + frozen) * (language + tower) * size,
+        gradients=learning * 4,
+        states=learning * beside / ranks,
     )
 
 

@@ -36,7 +36,8 @@ class PackedImages:
         after another in D."""
         whole = torch.cat([one.to(self.places.device) for one in self.patches])
         x = whole.unflatten(1, (3, -1)).float() * (1 / 255)
-        return ((x - self.mean[:, None]) / self.std[:, None]).flatten(1)
+        normal: Tensor = ((x - self.mean[:, None]) / self.std[:, None]).flatten(1)
+        return normal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +66,18 @@ class Eyes:
     def see(self, sequences: Sequence[Sample], lengths: Sequence[int], device: torch.device) -> Sight:
         """Of sequences end to end, each lengthened to one of `lengths`. Raises BackendError for an image that is not
         what was said of it."""
+        for sequence in sequences:
+            self._check(sequence)
         columns = [positions(n, s.media, self._merge) for s, n in zip(sequences, lengths, strict=True)]
         where = torch.from_numpy(np.concatenate(columns, axis=1)).to(device)
         if not self._reads or not any(sequence.media for sequence in sequences):
             return Sight(positions=where)
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        shown = [(s, int(start), image) for s, start in zip(sequences, starts, strict=False) for image in s.media]
-        distinct = {_name(image): image for _, _, image in shown}
+        shown = [(int(start), image) for s, start in zip(sequences, starts, strict=False) for image in s.media]
+        distinct = {_name(image): image for _, image in shown}
         firsts = dict(zip(distinct, np.cumsum([0, *(image.tokens for image in distinct.values())]), strict=False))
         places, rows = [], []
-        for sequence, start, image in shown:
-            if image.start + image.tokens > len(sequence.tokens):
-                raise BackendError(f"an image of sample {sequence.key} ends beyond its {len(sequence.tokens)} tokens")
+        for start, image in shown:
             places.append(start + image.start + np.arange(image.tokens))
             rows.append(firsts[_name(image)] + np.arange(image.tokens))
         patches = tuple(self._read(name, image) for name, image in distinct.items())
@@ -93,19 +94,24 @@ class Eyes:
             ),
         )
 
+    def _check(self, sequence: Sample) -> None:
+        for image in sequence.media:
+            if image.tokens * self._merge**2 != int(np.prod(image.patches)):
+                raise BackendError(f"an image of {image.patches} patches: {image.tokens} tokens were said of it")
+            if image.start + image.tokens > len(sequence.tokens):
+                raise BackendError(f"an image of sample {sequence.key} ends beyond its {len(sequence.tokens)} tokens")
+
     def _read(self, name: Hashable, image: Media) -> Tensor:
         if self._reader is None:
             self._reader = ImageReader(self._folder)
         if name not in self._patches:
             self._patches[name] = torch.from_numpy(self._reader.read(image.handle, image.patches))
-        patches, said = self._patches[name], int(np.prod(image.patches))
-        if len(patches) != said or image.tokens * self._merge**2 != said:
-            raise BackendError(
-                f"an image has {len(patches)} patches, {image.patches} and {image.tokens} tokens were said of it"
-            )
+        patches = self._patches[name]
+        if len(patches) != int(np.prod(image.patches)):
+            raise BackendError(f"an image has {len(patches)} patches, and {image.patches} were said of it")
         return patches
 
 
 def _name(image: Media) -> Hashable:
     """Equal for equal images."""
-    return image.digest or id(image.handle)
+    return image.digest or id(image.handle), image.patches

@@ -29,8 +29,9 @@ class Features(NamedTuple):
 def open_tower(vision: Any, dtype: torch.dtype, *, recompute: bool) -> PreTrainedModel:
     """The tower of a `vision_config` as transformers reads it, on the CPU, weights not yet set. With `recompute`, each
     layer's input alone is kept for the backward pass."""
+    make: Any = AutoModel.from_config
     with no_init_weights():
-        tower: PreTrainedModel = AutoModel.from_config(vision, dtype=dtype)
+        tower: PreTrainedModel = make(vision, dtype=dtype)
     tower.config._attn_implementation = ATTENTION
     embedding: Any = tower.patch_embed
     # Its kernel is its stride.
@@ -42,7 +43,7 @@ def open_tower(vision: Any, dtype: torch.dtype, *, recompute: bool) -> PreTraine
     return tower
 
 
-def look(tower: PreTrainedModel, patches: Tensor, sizes: Tensor) -> Features:
+def look(tower: torch.nn.Module, patches: Tensor, sizes: Tensor) -> Features:
     """patches [N, D], normalised, of K images one after another; sizes [K, 3] are their times, rows and columns."""
     seen = tower(patches, grid_thw=sizes, return_dict=True)
     return Features(seen.pooler_output, tuple(getattr(seen, "deepstack_features", None) or ()))
@@ -70,8 +71,8 @@ def by_length(
     outputs, start = [], 0
     sorted_parts = [x[0].index_select(1, order) for x in (query, key, value)]
     for size, count in zip(sizes.tolist(), tokens.tolist(), strict=True):
-        some = (x[:, start : start + count].unflatten(1, (-1, size)).transpose(0, 1) for x in sorted_parts)
-        output = F.scaled_dot_product_attention(*some, scale=scaling)  # [pieces, heads, size, d]
+        q, k, v = (x[:, start : start + count].unflatten(1, (-1, size)).transpose(0, 1) for x in sorted_parts)
+        output = F.scaled_dot_product_attention(q, k, v, scale=scaling)  # [pieces, heads, size, d]
         outputs.append(output.transpose(1, 2).flatten(0, 1))
         start += count
     back = torch.argsort(order)

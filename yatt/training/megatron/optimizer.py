@@ -55,8 +55,8 @@ def build(settings: Settings, dtype: torch.dtype, model: DistributedDataParallel
     return optimizer
 
 
-VISION = "vision"
-"""Marks the optimizer's groups of a vision tower."""
+VISION = "is_decoupled_lr"
+"""Marks the groups of a vision tower: one of the marks by which Megatron finds a group again in a checkpoint."""
 FUSED = ("cuda",)
 """Devices on which AdamW is one kernel. Elsewhere it is several, which would hold a copy of the weights in between."""
 
