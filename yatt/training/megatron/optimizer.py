@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -65,6 +66,17 @@ def _fill(optimizer: ChainedOptimizer) -> None:
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def counted_updates(part: Any) -> float:
+    """How many updates AdamW has counted: the same for all parameters."""
+    return max((float(values["step"]) for values in part.optimizer.state.values()), default=0.0)
+
+
+def count_updates(part: Any, updates: float) -> None:
+    """Let AdamW have counted so many. Each parameter has a count of its own, which it advances."""
+    for parameter, values in part.optimizer.state.items():
+        values["step"] = counter(parameter, updates)
 
 
 def tensors(optimizer: ChainedOptimizer) -> Iterator[Tensor]:
