@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 from typing import Any
 
+import psutil
+
 from tests import plain_backend
 from yatt.config.schema import Config
 from yatt.training.megatron.backend import export_checkpoint, open_rank
@@ -69,7 +71,13 @@ def _coordinates(trainer: TrainerRank) -> tuple[int, int]:
     return trainer.dp_rank, trainer.dp_size
 
 
+def _listeners(trainer: TrainerRank) -> list[str]:
+    """The addresses at which this process listens."""
+    return [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN]
+
+
 ACTIONS = {
+    "listeners": _listeners,
     "update": _update,
     "evaluate": _evaluate,
     "reference": _reference,

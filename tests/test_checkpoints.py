@@ -97,6 +97,9 @@ def test_a_broken_one_is_passed_over_or_refused_by_name(run, tmp_path, name, how
     assert said.startswith(f"resume={run.checkpoints_folder}/step-8 is broken: {name} ") and "\n" not in said
     assert said.endswith(f"; use resume={run.checkpoints_folder}/step-6")
     assert find_checkpoint(run.path).step == 6
+    own = config(tmp_path, f"resume={run.checkpoints_folder}/step-8")
+    with pytest.raises(CheckpointError, match=r"; use resume=auto, which takes step-6$"):
+        Checkpoints(run, own).choose()
 
 
 def files_of(run, name):

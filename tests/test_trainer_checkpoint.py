@@ -83,6 +83,12 @@ def test_two_stages_of_two_shards_can_be_read_by_one(folder: str, tmp_path: Path
     assert worst(found, weights) <= 1e-5
 
 
+def test_ranks_of_one_machine_listen_on_loopback_alone(folder: str) -> None:
+    script = [*batches(2, 0, 1), ("listeners",)]
+    found = {ip.removeprefix("::ffff:") for results in play(2, config(folder), script) for ip in results[-1]}
+    assert found == {"127.0.0.1"}
+
+
 def test_a_checkpoint_can_precede_the_first_update(folder: str, tmp_path: Path) -> None:
     path = str(tmp_path / "c")
     fresh = play(1, config(folder), [("call", "save", path), *batches(1, 0, 1), ("export",)])[0][-1]

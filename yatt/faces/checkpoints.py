@@ -198,7 +198,8 @@ class Checkpoints:
             return Choice(None, {})
         if asked == "auto":
             return newest_good(self._run, deep=deep)
-        return Choice(read_checkpoint(Path(asked), "resume=", deep=deep), {})
+        own = Path(asked).resolve().parent == self._run.checkpoints_folder.resolve()
+        return Choice(read_checkpoint(Path(asked), "resume=", own=own, deep=deep), {})
 
     def sweep(self, passed: Mapping[Path, str]) -> None:
         """Remove what dead runs left half-written, and give other names to checkpoints that were passed over, so that
@@ -211,10 +212,10 @@ class Checkpoints:
             folder.rename(aside)
 
 
-def read_checkpoint(folder: Path, setting: str = "", *, deep: bool = True) -> Resume:
+def read_checkpoint(folder: Path, setting: str = "", *, own: bool = False, deep: bool = True) -> Resume:
     """The checkpoint in `folder`; with `deep`, all of it is read. Raises CheckpointError where it is missing, or one of
     its files is not what was written: that begins with the `setting` that named it, if one did, and ends with what to
-    use instead."""
+    use instead. `own` is whether it is a checkpoint of the run that asks."""
     run = RunDirectory(folder.parent.parent)
     if not folder.is_dir():
         others = ", ".join(one.name for one in run.checkpoints())
@@ -227,7 +228,10 @@ def read_checkpoint(folder: Path, setting: str = "", *, deep: bool = True) -> Re
             instead = newest_good(run).resume
         except CheckpointError:
             instead = None
-        use = "no other there is good" if instead is None else f"use {setting}{folder.parent / instead.folder.name}"
+        use = "no other there is good"
+        if instead is not None:
+            use = "use resume=auto, which takes " if own else f"use {setting}{folder.parent}/"
+            use += instead.folder.name
         raise CheckpointError(f"{setting}{folder} is broken: {error}; {use}") from None
 
 
