@@ -148,7 +148,7 @@ class LearningNetwork(Network):
 
     def step(self) -> tuple[float, bool]:
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
-        self._secure()
+        self.secure()
         norm, applied = optimizer.step(self.optimizer, self.rate)
         self.updates += 1
         return norm, applied
@@ -169,11 +169,11 @@ class LearningNetwork(Network):
         return self._saving.wait
 
     def put_away(self) -> None:
-        self._secure()
+        self.secure()
         super().put_away()
 
-    def _secure(self) -> None:
-        """Before what a checkpoint is written from changes."""
+    def secure(self) -> None:
+        """Return once what a checkpoint is written from may change."""
         if self._saving is not None:
             self._saving.secure()
 
@@ -182,7 +182,7 @@ class LearningNetwork(Network):
 
         Where a step has another number of updates now, those done are counted as if it had had it all along: the
         schedule goes on where it stood, and ends with the run."""
-        self._secure()
+        self.secure()
         with self.aboard():
             state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.layout)
         self.updates = round(state["updates"] * self._per_step / state.get("per_step", self._per_step))
