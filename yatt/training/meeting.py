@@ -23,6 +23,11 @@ def reserve_port() -> socket.socket:
     return keeper
 
 
+def loopback(address: str) -> bool:
+    """Whether only this machine reaches it."""
+    return address in ("localhost", "::1") or address.startswith("127.")
+
+
 def listen(address: str, port: int) -> socket.socket:
     """A socket that listens at this address alone, where torch would listen on all. Raises BackendError where the port
     is taken."""

@@ -6,7 +6,6 @@ import gc
 import math
 import os
 from datetime import timedelta
-from ipaddress import ip_address
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 from yatt.config.schema import Config
 from yatt.errors import ConfigError, WaitTimeout
 from yatt.training.layout import Layout
-from yatt.training.meeting import listen
+from yatt.training.meeting import listen, loopback
 
 
 def start(config: Config, *, rank: int, world_size: int, address: str, port: int) -> Layout:
@@ -33,7 +32,7 @@ def start(config: Config, *, rank: int, world_size: int, address: str, port: int
     device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if ip_address(address).is_loopback:
+    if loopback(address):
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo")
     store = _meet(rank, world_size, address, port, limits.start_timeout)
