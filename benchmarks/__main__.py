@@ -32,7 +32,7 @@ BENCHMARKS = {
     "datapath": "one step's data movement, against a single controller",
     "rewards": "the reward pool against a plain call",
     "trainer": "a Megatron rank against Hugging Face and AdamW, and TRL where it is installed",
-    "checkpoint": "memory while a checkpoint is saved",
+    "checkpoint": "memory and time while a checkpoint is saved",
     "generator": "the generator against Hugging Face generate",
     "overhead": "the controllers' own share of a finished run",
     "algorithms": "what each algorithm makes of the same policy in 40 steps (an hour; goes on where it stopped)",

@@ -1,12 +1,15 @@
-"""Memory while a checkpoint is saved: the largest sum of PSS over all ranks and what they start, sampled every 10 ms.
+"""Memory and time while a checkpoint is saved beside training: the largest sum of PSS over all ranks and what they
+start, sampled every 10 ms, from the start of a save to the end of the update that follows and of the save.
 
-Each rank makes one update first, and gives back what it has freed. `states` are the weights, gradients and moments that
-the ranks hold, in float32; `before` and `peak` have Python and its libraries too, some 300 MiB a rank."""
+Four kinds take turns (`_timed`). Each rank makes one update first, and gives back what it has freed. `states` are the
+weights, gradients and moments that the ranks hold, in float32; `before` and `peak` have Python and its libraries too,
+some 300 MiB a rank."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -14,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -26,10 +30,12 @@ from yatt.config.schema import Config, ModelConfig, TrainConfig
 from yatt.training.meeting import reserve_port
 from yatt.training.megatron.backend import open_rank
 from yatt.training.memory import release_freed_memory
+from yatt.training.rank import TrainerRank
 from yatt.types import Denominator, Sample, SampleKey, Share
 
 SAMPLE_SECONDS = 0.01
 MIB = 2**20
+KINDS = ["update", "save", "begin", "hurry"]
 # Parameters of the larger one, SmolLM's shape: 134.5 million.
 LARGE = dict(vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30) | dict(
     num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=256, tie_word_embeddings=True
@@ -72,12 +78,27 @@ def _rank(pipe: Connection, folder: str, rank: int, ranks: int, port: int, path:
     weights = sum(tensor.numel() for _, tensor in trainer.export())
     release_freed_memory()
     pipe.send(4 * (2 * weights + 2 * weights / ranks))
-    pipe.recv()
-    start = time.perf_counter()
-    trainer.save(path)
-    pipe.send(time.perf_counter() - start)
-    pipe.recv()
+    while (what := pipe.recv()) != "close":
+        pipe.send(_timed(trainer, rank, path, what))
     trainer.close()
+
+
+def _timed(trainer: TrainerRank, rank: int, path: str, what: str) -> tuple[float, float, float]:
+    """Seconds until the update could begin, until it was done, and until the checkpoint was written.
+
+    "update" saves nothing, "save" waits for the save before the update, and "begin" does not; "hurry" is an update that
+    takes no time: what is not written is copied or waited for at once."""
+    start = time.perf_counter()
+    if what != "update":
+        (trainer.save if what == "save" else trainer.begin_save)(path)
+    begun = time.perf_counter() - start
+    if what == "hurry":
+        trainer._started.policy.secure()  # type: ignore[attr-defined]
+    else:
+        trainer.update([_share(rank)])
+    updated = time.perf_counter() - start
+    trainer.end_save()
+    return begun, updated, time.perf_counter() - start
 
 
 def _family(pids: Iterable[int]) -> set[int]:
@@ -132,18 +153,27 @@ class _Peak:
 
 
 @dataclass(frozen=True)
+class Round:
+    """What came of one kind of save: seconds of the slowest rank, and the largest memory in bytes."""
+
+    begun: float
+    updated: float
+    written: float
+    peak: int
+
+
+@dataclass(frozen=True)
 class Saving:
-    """What a save took, in bytes and seconds."""
+    """What saves took: bytes, and all rounds of each kind."""
 
     states: float
     before: int
-    peak: int
     written: int
-    seconds: float
+    rounds: dict[str, list[Round]]
 
 
-def saving(name: str, ranks: int) -> Saving:
-    """Save a model of MODELS from so many ranks, each a process."""
+def saving(name: str, ranks: int, rounds: int) -> Saving:
+    """Save a model of MODELS from so many ranks, each a process; the kinds of saves take turns."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, reserve_port() as keeper:
         MODELS[name](folder)
@@ -159,22 +189,31 @@ def saving(name: str, ranks: int) -> Saving:
         states = sum(end.recv() for end in ends)
         pids = [process.pid for process in processes if process.pid is not None]
         before = _pss(pids)
-        with _Peak(pids) as peak:
-            for end in ends:
-                end.send("save")
-            seconds = max(end.recv() for end in ends)
-        written = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+        results: dict[str, list[Round]] = {kind: [] for kind in KINDS}
+        for kind in KINDS * rounds:
+            shutil.rmtree(path, ignore_errors=True)
+            with _Peak(pids) as peak:
+                for end in ends:
+                    end.send(kind)
+                begun, updated, written = map(max, zip(*(end.recv() for end in ends), strict=True))
+            results[kind].append(Round(begun, updated, written, peak.bytes))
+            if kind != "update":
+                size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
         for end, process in zip(ends, processes, strict=True):
             end.send("close")
             process.join()
-    return Saving(states, before, peak.bytes, written, seconds)
+    return Saving(states, before, size, results)
 
 
 def measure(quick: bool) -> dict[str, Any]:
     cases = [("0.5M", 1)] if quick else [("0.5M", 1), ("0.5M", 2), ("135M", 1), ("135M", 2)]
     results = []
     for name, ranks in cases:
-        took = saving(name, ranks)
+        took = saving(name, ranks, 2 if quick else 5)
+        update, save, begin, hurry = (took.rounds[kind] for kind in KINDS)
+        peak = max(one.peak for one in (*save, *begin, *hurry))
+        alone = median(one.updated for one in update)
+        waited = median(one.updated for one in save) - alone
         results.append(
             {
                 "model": name,
@@ -182,9 +221,16 @@ def measure(quick: bool) -> dict[str, Any]:
                 "checkpoint_mib": significant(took.written / MIB),
                 "states_mib": significant(took.states / MIB),
                 "before_mib": significant(took.before / MIB),
-                "peak_mib": significant(took.peak / MIB),
-                "peak_over_states": significant(took.peak / took.states),
-                "seconds": significant(took.seconds),
+                "peak_mib": significant(peak / MIB),
+                "peak_over_states": significant(peak / took.states),
+                "update_peak_over_states": significant(max(one.peak for one in update) / took.states),
+                "update_s": significant(alone),
+                "save_s": significant(median(one.begun for one in save)),
+                "begin_s": significant(median(one.begun for one in begin)),
+                "begin_written_s": significant(median(one.written for one in begin)),
+                "hurry_s": significant(median(one.updated for one in hurry)),
+                "save_adds_s": significant(waited),
+                "begin_adds_s": significant(median(one.updated for one in begin) - alone),
             }
         )
     return {"results": results}

@@ -6,6 +6,7 @@ import resource
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from tests import plain_backend
@@ -89,7 +90,13 @@ def _coordinates(trainer: TrainerRank) -> tuple[int, int]:
     return trainer.dp_rank, trainer.dp_size
 
 
+def _listeners(trainer: TrainerRank) -> list[str]:
+    """The addresses at which this process listens."""
+    return [c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN]
+
+
 ACTIONS = {
+    "listeners": _listeners,
     "update": _update,
     "evaluate": _evaluate,
     "reference": _reference,

@@ -106,10 +106,11 @@ class PlainLearner(PlainModel):
         self._optimizer.step()
         return norm, True
 
-    def save(self, path: str, more: dict[str, Any]) -> None:
+    def save(self, path: str, more: dict[str, Any]) -> Callable[[], None]:
         Path(path).mkdir(parents=True, exist_ok=True)
         states = {"module": self.module.state_dict(), "optimizer": self._optimizer.state_dict()}
         torch.save({**states, "more": {"updates": self._updates, **more}}, Path(path) / "plain.pt")
+        return lambda: None
 
     def load(self, path: str) -> dict[str, Any]:
         saved = torch.load(Path(path) / "plain.pt")

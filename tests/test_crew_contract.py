@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -34,7 +34,11 @@ FULL = "full"
 
 
 class Rank(BenchmarkRank):
-    def save(self, path: str) -> None:
+    def begin_save(self, path: str) -> None:
+        self.path = path
+
+    def end_save(self) -> None:
+        path = self.path
         if (Path(path).parents[1] / FULL).exists():
             raise OSError(28, "No space left on device")
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -86,9 +90,9 @@ class TestCluster(CrewContract):
         full = folder.checkpoints_folder / FULL
         write = crew.write_state
 
-        async def once(aside: Path) -> dict[str, Any]:
+        async def once(aside: Path, go_on: Callable[[], object]) -> dict[str, Any]:
             try:
-                return await write(aside)
+                return await write(aside, go_on)
             finally:
                 full.unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.megatron_cases import config as trained
 from tests.megatron_pool import play
 from tests.tiny_models import ARCHITECTURES, Architecture, save_tiny
+from yatt.checksums import write_json
 from yatt.config import folders
 from yatt.config.facts import model_facts
 from yatt.config.load import load_config
@@ -296,7 +297,7 @@ def test_a_checkpoint_is_of_a_model_with_its_angles_and_norms(make: Make, tmp_pa
     def described(**fields: Any) -> dict[str, Any]:
         return identity(AutoConfig.from_pretrained(make("llama", **fields)), "float32")
 
-    (tmp_path / DESCRIPTION).write_text(json.dumps({"files": {}, "model": described(rope_parameters=YARN)}))
+    write_json(tmp_path / DESCRIPTION, {"shards": 0, "model": described(rope_parameters=YARN), "state": {}})
     verify(str(tmp_path), described(rope_parameters=YARN))
     for name, value in (
         ("rms_norm_eps", 1e-5),

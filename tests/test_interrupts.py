@@ -22,8 +22,14 @@ def stop():
     asked.append(1)
     return len(asked) == 1
 
+def save():
+    saves.append(1)
+
 async def main():
-    with interruptible(stop, print):
+    with interruptible(stop, save, print):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while not saves:
+            await asyncio.sleep(0.01)
         print("ready", flush=True)
         while not asked:
             await asyncio.sleep(0.01)
@@ -31,14 +37,15 @@ async def main():
         await asyncio.sleep(0.2)
         print("a step ends", flush=True)
 
-asked = []
+asked, saves = [], []
 asyncio.run(main())
-os._exit(7 if asked else 8)
+os._exit(7 if asked and saves == [1] else 8)
 """
 
 
 def test_a_terminal_that_goes_away_stops_a_run_and_fails_none_of_its_words():
-    """Its driver is told by the system, here twice; what it writes then goes nowhere."""
+    """Its driver is told by the system, here twice; what it writes then goes nowhere. SIGUSR1, before that, saves and
+    stops nothing."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n" + RUN]
     run = subprocess.Popen(

@@ -23,6 +23,7 @@ LAYERS = {
     "yatt.config": 0,
     "yatt.models": 0,
     "yatt.errors": 0,
+    "yatt.checksums": 0,
     "yatt.text": 0,
     "yatt.config.case": 1,
     "yatt.config.machine_rules": 1,

@@ -66,8 +66,8 @@ def test_one_that_is_not_there_or_cannot_be_written_to(tmp_path, monkeypatch):
         ray_folder({"TMPDIR": "/dev/null/c"})
 
 
-def test_a_home_that_cannot_be_written_to_needs_no_token_file(tmp_path):
-    assert "RAY_AUTH_TOKEN" not in ray_environment({"HOME": str(tmp_path)})
+def test_a_cluster_of_this_machine_has_a_token_of_its_own_in_no_file(tmp_path):
+    assert len(ray_environment({"HOME": str(tmp_path)})["RAY_AUTH_TOKEN"]) == 64 and not list(tmp_path.iterdir())
     given = ray_environment({"HOME": "/dev/null/none"})
     assert len(given["RAY_AUTH_TOKEN"]) == 64 and given["RAY_AUTH_TOKEN"] != ray_environment({"HOME": "/dev/null/none"})
     assert "RAY_AUTH_TOKEN" not in ray_environment({"HOME": "/dev/null/none", "RAY_AUTH_TOKEN": "mine"})

@@ -15,8 +15,9 @@ from yatt.config.resume import FIXED, FROZEN, content_mistakes, resume_mistakes
 from yatt.config.schema import Config
 from yatt.data.rows import open_files
 from yatt.errors import BackendError, ConfigError, ProcessDied
-from yatt.faces.checkpoints import read_checkpoint
+from yatt.faces.checkpoints import Checkpoints, read_checkpoint
 from yatt.faces.contents import contents, of_folder, of_rows
+from yatt.faces.rundir import RunDirectory
 from yatt.faces.start import ready
 from yatt.faces.train import CheckpointingCrew
 
@@ -45,14 +46,19 @@ def config(*words: str) -> Config:
     return load_config(None, ["model.path=model", *WORDS, *words])
 
 
-def saved(settings: Config, step: int = 2) -> Path:
+def saved(settings: Config, step: int = 2, state=None, carried=(), told=True) -> Path:
     """A checkpoint of a run under these settings, but for what ranks write."""
-    folder = Path(settings.run.dir, settings.run.name, "checkpoints", f"step-{step}")
-    folder.mkdir(parents=True)
-    save_config(settings, folder / "config.yaml")
-    (folder / "state.json").write_text("{}")
-    (folder / "complete.json").write_text(json.dumps({"step": step, "contents": contents(settings)}))
-    return folder
+    run = RunDirectory(Path(settings.run.dir, settings.run.name))
+    checkpoints = Checkpoints(run, settings)
+    checkpoints.contents = contents(settings) if told else {}
+
+    async def write(folder):
+        for controller, uids in enumerate(carried):
+            lines = "".join(json.dumps({"uid": uid, "trajectories": []}) + "\n" for uid in uids)
+            (folder / "controllers" / f"controller-{controller}.jsonl").write_text(lines)
+        return state or {}
+
+    return asyncio.run(checkpoints.save(step, write))
 
 
 def refused(settings: Config) -> str:
@@ -192,9 +198,8 @@ def test_a_critic_stays_what_it_began_as(here, tmp_path):
     assert line.startswith(f"critic.path={tmp_path}/scorer: its contents are not those of ")
 
 
-def test_older_checkpoints_say_nothing_of_contents(here):
-    folder = saved(config())
-    (folder / "complete.json").write_text('{"step": 2}')
+def test_contents_that_a_checkpoint_says_nothing_of(here):
+    saved(config(), told=False)
     write_rows(range(5))
     assert changed(config()) == []
 
@@ -297,12 +302,7 @@ def test_a_save_that_killed_a_rank_is_told_as_a_death(dead):
 
 
 def test_groups_drawn_under_other_settings_are_drawn_anew(here):
-    folder = saved(config())
-    (folder / "state.json").write_text(json.dumps({"source": {"next": 9, "holes": [3]}}))
-    (folder / "controllers").mkdir()
-    for controller, uids in enumerate(([5, 1], [4])):
-        lines = "".join(json.dumps({"uid": uid, "trajectories": []}) + "\n" for uid in uids)
-        (folder / "controllers" / f"controller-{controller}.jsonl").write_text(lines)
+    folder = saved(config(), state={"source": {"next": 9, "holes": [3]}}, carried=([5, 1], [4]))
     checkpoint = read_checkpoint(folder)
     for word in ("train.optimizer.betas=[0.5,0.5]", f"model.path={here}/model", f"data.path={here}/rows.jsonl"):
         assert checkpoint.begun(config(word)) == (checkpoint.state, checkpoint.controllers), word

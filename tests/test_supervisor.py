@@ -1,6 +1,6 @@
 """The driver's part: what it does from step to step, what it keeps, and that no data passes through it."""
 
-import json
+import asyncio
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from doubles import Ticks
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.payload import payload_bytes
 from yatt.config.load import load_config
-from yatt.errors import BackendError, CheckpointError, ConfigError, ProcessDied, RunEnded
+from yatt.errors import ConfigError, ProcessDied, RunEnded
 from yatt.faces import train as faces_train
-from yatt.faces.checkpoints import Checkpoints, read_checkpoint
+from yatt.faces.checkpoints import Checkpoints
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateReport
 from yatt.supervisor import Supervisor
@@ -54,7 +54,7 @@ class Crew:
         self.events.append(f"evaluate {step}")
         return EVALUATION
 
-    async def save(self, step):
+    async def save(self, step, go_on=bool):
         if step == self.full_at:
             self.full_at = None
             raise OSError(28, "No space left on device")
@@ -136,6 +136,101 @@ async def test_after_a_death_the_steps_since_the_last_checkpoint_are_done_again(
     ]
 
 
+class Writing(Crew):
+    """Writes until it is told that the disk is done; the next step may begin before."""
+
+    def __init__(self, events, **crew):
+        super().__init__(events, **crew)
+        self.disk = asyncio.Event()
+
+    async def save(self, step, go_on=bool):
+        self.events.append(f"begin {step}")
+        go_on()
+        await self.disk.wait()
+        self.disk.clear()
+        await super().save(step)
+
+    async def step(self, step):
+        if step in (3, 4):
+            self.disk.set()
+            await asyncio.sleep(0.01)
+        return await super().step(step)
+
+
+def supervised(config, crew):
+    crew.supervisor = Supervisor(config, crew, Journal(crew.events), Ticks())
+    return crew.supervisor
+
+
+async def test_steps_go_on_while_a_checkpoint_is_written_and_the_next_one_and_the_end_wait():
+    crew = Writing(events := [])
+    run = asyncio.create_task(supervised(settings("train.steps=4", "checkpoint.every=1"), crew).run(1))
+    await asyncio.sleep(0.01)
+    assert events[-2:] == ["step 2", "row 2"] and not run.done(), "the second save waits for the first"
+    while not run.done():
+        crew.disk.set()
+        await asyncio.sleep(0.001)
+    assert run.result() == 4
+    said = [f"{word} {step}" for step in (1, 2, 3, 4) for word in ("begin", "saved")]
+    assert [event for event in events if event in said] == said
+
+
+async def test_a_failed_write_is_told_before_the_next_step():
+    crew = Writing(events := [], full_at=2)
+    config = settings("train.steps=4", "checkpoint.every=2")
+    run = asyncio.create_task(supervised(config, crew).run(1))
+    while not run.done():
+        await asyncio.sleep(0.001)
+        if "step 4" in events:
+            crew.disk.set()
+    assert "not saved 2: [Errno 28] No space left on device" in events
+    assert events.index("not saved 2: [Errno 28] No space left on device") == events.index("step 4") - 1
+    assert events[-1] == "saved 4"
+
+
+async def test_a_run_that_is_cancelled_cancels_what_is_being_written():
+    crew = Writing(events := [])
+    run = asyncio.create_task(supervised(settings("train.steps=1"), crew).run(1))
+    while "begin 1" not in events:
+        await asyncio.sleep(0.001)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert crew.saved == 0 and len(asyncio.all_tasks()) == 1
+
+
+async def test_a_death_waits_for_what_is_being_written_and_goes_back_to_it():
+    crew = Writing(events := [], dies_at=[3])
+    run = asyncio.create_task(supervised(settings("train.steps=3", "checkpoint.every=2"), crew).run(1))
+    while not run.done():
+        await asyncio.sleep(0.001)
+        if "row 3" in events:
+            crew.disk.set()
+    assert "back to 2" in events and run.result() == 3
+
+
+async def test_minutes_and_a_signal_ask_for_a_checkpoint():
+    class Clock:
+        def now(self):
+            return 60.0 * len([event for event in crew.events if event.startswith("step")])
+
+    crew = Crew(events := [])
+    config = settings("train.steps=8", "checkpoint.every=5", "checkpoint.minutes=2")
+    await Supervisor(config, crew, Journal(events), Clock()).run(1)
+    assert [event for event in events if event.startswith("saved")] == [
+        "saved 2",
+        "saved 4",
+        "saved 5",
+        "saved 7",
+        "saved 8",
+    ]
+    crew = Crew(events := [])
+    supervisor = supervised(settings("train.steps=5", "checkpoint.every=0"), crew)
+    supervisor.save_soon()
+    await supervisor.run(1)
+    assert [event for event in events if event.startswith("saved")] == ["saved 1", "saved 5"]
+
+
 async def test_a_death_ends_the_run_where_nothing_can_be_brought_up_anew():
     with pytest.raises(ProcessDied, match="rank 0 died in step 2"):
         await play(settings("train.steps=4"), dies_at=[2], recovers=False)
@@ -171,7 +266,7 @@ def writing(state):
 async def test_checkpoints_are_complete_or_absent_and_the_last_k_stay(tmp_path):
     run = RunDirectory(tmp_path / "a").create()
     checkpoints = Checkpoints(run, settings("train.steps=9", "checkpoint.keep=2", "resume=auto"))
-    assert checkpoints.resume() is None
+    assert checkpoints.choose().resume is None
     for step in (1, 2, 3):
         await checkpoints.save(step, writing({"policy_version": step}))
     assert [c.name for c in run.checkpoints()] == ["step-2", "step-3"]
@@ -183,7 +278,7 @@ async def test_checkpoints_are_complete_or_absent_and_the_last_k_stay(tmp_path):
     with pytest.raises(OSError, match="No space"):
         await checkpoints.save(4, full)
     assert sorted(p.name for p in run.checkpoints_folder.iterdir()) == ["step-2", "step-3"]
-    resume = checkpoints.resume()
+    resume = checkpoints.choose().resume
     assert (resume.step, resume.state) == (3, {"policy_version": 3})
     assert (Path(resume.trainer) / "shard").read_text() == "weights"
     assert [p.name for p in Path(resume.controllers).iterdir()] == ["controller-0.jsonl"]
@@ -195,21 +290,9 @@ async def test_a_killed_save_leaves_nothing_that_resume_would_take(tmp_path):
     await checkpoints.save(1, writing({}))
     (run.checkpoints_folder / ".step-2.part").mkdir()
     (run.checkpoints_folder / "step-3").mkdir()
-    assert checkpoints.resume().step == 1
+    assert checkpoints.choose().resume.step == 1
     await checkpoints.save(2, writing({}))
-    assert checkpoints.resume().step == 2
-
-
-@pytest.mark.parametrize("damage", ["complete.json", "state.json"])
-async def test_a_half_written_checkpoint_is_refused_with_the_way_out(tmp_path, damage):
-    run = RunDirectory(tmp_path / "a").create()
-    folder = await Checkpoints(run, settings("train.steps=9")).save(1, writing({}))
-    (folder / damage).write_text(json.dumps({"st": 1})[:4])
-    with pytest.raises(CheckpointError, match=r"half-written checkpoint .* remove it and name the run's folder"):
-        read_checkpoint(folder)
-    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
-        read_checkpoint(tmp_path / "none")
-    assert CheckpointError.exit_status == 2 and BackendError.exit_status == 1
+    assert checkpoints.choose().resume.step == 2
 
 
 def test_resume_auto_begins_anew_where_nothing_was_saved(tmp_path, monkeypatch):
@@ -265,7 +348,7 @@ class Idle(ClusterCrew):
         update = UpdateReport(loss=0.0, grad_norm=0.0, learning_rate=0.0, **gap)
         return replace(REPORT, step=step, counts=counts, update=update)
 
-    async def save(self, step):
+    async def save(self, step, go_on=bool):
         await self.checkpoints.save(step, writing({}))
 
     async def evaluate(self, step):

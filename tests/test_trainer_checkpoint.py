@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.megatron_cases import config, make_samples, shares, worst
 from tests.megatron_pool import play
 from tests.tiny_models import save_tiny
+from yatt.checksums import Damaged
 from yatt.config.schema import Config
 from yatt.training import export
+from yatt.training.identity import check_shards
 from yatt.training.megatron.optimizer_state import boxes
+from yatt.training.shard_files import Box, Shards
 from yatt.weights import shards
 
 pytestmark = pytest.mark.slow
@@ -77,6 +83,12 @@ def test_two_stages_of_two_shards_can_be_read_by_one(folder: str, tmp_path: Path
     assert worst(found, weights) <= 1e-5
 
 
+def test_ranks_of_one_machine_listen_on_loopback_alone(folder: str) -> None:
+    script = [*batches(2, 0, 1), ("listeners",)]
+    found = {ip.removeprefix("::ffff:") for results in play(2, config(folder), script) for ip in results[-1]}
+    assert found == {"127.0.0.1"}
+
+
 def test_a_checkpoint_can_precede_the_first_update(folder: str, tmp_path: Path) -> None:
     path = str(tmp_path / "c")
     fresh = play(1, config(folder), [("call", "save", path), *batches(1, 0, 1), ("export",)])[0][-1]
@@ -92,19 +104,126 @@ def test_bad_checkpoints_are_refused(folder: str, saved: tuple[str, list[Any]], 
     assert result[:2] == ("error", "CheckpointError")
     assert "intermediate_size=128 there, 96 in model.path" in result[2]
 
-    unfinished, short = tmp_path / "unfinished", tmp_path / "short"
-    shutil.copytree(path, unfinished)
-    (unfinished / "trainer.json").unlink()
-    shutil.copytree(path, short)
-    (short / "__0_0.distcp").write_bytes((short / "__0_0.distcp").read_bytes()[:100])
-    for bad, word in (
-        (unfinished, "trainer.json"),
-        (short, "__0_0.distcp has 100 bytes"),
-        (tmp_path / "no", "no such"),
+    for damage, said in (
+        (zeroed, "shard-0.safetensors has changed since it was written: its checksum is another"),
+        (removed, "shard-0.safetensors is missing"),
     ):
+        bad = tmp_path / damage.__name__
+        shutil.copytree(path, bad)
+        damage(bad / "shard-0.safetensors")
         kind, name, message = play(1, config(folder), [("call", "load", str(bad))])[0][-1]
         assert (kind, name) == ("error", "CheckpointError")
-        assert str(bad) in message and word in message
+        assert message == f"checkpoint {bad} is broken: {said}; use an earlier checkpoint"
+    kind, name, message = play(1, config(folder), [("call", "load", str(tmp_path / "no"))])[0][-1]
+    assert (kind, name) == ("error", "CheckpointError") and "no such folder" in message
+
+
+def zeroed(file: Path) -> None:
+    """A page in the middle."""
+    data = bytearray(file.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 4096] = bytes(len(data[middle : middle + 4096]))
+    file.write_bytes(data)
+
+
+def flipped(file: Path) -> None:
+    """A single bit."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def removed(file: Path) -> None:
+    file.unlink()
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def replaced(file: Path) -> None:
+    file.write_text("{}")
+
+
+@pytest.mark.parametrize("damage", [zeroed, flipped, truncated, removed, emptied, replaced])
+@pytest.mark.parametrize("name", ["trainer.json", "shard-0.json", "shard-1.json", "shard-1.safetensors"])
+def test_whatever_is_not_what_was_written_is_refused(
+    saved: tuple[str, list[Any]], tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    bad = tmp_path / "c"
+    shutil.copytree(saved[0], bad)
+    check_shards(bad, deep=True)
+    damage(bad / name)
+    with pytest.raises(Damaged) as caught:
+        check_shards(bad, deep=True)
+    assert name in str(caught.value)
+
+
+class Marker:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def boxes_of(path: str) -> list[Box]:
+    """Room for everything that a checkpoint of float32 numbers has."""
+    found = {}
+    for file in Path(path).glob("shard-*.json"):
+        for place in json.loads(file.read_text())["tensors"].values():
+            if place["of"] != "rng":
+                whole = tuple(place["whole"])
+                found[place["of"]] = Box(place["of"], whole, (0,) * len(whole), torch.empty(whole))
+    return list(found.values())
+
+
+def test_nothing_in_a_checkpoint_is_code(folder: str, saved: tuple[str, list[Any]], tmp_path: Path) -> None:
+    """Pickles under every name that torch and Megatron would load, and in place of every file of our own."""
+    path, out, marker = tmp_path / "c", tmp_path / "out", tmp_path / "marker"
+    shutil.copytree(saved[0], path)
+    own = [file.name for file in path.iterdir()]
+    hostile = pickle.dumps(Marker(marker))
+    pickle.loads(hostile)
+    assert marker.is_dir(), "the pickle is one that acts"
+    marker.rmdir()
+    for name in (".metadata", "common.pt", "metadata.json", "__0_0.distcp", "rng.pt"):
+        (path / name).write_bytes(hostile)
+    play(1, config(folder), [("call", "load", str(path))])
+    play(1, config(folder), [("export_checkpoint", str(path), str(out))])
+    assert (out / "model.safetensors").is_file()
+    for name in own:
+        bad = tmp_path / "bad"
+        shutil.copytree(saved[0], bad)
+        (bad / name).write_bytes(hostile)
+        with pytest.raises(Damaged):
+            check_shards(bad, deep=True)
+        with pytest.raises(Damaged):
+            Shards(bad).fill(boxes_of(saved[0]))
+        shutil.rmtree(bad)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_checkpoint_has_the_states_of_when_it_was_begun(folder: str, tmp_path: Path, dtype: Any) -> None:
+    """Two updates come before it is waited for. Of a float32 model the main weights are not written twice."""
+    begun, whole, settings = str(tmp_path / "begun"), str(tmp_path / "whole"), config(folder)
+    settings["model"]["dtype"] = dtype
+    script = [*batches(2, 0, 1), ("call", "save", whole), ("call", "begin_save", begun), *batches(2, 1, 2)]
+    first, *_ = play(2, settings, [*script, ("call", "end_save"), ("export",)])
+    for name in ("shard-0.safetensors", "shard-1.safetensors"):
+        assert (Path(begun) / name).read_bytes() == (Path(whole) / name).read_bytes()
+    described = json.loads((Path(whole) / "shard-0.json").read_text())["tensors"].values()
+    assert any(place["of"].startswith("optimizer.param.") for place in described) is (dtype == "bfloat16")
+    again = play(2, settings, [("call", "load", begun), *batches(2, 1, 2), ("export",)])[0]
+    assert [report.loss for report in again[1:3]] == [report.loss for report in first[3:5]]
+    assert all(np.array_equal(first[-1][name], again[-1][name]) for name in again[-1])
 
 
 def test_a_full_disk_stops_the_save_and_not_the_training(folder: str, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from yatt.config.schema import Config
@@ -18,8 +20,9 @@ class Crew(Protocol):
 
     async def evaluate(self, step: int) -> EvaluationReport: ...
 
-    async def save(self, step: int) -> None:
-        """Write a checkpoint, complete or not at all. Raises OSError or YattError when it cannot."""
+    async def save(self, step: int, go_on: Callable[[], object] = bool) -> None:
+        """Write a checkpoint, complete or not at all. Calls `go_on` once the next step may begin, at the latest when it
+        returns. Raises OSError or YattError when it cannot."""
         ...
 
     async def recover(self, error: ProcessDied) -> int:
@@ -48,7 +51,9 @@ class Supervisor:
         self._crew = crew
         self._journal = journal
         self._clock = clock
-        self._running = self._stopping = False
+        self._running = self._stopping = self._asked = False
+        self._saving: tuple[int, asyncio.Task[None]] | None = None
+        self._saved_at = 0.0
         self._spans: list[PhaseSpan] = []
 
     def stop(self) -> bool:
@@ -56,17 +61,35 @@ class Supervisor:
         waits, self._stopping = self._running and not self._stopping, True
         return waits
 
+    def save_soon(self) -> None:
+        """Have a checkpoint after the step under way, or the next one."""
+        self._asked = True
+
     async def run(self, first: int) -> int:
-        """Returns the last step done; `first - 1` when there was nothing left to do."""
+        """Returns the last step done; `first - 1` when there was nothing left to do. Waits for the checkpoint that is
+        being written, however it ends; where it is cancelled, there will be none of it."""
+        try:
+            return await self._run(first)
+        except asyncio.CancelledError:
+            if self._saving is not None:
+                self._saving[1].cancel()
+            raise
+        finally:
+            with suppress(ProcessDied):  # what ended the run is told
+                await self._written()
+
+    async def _run(self, first: int) -> int:
         last = self._config.train.steps
         if first == 1 and self._evaluates:
             self._journal.start(await self._timed("evaluate", self._crew.evaluate, 0), self._take_spans())
-        self._running = True
+        self._running, self._saved_at = True, self._clock.now()
         step = first
         while step <= last:
             try:
                 await self._step(step, last)
             except ProcessDied as error:
+                with suppress(ProcessDied):
+                    await self._written()
                 step = await self._crew.recover(error) + 1
                 continue
             if self._stopping:
@@ -76,12 +99,20 @@ class Supervisor:
 
     async def _step(self, step: int, last: int) -> None:
         """A step, and the evaluation and the checkpoint due after it."""
+        if self._saving is not None and self._saving[1].done():
+            await self._written()
         report = await self._crew.step(step)
         evaluate = self._evaluates and (step == last or _due(step, self._config.evaluate.every))
         evaluation = await self._timed("evaluate", self._crew.evaluate, step) if evaluate else None
         self._journal.step(report, evaluation, self._take_spans())
-        if step == last or self._stopping or _due(step, self._config.checkpoint.every):
+        if step == last or self._stopping or self._asked or self._save_due(step):
             await self._save(step)
+        if step == last or self._stopping:
+            await self._written()
+
+    def _save_due(self, step: int) -> bool:
+        every, minutes = self._config.checkpoint.every, self._config.checkpoint.minutes
+        return _due(step, every) or (minutes is not None and self._clock.now() - self._saved_at >= 60 * minutes)
 
     @property
     def _evaluates(self) -> bool:
@@ -89,9 +120,29 @@ class Supervisor:
         return held_out.path is not None or held_out.size is not None
 
     async def _save(self, step: int) -> None:
+        """Begin a checkpoint, after the end of the one before; wait until the next step may begin."""
+        await self._written()
+        self._asked, self._saved_at = False, self._clock.now()
+        await self._timed("checkpoint", self._begin, step)
+        if self._saving is not None and self._saving[1].done():
+            await self._written()
+
+    async def _begin(self, step: int) -> None:
+        go_on = asyncio.Event()
+        saving = asyncio.create_task(self._crew.save(step, go_on.set))
+        saving.add_done_callback(lambda task: go_on.set())
+        self._saving = (step, saving)
+        await go_on.wait()
+
+    async def _written(self) -> None:
+        """Wait for the checkpoint that is being written, and say how it went. Raises ProcessDied."""
+        if self._saving is None:
+            return
+        (step, saving), self._saving = self._saving, None
         try:
-            await self._timed("checkpoint", self._crew.save, step)
-        except ProcessDied:
+            await saving
+        except (ProcessDied, asyncio.CancelledError):
+            saving.cancel()
             raise
         except Exception as error:
             self._journal.save_failed(step, error)

@@ -58,8 +58,12 @@ class HostedRank(Protocol):
         """Collective: every rank must exhaust it. The policy's weights under Hugging Face names."""
         ...
 
+    def end_save(self) -> None:
+        """Wait until what `begin_save` began is on the disk; from any thread."""
+        ...
+
     def close(self) -> None:
-        """Leave the other ranks; waits for nobody."""
+        """Leave the other ranks; waits for what is being saved alone."""
         ...
 
 

@@ -246,10 +246,13 @@ class ClusterCrew:
         reports: list[EvaluationReport] = await self._on_controllers("evaluate", step)
         return self._receive(reports)
 
-    async def write_state(self, folder: Path) -> dict[str, Any]:
-        """Have ranks and controllers write what they hold into `folder`; returns what all controllers share."""
+    async def write_state(self, folder: Path, go_on: Callable[[], object] = bool) -> dict[str, Any]:
+        """Have ranks and controllers write what they hold into `folder`; returns what all controllers share. Calls
+        `go_on` once the next step may begin, while the ranks write."""
         states: list[dict[str, Any]] = await self._on_controllers("save", str(folder / "controllers"))
-        await self.trainer.on_all("save", str(folder / "trainer"))
+        await self.trainer.on_all("begin_save", str(folder / "trainer"))
+        go_on()
+        await self.trainer.end_save()
         return self._receive(states)
 
     async def restore(self, trainer: str, controllers: str, state: dict[str, Any]) -> None:

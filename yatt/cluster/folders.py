@@ -14,6 +14,8 @@ SOCKET = 107
 """Bytes that the path of a Unix socket may have."""
 BEHIND = len("/ray/session_2026-11-28_07-07-07_123456_4194304/sockets/plasma_store.1")
 """Of those, what Ray puts behind its folder."""
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Has Ray listen on 127.0.0.1 alone, as it does by itself where it knows no clusters."""
 SHORT = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -37,14 +39,12 @@ def ray_folder(environ: Mapping[str, str] = os.environ) -> str:
 def ray_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables to be set before Ray is started on this machine. Raises ConfigError as `ray_folder`.
 
-    Engines' sockets go where Ray's do. Where there is no token and no home to write one to, it is given here."""
+    Engines' sockets go where Ray's do. A cluster that is started here has a token of its own, in no file."""
     folder = ray_folder(environ)
-    variables = {"RAY_TMPDIR": folder}
+    variables = {"RAY_TMPDIR": folder, **LOOPBACK}
     sockets = (kind.socket_folder for kind in ENGINES.values())
     variables |= {name: folder for name in sockets if name and name not in environ}
-    home = Path(environ.get("HOME") or "/")
-    told = any(name in environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if not told and not (home / ".ray" / "auth_token").is_file() and not _writable(home / ".ray"):
+    if not any(name in environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return variables
 

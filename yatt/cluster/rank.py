@@ -28,7 +28,7 @@ from yatt.types import Share, WeightManifest
 from yatt.weights import WeightWriter, writer_for
 
 T = TypeVar("T")
-Collective = Literal["save", "load", "save_folder", "offload", "onload", "forget_reference"]
+Collective = Literal["begin_save", "load", "save_folder", "offload", "onload", "forget_reference"]
 Work = Literal["update", "evaluate", "reference"]
 """The methods of a rank that take shares."""
 
@@ -153,6 +153,10 @@ class RankActor:
         if method == "onload":
             self._home.set()
 
+    async def end_save(self) -> None:
+        """Wait for what `begin_save` began, beside whatever the rank does."""
+        await asyncio.to_thread(self._rank.end_save)
+
     async def take_spans(self) -> tuple[PhaseSpan, ...]:
         """The rank's spans since the last call."""
         return self._recorder.take()
@@ -218,6 +222,11 @@ class RemoteTrainer:
 
     async def onload(self) -> None:
         await self.on_all("onload")
+
+    async def end_save(self) -> None:
+        """Wait until every rank has written its part of the checkpoint that was begun."""
+        calls = {rank.name: rank.actor.end_save.remote() for rank in self._ranks}
+        await wait_all("checkpoint", calls, self._timeout)
 
     async def on_all(self, method: Collective, *arguments: Any) -> None:
         """Call every rank and wait for all."""

@@ -43,6 +43,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
     if config.address is None:
         os.environ.update(ray_environment())
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # has been read already; its processes read LOOPBACK
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray's own paragraph on a process that died; ours is one line.
     ray._private.worker._worker_logs_enabled = False

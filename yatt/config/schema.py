@@ -259,7 +259,12 @@ class EvaluateConfig(Section):
 
 class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="Save every so many steps, and after the last; 0: only then.")
+    minutes: float | None = Field(None, gt=0, description="Save also once so many minutes went by since the last save.")
     keep: int = Field(2, ge=1, description="Complete checkpoints kept.")
+    remote: str | None = Field(
+        None,
+        description="Where each is copied to, beside training, as fsspec spells it: s3://BUCKET/FOLDER, file:///...",
+    )
     export: bool = Field(False, description="Write the last policy as a Hugging Face folder, RUN/model.")
 
 

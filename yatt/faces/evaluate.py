@@ -26,7 +26,7 @@ from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
 from yatt.faces.chart import decimals
-from yatt.faces.checkpoints import Resume, read_checkpoint
+from yatt.faces.checkpoints import Resume
 from yatt.faces.export import check_model, export_to, find_checkpoint
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
@@ -63,9 +63,8 @@ INSTEAD = {
 
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:
     """Print what the latest checkpoint of `run` is worth, or `checkpoint`; returns the exit status."""
-    folder = find_checkpoint(checkpoint or run)
-    resume = read_checkpoint(folder)
-    config = settings(folder, overrides, samples)
+    resume = find_checkpoint(checkpoint or run)
+    config = settings(resume.folder, overrides, samples)
     check_model(config)
     check(config)
     check_data(config)
@@ -73,14 +72,14 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     out = RunDirectory(run / "evaluations" / f"step-{resume.step}").create()
     if config.algorithm.recipe.reinforces:
         with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
-            export_to(folder, Path(model), [f"model.path={config.model.path}"])
+            export_to(resume, Path(model), [f"model.path={config.model.path}"])
             report = asyncio.run(_by_responses(config, out, model, resume.step))
     else:
         report = asyncio.run(_by_rows(config, out, resume))
     if as_json:
         print(json.dumps({"step": resume.step, **asdict(report)}))
     else:
-        show(report, folder, config)
+        show(report, resume.folder, config)
     return 0
 
 

@@ -13,7 +13,7 @@ from yatt.config.load import load_config
 from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
-from yatt.faces.checkpoints import read_checkpoint
+from yatt.faces.checkpoints import Resume, newest_good, read_checkpoint
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
 from yatt.training.megatron.backend import export_checkpoint
 
@@ -24,32 +24,34 @@ def export(source: Path, out: Path) -> int:
         raise ConfigError(f"{out}: the folder is not empty; name a new one")
     checkpoint = find_checkpoint(source)
     export_to(checkpoint, out)
-    Console().print(f"wrote {out} from {checkpoint}")
+    Console().print(f"wrote {out} from {checkpoint.folder}")
     return 0
 
 
-def find_checkpoint(source: Path) -> Path:
-    """`source` itself where it is a checkpoint, else the latest complete one of the run folder it names."""
+def find_checkpoint(source: Path) -> Resume:
+    """`source` itself where it is a checkpoint, else the newest good one of the run folder it names; says which were
+    passed over."""
     if source.parent.name == CHECKPOINTS or (source / "trainer").is_dir():
-        return source
+        return read_checkpoint(source)
     if not source.is_dir():
         raise CheckpointError(f"{source}: there is no such run folder or checkpoint")
-    latest = RunDirectory(source).latest_checkpoint()
-    if latest is None:
+    choice = newest_good(RunDirectory(source))
+    for line in choice.lines:
+        Console(stderr=True).print(line, soft_wrap=True)
+    if choice.resume is None:
         raise CheckpointError(
             f"{source}: no complete checkpoint in {source / 'checkpoints'}; train with checkpoint.every"
         )
-    return latest
+    return choice.resume
 
 
-def export_to(checkpoint: Path, out: Path, overrides: Sequence[str] = ()) -> None:
+def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> None:
     """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`."""
-    resume = read_checkpoint(checkpoint)
-    config = load_config(str(checkpoint / "config.yaml"), overrides)
+    config = load_config(str(checkpoint.folder / "config.yaml"), overrides)
     check_model(config)
     policy_facts(config, weights=False)
     folders.refuse(config.model.path, "model.path", weights=False)
-    export_checkpoint(config, resume.trainer, str(out))
+    export_checkpoint(config, checkpoint.trainer, str(out))
 
 
 def check_model(config: Config) -> None:

@@ -111,19 +111,25 @@ class RunDirectory:
         """The timeline's spans, by step."""
         return self._timeline.read()
 
+    def step_folders(self) -> list[Path]:
+        """Checkpoints of which at least something is there, oldest step first."""
+        found = [(step, folder) for folder in self.checkpoints_folder.glob("step-*") if (step := step_of(folder.name))]
+        return [folder for _, folder in sorted(found) if folder.is_dir() and any(folder.iterdir())]
+
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest step first."""
-        folders = []
-        for folder in self.checkpoints_folder.glob("step-*"):
-            match = _CHECKPOINT.match(folder.name)
-            if match and (folder / COMPLETE).is_file():
-                folders.append((int(match[1]), folder))
-        return [folder for _, folder in sorted(folders)]
+        return [folder for folder in self.step_folders() if (folder / COMPLETE).is_file()]
 
     def latest_checkpoint(self) -> Path | None:
         """The complete checkpoint of the highest step, if any."""
         folders = self.checkpoints()
         return folders[-1] if folders else None
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder; None for another name."""
+    match = _CHECKPOINT.match(name)
+    return int(match[1]) if match else None
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ def ready(config: Config, file: Path | None = None, overrides: Sequence[str] = (
         ray_folder()
     _check_place(config, run)
     _check_free(config, run)
-    if (resume := Checkpoints(run, config).resume()) is not None:
+    if (resume := Checkpoints(run, config).choose(deep=False).resume) is not None:
         resume.check(config)
     return run
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,17 +48,23 @@ def train(config: Config) -> int:
     with run.lock():
         checkpoints = Checkpoints(ready(config), config)  # asked again: another process may have had the folder
         checkpoints.contents = contents(config)
-        resume = checkpoints.resume()
+        checkpoints.warn = warnings.append
+        fetched = checkpoints.fetch()
+        resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
             verify(resume.trainer, identity(hf, config.model.dtype))
             resume.check(config, checkpoints.contents)
         run.create()
+        checkpoints.sweep(passed)
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
         kind: Literal["rl", "offline"] = "rl" if config.algorithm.recipe.reinforces else "offline"
         with Progress(config.train.steps, kind) as progress:
-            for warning in warnings:
+            checkpoints.warn = progress.warn
+            if fetched is not None:
+                progress.note(f"{fetched} was fetched from {config.checkpoint.remote}")
+            for warning in (*warnings, *choice.lines):
                 progress.warn(warning)
             try:
                 return asyncio.run(_train(config, run, checkpoints, resume, progress))
@@ -87,7 +94,7 @@ async def _train(
         supervisor = Supervisor(config, crew, journal, WallClock())
         journal.crew, journal.stop = crew, supervisor.stop
         try:
-            with interruptible(supervisor.stop, progress.note):
+            with interruptible(supervisor.stop, supervisor.save_soon, progress.note):
                 await crew.start(model=config.model.path, train=True, generate=config.algorithm.recipe.reinforces)
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
@@ -103,6 +110,7 @@ async def _train(
                 journal.spans(last, await crew.take_spans())
                 if last == config.train.steps and config.checkpoint.export:
                     await export_model(crew, run)
+                await checkpoints.copied()
         finally:
             await crew.close()
             journal.close()
@@ -160,9 +168,9 @@ class CheckpointingCrew(ClusterCrew):
         super().__init__(config, run_path, on_phase)
         self._checkpoints = checkpoints
 
-    async def save(self, step: int) -> None:
+    async def save(self, step: int, go_on: Callable[[], object] = bool) -> None:
         try:
-            await self._checkpoints.save(step, self.write_state)
+            await self._checkpoints.save(step, partial(self.write_state, go_on=go_on))
         except ProcessDied:
             raise
         except Exception:
@@ -250,9 +258,9 @@ class RunJournal:
 
 
 @contextmanager
-def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Iterator[None]:
+def interruptible(stop: Callable[[], bool], save: Callable[[], object], say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C, SIGTERM, or the terminal going away during a step: `stop`, at its end. At any other time, and twice:
-    cancel the task at once. Under nohup a terminal may go away."""
+    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     terminals = [file for file in (1, 2) if os.isatty(file)]
@@ -277,10 +285,15 @@ def interruptible(stop: Callable[[], bool], say: Callable[[str], None]) -> Itera
         if not waiting:  # it is no second Ctrl-C
             on_signal()
 
-    for number in numbers:
-        loop.add_signal_handler(number, on_hangup if number == signal.SIGHUP else on_signal)
+    def on_user() -> None:
+        save()
+        say("saving after the step under way")
+
+    own = {signal.SIGHUP: on_hangup, signal.SIGUSR1: on_user}
+    for number in (*numbers, signal.SIGUSR1):
+        loop.add_signal_handler(number, own.get(number, on_signal))
     try:
         yield
     finally:
-        for number in numbers:
+        for number in (*numbers, signal.SIGUSR1):
             loop.remove_signal_handler(number)

@@ -181,7 +181,7 @@ class World:
     async def evaluate(self, step: int) -> EvaluationReport:
         raise ConfigError("evaluate.path, evaluate.size: a simulated run has no held-out rows; unset both")
 
-    async def save(self, step: int) -> None:
+    async def save(self, step: int, go_on: Callable[[], object] = bool) -> None:
         states = await self._all(lambda controller: controller.state())
         self._saved = (step, states[0][0], [group for _, carried in states for group in carried])
         self.log("driver", "saved", step)

@@ -1,17 +1,21 @@
-"""Whether a trainer's checkpoint is whole and of this model; read without torch, so that a driver can ask early."""
+"""Whether a trainer's checkpoint is whole and of this model; read without torch, so that a driver can ask early.
+
+`yatt.training.shard_files` says which files there are."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yatt.checksums import OWN, Damaged, check_file, read_json
 from yatt.errors import CheckpointError
 from yatt.models.fields import obeyed
 from yatt.models.table import LANGUAGES
 from yatt.models.vision import SIZES
 
 DESCRIPTION = "trainer.json"
+SHARD = ".safetensors"
 
 
 def identity(hf: Any, dtype: str) -> dict[str, Any]:
@@ -25,26 +29,49 @@ def identity(hf: Any, dtype: str) -> dict[str, Any]:
     return described
 
 
-def verify(path: str, described: dict[str, Any]) -> None:
-    """Raises CheckpointError unless `path` holds a complete checkpoint of this model."""
+def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
+    """The state that all ranks shared. Raises CheckpointError unless `path` holds a checkpoint of this model, of which
+    no file is missing or short; what is in the shards is checked as they are read."""
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {path}: no such folder; resume=auto takes the last complete one")
+        raise CheckpointError(f"checkpoint {path}: no such folder; resume=auto takes the newest good one")
     try:
-        written = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is half-written: {DESCRIPTION} cannot be read ({error}); use an earlier checkpoint"
-        ) from error
-    for name, size in written["files"].items():
-        actual = (folder / name).stat().st_size if (folder / name).exists() else 0
-        if actual != size:
-            raise CheckpointError(
-                f"checkpoint {path} is half-written: {name} has {actual} bytes, not {size}; use an earlier checkpoint"
-            )
+        written = read_json(folder, DESCRIPTION, "model", "state")
+        check_shards(folder, deep=False)
+    except Damaged as error:
+        raise broken(path, error) from None
     for name, value in described.items():
         if written["model"].get(name) != value:
             raise CheckpointError(
                 f"checkpoint {path} is of another model: {name}={written['model'].get(name)!r} there, {value!r} in "
                 f"model.path; point model.path at the model it was trained from"
             )
+    return dict(written["state"])
+
+
+def broken(path: str, error: Damaged) -> CheckpointError:
+    """What to say of a checkpoint with such a file."""
+    return CheckpointError(f"checkpoint {path} is broken: {error}; use an earlier checkpoint")
+
+
+def shard_names(number: int) -> tuple[str, str]:
+    """A shard's file and its description."""
+    return f"shard-{number}{SHARD}", f"shard-{number}.json"
+
+
+def read_shards(folder: Path) -> list[dict[str, Any]]:
+    """The descriptions of all shards. Raises Damaged where one is missing."""
+    count = read_json(folder, DESCRIPTION, "shards")["shards"]
+    return [read_json(folder, shard_names(number)[1], "bytes", "checksum", "tensors") for number in range(count)]
+
+
+def check_shard(folder: Path, number: int, written: Mapping[str, Any], *, deep: bool = True) -> None:
+    """Raises Damaged where a shard has another size, or, if all of it is read (`deep`), another checksum."""
+    stated = {"bytes": written["bytes"], OWN: written["checksum"]}
+    check_file(folder, shard_names(number)[0], stated, deep=deep)
+
+
+def check_shards(folder: Path, *, deep: bool) -> None:
+    """Raises Damaged as `read_shards` and `check_shard`."""
+    for number, written in enumerate(read_shards(folder)):
+        check_shard(folder, number, written, deep=deep)

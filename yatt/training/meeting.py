@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from yatt.errors import ConfigError
+from yatt.errors import BackendError, ConfigError
 
 
 def reserve_port() -> socket.socket:
@@ -21,3 +21,20 @@ def reserve_port() -> socket.socket:
             "end programs that hold ports, or widen net.ipv4.ip_local_port_range"
         ) from None
     return keeper
+
+
+def loopback(address: str) -> bool:
+    """Whether only this machine reaches it."""
+    return address in ("localhost", "::1") or address.startswith("127.")
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """A socket that listens at this address alone, where torch would listen on all. Raises BackendError where the port
+    is taken."""
+    try:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        return socket.create_server((address, port), family=family, backlog=2048)
+    except OSError as error:
+        raise BackendError(
+            f"trainer rank 0 cannot listen at {address}:{port}: {error.strerror}; free the port"
+        ) from error

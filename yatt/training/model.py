@@ -64,14 +64,15 @@ class Learner(Model, Protocol):
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
         ...
 
-    def save(self, path: str, more: dict[str, Any]) -> None:
-        """Write weights, optimizer and schedule into the folder `path`, with `more` beside them. Collective. Raises
-        BackendError where it cannot be written."""
+    def save(self, path: str, more: dict[str, Any]) -> Callable[[], None]:
+        """Begin to write weights, optimizer and schedule into the folder `path`, with the plain values `more` beside
+        them. What is returned waits until this rank's part is on the disk, from any thread, and raises BackendError
+        where it could not be written."""
         ...
 
     def load(self, path: str) -> dict[str, Any]:
         """Go on from a checkpoint, written under any layout; returns what was saved beside the weights. Collective.
-        Raises CheckpointError, before anything changes, for one that is missing, half-written or of another model."""
+        Raises CheckpointError, before anything changes, for one that is missing, broken or of another model."""
         ...
 
 

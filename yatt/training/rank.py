@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from yatt.config.models import policy_facts
@@ -38,6 +40,7 @@ class TrainerRank:
         self.backend, self.config = backend, config
         self.rank, self.world_size, self.address, self.port = rank, world_size, address, port
         self._training: Training | None = None
+        self._writing: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """Collective. Join the other ranks, load the model, make the optimizer.
@@ -90,23 +93,42 @@ class TrainerRank:
         head = self._started.objective.head
         export.write_folder(self.export(), self.config, path, writer=self.rank == 0, head=head)
 
-    def save(self, path: str) -> None:
-        """Collective. Write a checkpoint into the folder `path`: model, optimizer, schedule, RNG.
-
-        Waits for every rank. Raises BackendError where it cannot be written."""
+    def begin_save(self, path: str) -> None:
+        """Begin to write a checkpoint into the folder `path`: model, optimizer, schedule, RNG. Training may go on; what
+        it changes is copied first. Waits for an earlier save of this rank alone."""
         training = self._started
         release_freed_memory()
         more: dict[str, Any] = {}
         if isinstance(training.objective, Reinforcement):
             more = {"kl_coefficient": training.objective.coefficient.state()}
-        training.policy.save(path, more)
+        self._writing = [training.policy.save(path, more)]
         if training.critic is not None:
-            training.critic.save(os.path.join(path, CRITIC), {})
+            self._writing.append(training.critic.save(os.path.join(path, CRITIC), {}))
+
+    def end_save(self) -> None:
+        """Wait until this rank's part of the checkpoint is on the disk; from any thread. Raises BackendError where it
+        could not be written: the checkpoint is then incomplete, and is refused."""
+        for wait in self._writing:
+            wait()
+
+    def save(self, path: str) -> None:
+        """Collective. Write a checkpoint, and wait for every rank's part. Raises BackendError, on every rank, where one
+        could not be written."""
+        failures: list[str | None] = [None] * self.world_size
+        failure = None
+        try:
+            self.begin_save(path)
+            self.end_save()
+        except BackendError as error:
+            failure = str(error)
+        dist.all_gather_object(failures, failure)
+        if failure := next(filter(None, failures), None):
+            raise BackendError(failure)
 
     def load(self, path: str) -> None:
         """Collective. Go on from a checkpoint, written under any layout.
 
-        Raises CheckpointError, before anything changes, for one that is missing, half-written or of another model."""
+        Raises CheckpointError, before anything changes, for one that is missing, broken or of another model."""
         training, critic = self._started, self._started.critic
         beside = os.path.join(path, CRITIC)
         if critic is not None:
@@ -132,8 +154,10 @@ class TrainerRank:
             model.take_back()
 
     def close(self) -> None:
-        """Leave the other ranks and free everything; waits for nobody."""
-        self._training = None
+        """Leave the other ranks and free everything; waits for what is being saved alone."""
+        with suppress(BackendError):  # told to who asked for the save
+            self.end_save()
+        self._training, self._writing = None, []
         self.backend.leave()
 
     @property

@@ -50,7 +50,7 @@ def open_rank(config: Config, *, rank: int, world_size: int, address: str, port:
 def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
     """Write the policy of a trainer's checkpoint as a Hugging Face folder, in this process alone.
 
-    Raises CheckpointError for a checkpoint that is missing, half-written or of another model than `model.path`."""
+    Raises CheckpointError for a checkpoint that is missing, broken or of another model than `model.path`."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"tp": 1, "pp": 1})})
     hf = model.read_hf_config(config.model.path)
     described = identity(hf, config.model.dtype)

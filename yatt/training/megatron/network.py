@@ -23,6 +23,7 @@ from yatt.training.megatron.convert import Converter, Reader
 from yatt.training.megatron.vision import SeeingModel
 from yatt.training.memory import Shelf
 from yatt.training.model import Head, OnOutput
+from yatt.training.saving import Saving
 from yatt.training.schedule import learning_rate
 
 
@@ -137,6 +138,7 @@ class LearningNetwork(Network):
         self._settings, self._planned = settings, planned
         self._per_step = config.train.updates_per_step * config.train.epochs_per_step
         self.updates = 0
+        self._saving: Saving | None = None
         self.shelf = Shelf(self._held, lambda: (buffer.grad_data for buffer in self.module.buffers))
 
     def learn(self, micro_batches: Sequence[MicroBatch], loss: OnOutput) -> None:
@@ -150,6 +152,7 @@ class LearningNetwork(Network):
 
     def step(self) -> tuple[float, bool]:
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
+        self.secure()
         norm, applied = optimizer.step(self.optimizer, self.rate, self._settings.vision_rate)
         self.updates += 1
         return norm, applied
@@ -159,17 +162,31 @@ class LearningNetwork(Network):
         """The learning rate of the next update."""
         return learning_rate(self._settings, self.updates, self._planned)
 
-    def save(self, path: str, more: dict[str, Any]) -> None:
-        """Write a checkpoint, with `more` beside it. Collective."""
+    def save(self, path: str, more: dict[str, Any]) -> Callable[[], None]:
+        """Begin to write a checkpoint, with `more` beside it; what is returned waits for its end. The one before is
+        waited for."""
+        if self._saving is not None:
+            self._saving.over()
         state = {"updates": self.updates, "per_step": self._per_step, **more}
         with self.aboard():
-            checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.layout)
+            self._saving = checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.layout)
+        return self._saving.wait
+
+    def put_away(self) -> None:
+        self.secure()
+        super().put_away()
+
+    def secure(self) -> None:
+        """Return once what a checkpoint is written from may change."""
+        if self._saving is not None:
+            self._saving.secure()
 
     def load(self, path: str) -> dict[str, Any]:
         """Go on from a checkpoint; returns all that was saved beside the weights. Collective.
 
         Where a step has another number of updates now, those done are counted as if it had had it all along: the
         schedule goes on where it stood, and ends with the run."""
+        self.secure()
         with self.aboard():
             state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.layout)
         self.updates = round(state["updates"] * self._per_step / state.get("per_step", self._per_step))

@@ -80,6 +80,17 @@ def _fill(optimizer: ChainedOptimizer) -> None:
                 }
 
 
+def counted_updates(part: Any) -> float:
+    """How many updates AdamW has counted: the same for all parameters."""
+    return max((float(values["step"]) for values in part.optimizer.state.values()), default=0.0)
+
+
+def count_updates(part: Any, updates: float) -> None:
+    """Let AdamW have counted so many. Each parameter has a count of its own, which it advances."""
+    for parameter, values in part.optimizer.state.items():
+        values["step"] = counter(parameter, updates)
+
+
 def tensors(optimizer: ChainedOptimizer) -> Iterator[Tensor]:
     """The moments, and the main weights: a float32 model's are its own."""
     for part in optimizer.chained_optimizers:

@@ -1,83 +1,73 @@
-"""The optimizer's state on its way into a checkpoint: each rank writes its own shard from where it lies.
+"""What a rank writes into a checkpoint and reads from it, as boxes of whole tensors: the model's weights, and its shard
+of the optimizer's state, from where they lie.
 
 Megatron cuts the state over the replicas by ranges of elements, which begin and end anywhere in a weight. In the
-checkpoint a state has the shape of its weight, so that any layout can read it: a range is written as a few boxes."""
+checkpoint a state has the shape of its weight, so that any layout can read it: a range is written as a few boxes. Of a
+weight, each replica writes the range whose state it has."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
-import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor, ShardedTensorFactory
-from megatron.core.dist_checkpointing.strategies.torch import MCoreSavePlanner
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedStateDict,
+    ShardedTensor,
+    ShardedTensorFactory,
+    is_main_replica,
+)
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
-Shape = tuple[int, ...]
+from yatt.training.shard_files import Box, Shape
 
-
-@dataclass(slots=True)
-class Pieces:
-    """A tensor of the checkpoint, of this shape in all, and the boxes of it that this rank writes, by their offsets."""
-
-    shape: Shape
-    boxes: dict[Shape, Tensor] = field(default_factory=dict)
-
-    # torch asks for it under this name.
-    def __create_write_items__(self, name: str, own: object) -> list[WriteItem]:
-        return [
-            WriteItem(
-                index=MetadataIndex(name, torch.Size(offset)),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(
-                    chunk=ChunkStorageMetadata(offsets=torch.Size(offset), sizes=box.shape),
-                    properties=TensorProperties.create_from_tensor(box),
-                    size=torch.Size(self.shape),
-                ),
-            )
-            for offset, box in self.boxes.items()
-        ]
+Places: TypeAlias = Mapping[Tensor, Sequence[tuple[ShardedTensor, int]]]
+"""For each of the model's weights, its parts that have places of their own in the checkpoint (gate and up projection),
+each with its first element in the weight."""
+MODEL = "model"
 
 
-class Planner(MCoreSavePlanner):
-    """Plans the writing of pieces too."""
-
-    def __init__(self) -> None:
-        super().__init__(dedup_replicated_tensors=False, flatten_state_dict=False)
-
-    def lookup_object(self, index: MetadataIndex) -> Any:
-        """The tensor of an item that is to be written."""
-        state = self.state_dict[index.fqn]
-        if not isinstance(state, Pieces):
-            return super().lookup_object(index)
-        assert index.offset is not None
-        return state.boxes[tuple(index.offset)]
+def places_of(weights: ShardedStateDict) -> Places:
+    """Where the weights have their places, by Megatron's description of the model."""
+    shards = nested_values(extract_sharded_tensors_and_factories(weights)[0])
+    return {shard.data: list(_shards(shard, shard.data)) for shard in shards}
 
 
-def state_pieces(optimizer: Any, weights: ShardedStateDict) -> dict[str, Pieces]:
-    """What this rank's distributed optimizer holds (main weights and both moments), by name in the checkpoint.
-
-    `weights` say where in the checkpoint each of the model's weights has its place. Nothing is copied, nor sent."""
-    of_weight = {shard.data: shard for shard in nested_values(extract_sharded_tensors_and_factories(weights)[0])}
-    pieces: dict[str, Pieces] = {}
+def boxes_to_save(optimizer: Any, places: Places) -> Iterator[Box]:
+    """This rank's part of the weights, main weights and moments. Nothing is copied, nor sent."""
     for weight, start, stop in _ranges(optimizer):
-        states = optimizer._get_main_param_and_optimizer_states(weight)
-        for shard, first in _shards(of_weight[weight], weight):
-            begin, end = max(start, first), min(stop, first + shard.data.numel())
+        held = {MODEL: weight.detach().view(-1)[start:stop], **_states(optimizer, weight)}
+        for shard, first in places[weight]:
             # Weights that other ranks of the pipeline or tensor parallelism hold as well are written by one of them.
-            if begin >= end or any(shard.replica_id[:-1]):
-                continue
-            for name in ("param", "exp_avg", "exp_avg_sq"):
-                values = states[name].detach()[begin - start : end - start]
-                entry = pieces.setdefault(f"optimizer.state.{name}.{shard.key}", Pieces(shard.global_shape))
-                entry.boxes.update(_placed(values, begin - first, shard))
-    return pieces
+            if not any(shard.replica_id[:-1]):
+                yield from _cut(held, start, stop, shard, first)
+    for weight, parts in places.items():
+        if not weight.requires_grad:  # the optimizer knows nothing of it
+            yield from (_whole(shard) for shard, _ in parts if is_main_replica(shard.replica_id))
+
+
+def weights_to_load(places: Places) -> Iterator[Box]:
+    """The weights that this rank holds."""
+    for parts in places.values():
+        yield from (_whole(shard) for shard, _ in parts)
+
+
+def states_to_load(optimizer: Any, places: Places) -> Iterator[Box]:
+    """The main weights and moments that this rank holds."""
+    for weight, start, stop in _ranges(optimizer):
+        for shard, first in places[weight]:
+            yield from _cut(_states(optimizer, weight), start, stop, shard, first)
+
+
+def _states(optimizer: Any, weight: Tensor) -> dict[str, Tensor]:
+    """A weight's states on this rank, by name in the checkpoint. A float32 model's main weights are its own."""
+    states = optimizer._get_main_param_and_optimizer_states(weight)
+    names = ["exp_avg", "exp_avg_sq"]
+    if states["param"].untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
+        names.append("param")
+    return {f"optimizer.{name}": states[name].detach() for name in names}
 
 
 def _ranges(optimizer: Any) -> Iterator[tuple[Tensor, int, int]]:
@@ -91,8 +81,6 @@ def _ranges(optimizer: Any) -> Iterator[tuple[Tensor, int, int]]:
 
 
 def _shards(shard: ShardedTensor | ShardedTensorFactory, weight: Tensor) -> Iterator[tuple[ShardedTensor, int]]:
-    """A weight's parts that have places of their own in the checkpoint (gate and up projection), each with its first
-    element in the weight."""
     if isinstance(shard, ShardedTensor):
         yield shard, 0
         return
@@ -100,6 +88,25 @@ def _shards(shard: ShardedTensor | ShardedTensorFactory, weight: Tensor) -> Iter
         if part.data.untyped_storage().data_ptr() != weight.untyped_storage().data_ptr():
             raise NotImplementedError(f"{part.key}: the checkpoint's layout is no view of the weight")
         yield part, part.data.storage_offset() - weight.storage_offset()
+
+
+def _whole(shard: ShardedTensor) -> Box:
+    values = shard.data.detach().view((1,) * shard.prepend_axis_num + shard.local_shape)
+    return _box(MODEL, shard, shard.global_offset, values)
+
+
+def _box(name: str, shard: ShardedTensor, offset: Shape, values: Tensor) -> Box:
+    return Box(f"{name}.{shard.key}", shard.global_shape, offset, values, padded=shard.allow_shape_mismatch)
+
+
+def _cut(held: Mapping[str, Tensor], start: int, stop: int, shard: ShardedTensor, first: int) -> Iterator[Box]:
+    """Elements `start` to `stop` of a weight, and of its states, as boxes; what of them is in the shard, whose first
+    element is the weight's `first`."""
+    begin, end = max(start, first), min(stop, first + shard.data.numel())
+    if begin < end:
+        for name, values in held.items():
+            for offset, box in _placed(values[begin - start : end - start], begin - first, shard):
+                yield _box(name, shard, offset, box)
 
 
 def _placed(values: Tensor, start: int, shard: ShardedTensor) -> Iterator[tuple[Shape, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from datetime import timedelta
 
 import torch
@@ -12,8 +13,9 @@ from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import TCPStore
 
 from yatt.config.schema import Config
-from yatt.errors import BackendError, ConfigError, WaitTimeout
+from yatt.errors import ConfigError, WaitTimeout
 from yatt.training.layout import Layout
+from yatt.training.meeting import listen, loopback
 
 
 def start(config: Config, *, rank: int, world_size: int, address: str, port: int) -> Layout:
@@ -30,6 +32,9 @@ def start(config: Config, *, rank: int, world_size: int, address: str, port: int
     device = torch.device("cuda", rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if loopback(address):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
     store = _meet(rank, world_size, address, port, limits.start_timeout)
     limit = timedelta(seconds=limits.step_timeout)
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
@@ -49,11 +54,10 @@ def start(config: Config, *, rank: int, world_size: int, address: str, port: int
 
 def _meet(rank: int, world_size: int, address: str, port: int, timeout: float) -> TCPStore:
     waited = f"trainer rank {rank} waited {timeout:g} s for"
+    wait, listener = timedelta(seconds=timeout), listen(address, port).detach() if rank == 0 else None
     try:
-        return TCPStore(address, port, world_size, rank == 0, timeout=timedelta(seconds=timeout))
+        return TCPStore(address, port, world_size, rank == 0, timeout=wait, master_listen_fd=listener)
     except dist.DistNetworkError as error:
-        if rank == 0:
-            raise BackendError(f"trainer rank 0 cannot listen at {address}:{port}: {error}; free the port") from error
         raise WaitTimeout(f"{waited} rank 0 at {address}:{port}: {error}") from error
     except dist.DistStoreError as error:
         raise WaitTimeout(f"{waited} {world_size - 1} other rank(s): {error}") from error
