@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -44,7 +45,7 @@ class ForkServers:
         self._folder = Path(self._shared or tempfile.mkdtemp(prefix="yatt-", dir=ray_folder()))
         self._lifeline, self._ours = (-1, -1) if self._shared else os.pipe()
         self._asked: dict[Kind, tuple[str, socket.socket]] = {}
-        self._ready: dict[Kind, str] = {}
+        self._words: dict[Kind, bytes] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, kinds: Iterable[Kind]) -> None:
@@ -58,7 +59,8 @@ class ForkServers:
                     self._asked[kind] = path, forkclient.ask(path, {"want": "word"})
 
     def _path(self, kind: Kind) -> str:
-        facts = [sorted(_lasting(os.environ | kind.environment).items()), kind.modules, sys.path]
+        rooms = {name: os.readlink(f"/proc/self/ns/{name}") for name in sorted(os.listdir("/proc/self/ns"))}
+        facts = [sorted(_lasting(os.environ | kind.environment).items()), kind.modules, _paths(), rooms, os.getuid()]
         return str(self._folder / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16])
 
     def _branch(self, kind: Kind, path: str) -> None:
@@ -79,7 +81,7 @@ class ForkServers:
                 self._processes.append(
                     subprocess.Popen(
                         command,
-                        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | slot,
+                        env=os.environ | {"PYTHONPATH": os.pathsep.join(_paths())} | slot,
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.DEVNULL,
@@ -94,24 +96,24 @@ class ForkServers:
     async def ready(self, timeout: float) -> list[str]:
         """Wait until every server can fork; why some cannot."""
         loop, refusals = asyncio.get_running_loop(), []
-        for kind, (path, server) in self._asked.items():
-            if kind in self._ready:
+        for kind, (_, server) in self._asked.items():
+            if kind in self._words:
                 continue
             server.setblocking(False)
             try:
                 word = await asyncio.wait_for(loop.sock_recv(server, 4096), timeout)
             except (OSError, TimeoutError) as error:
                 word = (str(error) or f"no word from it in {timeout:.0f} s").encode()
-            if word == b"ready":
-                self._ready[kind] = path
-            else:
+            self._words[kind] = word
+            if word != b"ready":
                 refusals.append(word.decode() or "it is gone")
         return refusals
 
     def python(self, kind: Kind) -> str | None:
         """The command in Python's place that starts a process of this kind, where a server is ready to fork it."""
-        path = self._ready.get(kind)
-        return f"{sys.executable} -S -E {forkclient.__file__} {path}" if path else None
+        if self._words.get(kind) != b"ready":
+            return None
+        return shlex.join([sys.executable, "-S", "-E", forkclient.__file__, self._asked[kind][0]])
 
     def close(self) -> None:
         """End the servers of this driver; what they have forked lives on."""
@@ -171,6 +173,13 @@ def kinds_of(config: Config, backends: Backends, *, train: bool, generate: bool)
 
 def _gpus() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _paths() -> list[str]:
+    """Where modules are found. The working directory is not among them: each actor adds its own."""
+    here = Path.cwd()
+    at_home = here == Path(__file__).parents[2]
+    return [path for path in sys.path if path and (at_home or Path(path) != here)]
 
 
 def _lasting(environment: Mapping[str, str]) -> dict[str, str]:
