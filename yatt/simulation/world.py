@@ -65,6 +65,9 @@ class EndlessRows:
     def origin(self, index: int) -> str:
         return f"row {index}"
 
+    def folder(self, index: int) -> str:
+        return ""
+
 
 class Witness:
     """Called with the events of a run, for a check of them. This one does nothing."""
