@@ -135,9 +135,13 @@ _servers: ForkServers | None = None
 def begin(kinds: Sequence[Kind]) -> None:
     """Have servers for these kinds, so that they import while this process prepares itself. Waits for none."""
     global _servers
-    if kinds:
+    if not kinds:
+        return
+    try:
         _servers = _servers or ForkServers()
         _servers.start(kinds)
+    except OSError as error:
+        logging.getLogger(__name__).warning("processes start one by one, for no fork server starts: %s", error)
 
 
 async def ready(timeout: float) -> None:
