@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import yaml
 
+from yatt.cluster.forks import SHARED
+
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 
@@ -74,6 +76,7 @@ class Driver(subprocess.Popen):  # type: ignore[type-arg]
                 cwd=place,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                env={name: value for name, value in os.environ.items() if name != SHARED},  # all are its descendants
                 start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup may be above these tests
             )

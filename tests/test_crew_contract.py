@@ -21,7 +21,7 @@ from yatt.cluster import controller as controller_module
 from yatt.cluster import crew as crew_module
 from yatt.cluster import generator as generator_module
 from yatt.cluster import rank as rank_module
-from yatt.cluster.session import Slot
+from yatt.cluster.kinds import Slot
 from yatt.faces.checkpoints import Checkpoints
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.train import CheckpointingCrew

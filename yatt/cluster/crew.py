@@ -13,21 +13,22 @@ from typing import Any, TypeVar
 
 import ray
 
+from yatt.cluster import forks
 from yatt.cluster.backends import Backends
 from yatt.cluster.calls import wait_all, wait_one
 from yatt.cluster.controller import ControllerActor, GeneratorHandle, Wiring
 from yatt.cluster.generator import GeneratorActor
+from yatt.cluster.kinds import Slot, controller_kind, generator_kind, rank_kind
 from yatt.cluster.payload import payload_bytes
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
-from yatt.cluster.session import Slot, find_slots, place, slot_environment
+from yatt.cluster.session import find_slots, place
 from yatt.config.facts import model_facts, parameters
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import engine_sites, layout_of, mode_of
 from yatt.errors import ConfigError, ProcessDied
-from yatt.generation.table import ENGINES
-from yatt.placement.cost import engine_of, served
+from yatt.placement.cost import served
 from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
@@ -70,6 +71,7 @@ class ClusterCrew:
         models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
         weigh = parameters(models) if generate and judges else {}
         mode = mode_of(self._config, layout, weigh)
+        await forks.ready(self._config.cluster.start_timeout)
         places = self._engines(layout, mode, models) if generate else {}
         engines = {name: engine.actor for name, engine in places.items()}
         count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
@@ -184,25 +186,22 @@ class ClusterCrew:
         return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log), role=role, slots=where)
 
     def _place_generator(self, name: str, role: Role, slots: Sequence[Slot], model: str) -> Any:
-        kind = ENGINES[engine_of(self._config, role)]
-        env = slot_environment(slots[0]) | kind.environment(slots[0].device)
-        if slots[0].device == "cuda":
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.device_index) for slot in slots)
+        kind = generator_kind(self._config, role, slots, self._backends)
         process = self._process(name, slots[0].device, role, slots)
-        return self._keep(place(GeneratorActor, slots[0].node, env, process, self._config, model, self._backends))
+        return self._keep(place(GeneratorActor, slots[0].node, kind, process, self._config, model, self._backends))
 
     def _place_rank(self, rank: int, slot: Slot) -> Any:
         process = self._process(f"rank {rank}", slot.device, TRAINER, [slot])
         place_of = {"rank": rank, "world_size": len(self._train_slots)}
-        env, backend = slot_environment(slot), self._backends.trainer
-        return self._keep(place(RankActor, slot.node, env, process, self._config, backend, **place_of))
+        kind, backend = rank_kind(slot, self._backends), self._backends.trainer
+        return self._keep(place(RankActor, slot.node, kind, process, self._config, backend, **place_of))
 
     def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
         process = self._process(f"controller {index}", "cpu")
-        env = slot_environment(replace(self.slots[0], device="cpu", threads=1))
+        kind = controller_kind(self.slots[0], self._backends)
         keywords = {"index": index, "count": count, "run_path": str(self._run_path)}
         node = nodes[index % len(nodes)]
-        return self._keep(place(ControllerActor, node, env, process, self._config, self._backends, **keywords))
+        return self._keep(place(ControllerActor, node, kind, process, self._config, self._backends, **keywords))
 
     def _keep(self, actor: Any) -> Any:
         self._actors.append(actor)

@@ -6,30 +6,20 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from yatt.cluster import forks
 from yatt.cluster.folders import ray_environment
+from yatt.cluster.kinds import Kind, Slot, threads_of
 from yatt.config.schema import ClusterConfig
 from yatt.errors import ConfigError
 from yatt.weights import SHARED_MEMORY
 from yatt.weights.flat import remove_stale
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """One device: a GPU of a node, or a share of a node's cores."""
-
-    index: int
-    node: str
-    device: Literal["cpu", "cuda"]
-    device_index: int
-    threads: int
 
 
 @contextmanager
@@ -53,6 +43,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        forks.end()
         remove_stale(SHARED_MEMORY)  # what a killed rank of this machine left
 
 
@@ -109,38 +100,30 @@ def find_slots(config: ClusterConfig) -> list[Slot]:
         wanted = config.slots or len(nodes)
         places = sorted((nodes[i % len(nodes)]["NodeID"], i // len(nodes)) for i in range(wanted))
     on_node = {node: sum(1 for n, _ in places if n == node) for node, _ in places}
-    cores = os.cpu_count() or 1
     return [
         Slot(
             index=index,
             node=node,
             device=device,
             device_index=device_index,
-            threads=config.threads or max(1, cores // on_node[node]),
+            threads=threads_of(config, on_node[node]),
         )
         for index, (node, device_index) in enumerate(places)
     ]
 
 
-def place(actor: type, node: str, environment: Mapping[str, str], *arguments: Any, **keywords: Any) -> Any:
-    """Start an actor on a node, in a fresh process with this environment."""
+def place(actor: type, node: str, kind: Kind, *arguments: Any, **keywords: Any) -> Any:
+    """Start an actor on a node, in a fresh process of its kind: forked, where a fork server is ready."""
+    runtime_env: dict[str, Any] = {"env_vars": kind.environment}
+    if (python := forks.python(kind)) is not None:
+        runtime_env["py_executable"] = python
     return (
         ray.remote(actor)
         .options(
             num_cpus=0,
             max_concurrency=100_000,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-            runtime_env={"env_vars": dict(environment)},
+            runtime_env=runtime_env,
         )
         .remote(*arguments, **keywords)
     )
-
-
-def slot_environment(slot: Slot) -> dict[str, str]:
-    """Threads and devices of a process on a slot; what torch and OpenMP read when they start."""
-    environment = {"OMP_NUM_THREADS": str(slot.threads), "MKL_NUM_THREADS": str(slot.threads)}
-    # A process on a CPU must not find the GPUs that its machine may have.
-    environment["CUDA_VISIBLE_DEVICES"] = str(slot.device_index) if slot.device == "cuda" else ""
-    if slot.device == "cuda":
-        environment["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
-    return environment

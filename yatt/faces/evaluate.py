@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from yatt.cluster import forks
+from yatt.cluster.backends import Backends
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import load_config, settings_in
@@ -67,10 +69,12 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     config = settings(resume.folder, overrides, samples)
     check_model(config)
     check(config)
+    drawn = config.algorithm.recipe.reinforces
+    forks.begin(forks.kinds_of(config, Backends(), train=not drawn, generate=drawn))
     check_data(config)
     check_scoring(config)
     out = RunDirectory(run / "evaluations" / f"step-{resume.step}").create()
-    if config.algorithm.recipe.reinforces:
+    if drawn:
         with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
             export_to(resume, Path(model), [f"model.path={config.model.path}"])
             report = asyncio.run(_by_responses(config, out, model, resume.step))
