@@ -155,7 +155,7 @@ async def test_no_two_controllers_use_a_key_twice(folders):
     for _ in range(2):
         for judge in judges:
             await judge.ask(["a", "a"], [1, 2])
-    keys = [[tuple(request.key) for request in group] for group in engine.asked]
+    keys = [[(request.key.uid, request.key.sibling) for request in group] for group in engine.asked]
     assert keys == [[(uid, 0), (uid, 1)] for uid in (0, 1, 2, 3, 4, 5)]
 
 
