@@ -208,6 +208,7 @@ def test_a_broken_one_here_is_mended_from_there(tmp_path, there):
 
 
 async def test_a_copy_that_fails_is_a_warning_and_is_no_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # fsspec takes such an address for a path from here
     settings = config(tmp_path, f"checkpoint.remote=file://user:hunter2@{tmp_path}/far")
     files = fsspec.filesystem("file")
     put = type(files).put_file
