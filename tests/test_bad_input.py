@@ -13,9 +13,9 @@ import yaml
 from tiny_models import save_tiny
 from transformers import AutoConfig
 
-from yatt import cli
+from yatt import checksums, cli
 from yatt.faces import train as train_face
-from yatt.training.identity import DESCRIPTION, identity
+from yatt.training.identity import DESCRIPTION, identity, shard_names
 
 REWARDS = """
 import time
@@ -366,12 +366,19 @@ def checkpoint(run, step, model):
     """A checkpoint as a run of `model` leaves it, but for what is in the shards."""
     folder = Path(run, "checkpoints", f"step-{step}")
     (folder / "trainer").mkdir(parents=True)
-    (folder / "trainer" / "shard").write_bytes(b"12345678")
+    shard, description = (folder / "trainer" / name for name in shard_names(0))
+    shard.write_bytes(b"12345678")
+    stated = checksums.entry(shard)
+    told = {"bytes": stated["bytes"], "checksum": stated[checksums.OWN], "tensors": {}}
+    checksums.write_json(description, told)
     described = identity(AutoConfig.from_pretrained(model), "float32")
-    (folder / "trainer" / DESCRIPTION).write_text(json.dumps({"model": described, "files": {"shard": 8}}))
+    checksums.write_json(folder / "trainer" / DESCRIPTION, {"model": described, "state": {}, "shards": 1})
     (folder / "state.json").write_text("{}")
-    (folder / "complete.json").write_text(json.dumps({"step": step}))
     shutil.copy("config.yaml", folder / "config.yaml")
+    vouched = [file for file in folder.rglob("*") if file.is_file() and file != shard]
+    files = {str(file.relative_to(folder)): checksums.entry(file) for file in vouched}
+    told = {"step": step, "model": str(model), "contents": {}, "files": files}
+    checksums.write_json(folder / "complete.json", told)
     return folder
 
 
@@ -385,15 +392,15 @@ def test_a_checkpoint_of_another_model(refused, yatt, started, models):
 def test_half_written_checkpoints(refused, yatt, started):
     """Named, it is refused; `resume=auto` passes over it where it is known as such."""
     first, last = checkpoint("runs/run", 1, "model"), checkpoint("runs/run", 2, "model")
-    (last / "trainer" / "shard").write_bytes(b"1234")
+    (last / "trainer" / shard_names(0)[0]).write_bytes(b"1234")
     (line,) = refused("train", "config.yaml", f"resume={last}")
-    assert f"{last}/trainer is half-written: shard has 4 bytes, not 8; use an earlier checkpoint" in line
+    assert f"resume={last} is broken: " in line and "has 4 bytes, not 8" in line
     (last / "trainer" / DESCRIPTION).unlink()
     (line,) = refused("train", "config.yaml", f"resume={last}")
-    assert f"{last}/trainer is half-written: {DESCRIPTION} cannot be read" in line
+    assert f"resume={last} is broken: " in line and f"{DESCRIPTION} is missing" in line
     (last / "complete.json").unlink()
     (line,) = refused("train", "config.yaml", f"resume={last}")
-    assert line.startswith(f"resume={last}: half-written checkpoint (") and "use resume=auto" in line
+    assert line.startswith(f"resume={last}") and "complete.json is missing" in line
     assert refused("train", "config.yaml", "resume=runs/run/checkpoints/step-7") == [
         "resume=runs/run/checkpoints/step-7: no such checkpoint; use never, auto or the path of one"
     ]

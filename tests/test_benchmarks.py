@@ -117,12 +117,16 @@ def moved(size: Size, central: str, steps: int) -> dict[str, Any]:
     return row | peaks | {"controller_anon_peak": [1 << 20] * size.controllers}
 
 
+TOOK = {kind: [checkpoint.Round(0.2, 0.5, 1.0, 5 << 30)] * 2 for kind in checkpoint.KINDS}
+"""Two rounds of each kind of save."""
+
+
 @pytest.fixture
 def doubles(monkeypatch):
     """Nothing starts: engines, ranks and Ray have their place in a benchmark taken by what takes no time."""
     monkeypatch.setattr(trainer, "_rank", PlainRank)
     monkeypatch.setattr(
-        checkpoint, "saving", lambda name, ranks: checkpoint.Saving(3e9, 4 << 30, 5 << 30, 2 << 30, 1.0)
+        checkpoint, "saving", lambda name, ranks, rounds: checkpoint.Saving(3e9, 4 << 30, 2 << 30, dict(TOOK))
     )
     monkeypatch.setattr(generator, "_generator", InstantGenerator)
     monkeypatch.setattr(generator, "plain_generate", lambda folder, tokens, length: len(tokens) * length)

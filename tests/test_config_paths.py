@@ -16,6 +16,7 @@ NEEDED = {"model": {"path": "m"}, "train": {"steps": 1, "batch_size": 1}}
 PATH_WORDS = ("folder", "file", "jsonl", "file.py", "path")
 NOT_PATHS = {
     "data.media_key",  # a column, in whose rows paths stand
+    "checkpoint.remote",  # an address
     "model.dtype", "checkpoint.export", "critic.learning_rate", "log.trackers", "run.name",
 }  # fmt: skip
 

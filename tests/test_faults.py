@@ -67,9 +67,9 @@ def place(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(place, monkeypatch):
-    """Words before a command that make the folder `runs` a disk of 14 MB; a checkpoint takes 9. Where that is not
+    """Words before a command that make the folder `runs` a disk of 10 MB; a checkpoint takes 7. Where that is not
     permitted, writing fails in a rank instead."""
-    mount = "mount -t tmpfs -o size=14m small runs"
+    mount = "mount -t tmpfs -o size=10m small runs"
     (place / "runs").mkdir()
     prefix = ("unshare", "--mount", *(("--user", "--map-root-user") if os.getuid() else ()), "sh", "-c")
     try:

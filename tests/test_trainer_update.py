@@ -288,7 +288,7 @@ def test_ranks_that_do_not_make_replicas_are_refused(folder: str) -> None:
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Any) -> None:
     kind, name, message = play(1, config(str(tmp_path)), [])[0][-1]
-    assert (kind, name) == ("error", "ConfigError") and "no model config can be read there" in message
+    assert (kind, name) == ("error", "ConfigError") and "it has no readable config.json" in message
 
 
 def test_the_schedule_by_hand() -> None:
