@@ -443,7 +443,7 @@ def test_eval_and_export_without_a_checkpoint(refused):
 def test_eval_of_a_run_without_held_out_rows(refused):
     folder = checkpoint("runs/run", 1, "model")
     assert refused("eval", "runs/run") == [
-        f"{folder}: its run has no held-out rows; give data.path=FILE, or evaluate.size=N to make some"
+        f"{folder.resolve()}: its run has no held-out rows; give data.path=FILE, or evaluate.size=N to make some"
     ]
 
 

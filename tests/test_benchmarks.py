@@ -78,6 +78,7 @@ RESULT_KEYS = {
     | {"trl_ms", "ratio_to_trl"}
     | RATIO,
     "checkpoint": {"model", "ranks", "checkpoint_mib", "states_mib", "before_mib", "peak_mib", "peak_over_states"}
+    | {"update_peak_over_states", "update_s", "begin_written_s"}
     | {"begin_s", "save_s", "begin_adds_s", "save_adds_s", "hurry_s"},
 }
 
