@@ -138,7 +138,7 @@ class Conversation:
     async def chat(self, messages: Sequence[Message], tools: Tools = (), max_tokens: int | None = None) -> Answer:
         """The policy's answer to all that was said, `messages`. It goes on in the row that they go on from. Raises
         ConversationEnded where a limit is reached, and BadRow where the chat template refuses the messages."""
-        row, new = self._row_of(messages, tools)
+        row, new = self._row_of(messages)
         if row is not None and row.answer is not None:
             suffix = self._chat.suffix(row.messages[:-1], row.answer, row.sampled, new, tools)
             if suffix is None:
@@ -158,14 +158,14 @@ class Conversation:
             row.hear(tokens[len(row.tokens) :], ())
         else:
             row = OpenRow(np.asarray(tokens, dtype=np.int32))
-        await self._turn(row, (), max_tokens)
+        answer = await self._turn(row, (), max_tokens)
         last = row.turns[-1]
         return Completion(
             key=SampleKey(self.prompt.uid, self.sibling, self._asked - 1),
             tokens=row.sampled,
             rollout_logprobs=row.logprobs[last.start : last.stop],
             spans=(),
-            finish=self._finish,
+            finish=answer.finish,
         )
 
     def reward(self, value: float) -> None:
@@ -261,7 +261,7 @@ class Conversation:
             media=row.media,
         )
 
-    def _row_of(self, messages: Sequence[Message], tools: Tools) -> tuple[OpenRow | None, list[Message]]:
+    def _row_of(self, messages: Sequence[Message]) -> tuple[OpenRow | None, list[Message]]:
         """The longest row that says how the messages begin, and what is new behind it."""
         best: OpenRow | None = None
         for row in self._rows:

@@ -84,17 +84,13 @@ class Endpoint:
 
     async def _models(self, request: Request) -> Response:
         if self._chat(request) is None:
-            return _refused(
-                401, "no conversation has this key; use the one that the agent was given", "invalid_api_key"
-            )
+            return _refused(401, NO_KEY, "invalid_api_key")
         return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "yatt"}]})
 
     async def _complete(self, request: Request) -> Response:
         chat = self._chat(request)
         if chat is None:
-            return _refused(
-                401, "no conversation has this key; use the one that the agent was given", "invalid_api_key"
-            )
+            return _refused(401, NO_KEY, "invalid_api_key")
         try:
             asked = await request.json()
             messages, tools, most = read_request(asked)

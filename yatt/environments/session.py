@@ -109,7 +109,7 @@ async def play_class(kind: type, told: str, arguments: Mapping[str, Any], sessio
             messages.append(reply.message)
             if reply.calls or reply.mistakes:
                 messages += [await _answer(instance, call, session) for call in reply.calls]
-                messages += [_told(mistake, session) for mistake in reply.mistakes]
+                messages += [_told(mistake) for mistake in reply.mistakes]
                 continue
             said = await _call(instance, "step", {"answer": reply.content}) if hasattr(kind, "step") else None
             if isinstance(said, tuple) and len(said) == 2:
@@ -117,7 +117,7 @@ async def play_class(kind: type, told: str, arguments: Mapping[str, Any], sessio
                 session.reward(reward)
             if said is None:
                 break
-            messages += _messages(said, "step", "user")
+            messages += _messages(said, "step")
     except ConversationEnded as error:
         if error.reason == "aborted":
             raise
@@ -142,7 +142,7 @@ async def _answer(instance: Any, call: Mapping[str, Any], session: Session) -> M
     return {"role": "tool", "name": call["name"], "tool_call_id": call["id"], "content": said}
 
 
-def _told(mistake: str, session: Session) -> Message:
+def _told(mistake: str) -> Message:
     return {"role": "tool", "name": "error", "content": f"error: the call cannot be read: {mistake}"}
 
 
@@ -153,13 +153,13 @@ def _opening(begun: Any, row: Mapping[str, Any]) -> list[Message]:
         return messages
     if isinstance(begun, str):
         return [*messages[:-1], {"role": "user", "content": begun}]
-    return _messages(begun, "reset", "user")
+    return _messages(begun, "reset")
 
 
-def _messages(said: Any, method: str, role: str) -> list[Message]:
+def _messages(said: Any, method: str) -> list[Message]:
     """What the environment says: text, or messages."""
     if isinstance(said, str):
-        return [{"role": role, "content": said}]
+        return [{"role": "user", "content": said}]
     if isinstance(said, Mapping):
         said = [said]
     whole = isinstance(said, Sequence) and said and all(isinstance(one, Mapping) and "role" in one for one in said)
