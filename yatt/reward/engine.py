@@ -142,7 +142,8 @@ class EngineAsker:
         failures: dict[str, Failure] = {}
         for text in dict.fromkeys(texts):
             try:
-                prompts[text] = self.encode(text, images)
+                tokens, placed = self.encode(text, images)
+                prompts[text] = something(tokens), placed
             except ValueError as error:
                 failures[text] = Failure("failed", str(error))
         fit = [(prompts[text], seed) for text, seed in zip(texts, seeds, strict=True) if text in prompts]
@@ -158,7 +159,7 @@ class EngineAsker:
             tokens = self._engines.chat([{"role": "user", "content": text}], answer=True)
         else:
             tokens = self._engines.plain(text if places is None else places.written(text))
-        return self._engines.showing(something(tokens), images)
+        return self._engines.showing(tokens, images)
 
     async def close(self) -> None:
         """The engines are the runtime's."""
