@@ -87,8 +87,8 @@ bench: $(STAMP) ## Run the benchmarks
 
 lock: ## Resolve pyproject.toml anew and rewrite the locks
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install -qq --upgrade pip
-	@build/lock/bin/python .ci/lock.py requirements.lock cpu dev sglang
-	@build/lock/bin/python .ci/lock.py requirements-cuda.lock cuda dev
+	@build/lock/bin/python .ci/lock.py requirements.lock cpu dev docs sglang
+	@build/lock/bin/python .ci/lock.py requirements-cuda.lock cuda dev docs
 
 clean: ## Remove .venv, caches and build output; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis examples/*/work
