@@ -118,7 +118,7 @@ async def converse(name: str, seed: int, conversations: int) -> list[Trajectory]
         for _ in range(6):
             await clock.sleep(rng.random() * 0.3)
             slot = rng.randrange(3)
-            if rng.random() < 0.3 and sum(fleet.up) > 1:
+            if rng.random() < 0.3 and sum(not engine.dead for engine in engines) > 1:  # a dead one may not be known yet
                 engines[slot].die()
             else:
                 awake[slot] = not awake[slot] or sum(awake) == 1
