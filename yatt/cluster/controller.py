@@ -136,7 +136,9 @@ class ControllerActor:
         self._scorer = scorer
         await scorer.start()
         self._setting = await self._open_environment(tokenizer)
-        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer, setting=self._setting)
+        text = ResponseText(tokenizer)
+        reading = Reading(decode=text, scorer=scorer, setting=self._setting)
+        self._log.decode = text.whole
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)

@@ -287,6 +287,11 @@ class PlanConfig(Section):
     response_p99: float | None = Field(None, gt=0, description="99th percentile of responses; four times the median.")
     equal_groups: float | None = Field(None, ge=0, lt=1, description="Share of groups of equal rewards; 0.")
     image_bytes: int | None = Field(None, ge=0, description="Bytes of the images of a prompt; 0.")
+    turns: int | None = Field(None, ge=1, description="Turns of a conversation; 2 where there is an environment.")
+    tool_seconds: float | None = Field(
+        None, ge=0, description="Median seconds between two turns; their 99th percentile is four times that. 1."
+    )
+    tool_tokens: int | None = Field(None, ge=0, description="Tokens that are said to the policy between two turns; 64.")
 
 
 class Config(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from yatt.controller.conversation import Conversation, Limits
@@ -74,16 +75,20 @@ class Player(Responder):
                 params=params,
                 limits=setting.limits,
                 ask=self._ask,
+                home=self._router.talks.home,
                 chat=setting.chat,
                 seed_of=lambda key: request_seed(self._seed, key, self._purpose),
                 clock=self._clock,
             )
             play = asyncio.ensure_future(setting.environment.play(talk))
             self._playing[key] = talk, play
+            self._router.talks.begin(*key)
+            outside: float | None = None
             try:
                 score = await play
+                outside = talk.outside
             except ConversationEnded:
-                score = None
+                score, outside = None, talk.outside
             except asyncio.CancelledError:
                 if not talk.aborted:  # we are cancelled ourselves
                     play.cancel()
@@ -91,10 +96,12 @@ class Player(Responder):
                 score = None
             finally:
                 del self._playing[key]
+                self._router.talks.end(*key, outside)
             whole = score is None or score.status == "ok"
             if talk.aborted or whole or attempt == setting.retries:
                 break
-        return talk.trajectory(), with_turns(score, talk.trajectory())
+        trajectory = talk.trajectory()
+        return trajectory, with_turns(score, trajectory)
 
     async def _judge(self, trajectory: Trajectory, score: Score | None) -> Trajectory:
         """The trajectory with its score: the environment's, the rewards', or the sum of both."""
@@ -109,8 +116,9 @@ class Player(Responder):
         return judged if score is None else judged.judged(_sum(score, judged.score))
 
     async def _ask(self, request: Request) -> Completion:
-        async for completions in self._router.generate([request]):
-            return completions[0]
+        async with aclosing(self._router.generate([request])) as answers:  # it forgets the request now, not some day
+            async for completions in answers:
+                return completions[0]
         raise BackendError(f"a generator did not answer request {request.key}")
 
 

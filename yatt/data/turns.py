@@ -166,6 +166,10 @@ class ResponseText:
             ids.pop()
         return self._decode(ids).removeprefix(self._anchor)
 
+    def whole(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of every token, of those that end it too."""
+        return self._decode(np.asarray(tokens).tolist()).removeprefix(self._anchor)
+
     def _decode(self, ids: list[int]) -> str:
         decoded = self._tokenizer.decode(
             [*self._before, *ids], skip_special_tokens=False, clean_up_tokenization_spaces=False

@@ -38,6 +38,16 @@ class Chat:
                 self._knows_tools = False
         return self._knows_tools
 
+    def ids(self, tokens: Sequence[int]) -> np.ndarray:
+        """Token ids of somebody else's, int32. Raises BadRow where there are none, or the tokenizer has one of them
+        not."""
+        most = len(self._tokenizer)
+        wrong = [token for token in tokens if type(token) is not int or not 0 <= token < most]
+        if wrong or not len(tokens):
+            told = f"token {wrong[0]!r:.40} is none of the tokenizer's {most}" if wrong else "there are no tokens"
+            raise BadRow(f"{told}; give ids of its tokens")
+        return np.array(tokens, dtype=np.int32)
+
     def opening(self, messages: Sequence[Message], tools: Tools = ()) -> np.ndarray:
         """Token ids of the messages, up to where the assistant goes on, int32. Raises BadRow where the template refuses
         them."""

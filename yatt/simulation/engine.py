@@ -22,6 +22,8 @@ Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
 PROMPT = -1
 """The id of every prompt token; a sampled one's is the version that sampled it."""
+HEARD = -2
+"""The id of what a conversation has from its environment."""
 
 
 class SimulatedGenerator:
@@ -32,7 +34,9 @@ class SimulatedGenerator:
     step under way; prefill can be joined or interrupted at any moment. Siblings share their prompt's KV tokens while
     one of them runs. Where the next step would not fit, the youngest request is put back and recomputed later.
 
-    What a request has beyond its PROMPT tokens are tokens of its own response, of before it was moved here.
+    What a request has beyond its PROMPT tokens is its own, and shared with nobody. What it has beyond its HEARD ones is
+    of its own response, of before it was moved here. The tokens of a conversation's turn are kept until their room is
+    needed: the next turn reads only what it has beyond them.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class SimulatedGenerator:
         log: Log,
         role: Role = POLICY,
         asleep: bool = False,
+        talks: bool = False,
     ) -> None:
         self.name, self.slots, self.node = name, slots, node
         self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
@@ -59,6 +64,8 @@ class SimulatedGenerator:
         self._ends: list[tuple[int, int, Drawing]] = []
         self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
         self._kv = self._step = self._serial = self._served = 0
+        self._talks = talks
+        self._kept: dict[tuple[int, int], int] = {}  # tokens of conversations' last turns, the oldest first
         self._debt = 0.0  # seconds of prefill still to do
         self._read = 0  # tokens, those of the debt included
         self._batch = 0  # requests in the steps under way; 0 while none is
@@ -114,6 +121,7 @@ class SimulatedGenerator:
         if self._cold:
             self._read += self._kv - self._unread(self._now())  # what is read again after a sleep counts again
             self._debt, self._cold = self._costs.prefill * self._kv, False
+            self._kept.clear()
         self._going = True
         self._interrupt()
 
@@ -187,8 +195,10 @@ class SimulatedGenerator:
         if request.key in self._drawings:
             raise BackendError(f"request {request.key} is being drawn already on {self.name}")
         self._serial += 1
-        own = size - int(np.searchsorted(request.tokens, PROMPT, side="right"))
-        target = max(1, self._length(request.key) - own)
+        others = np.flatnonzero(request.tokens != PROMPT)
+        own = size - int(others[0]) if len(others) else 0
+        begun = size - 1 - int(np.flatnonzero(request.tokens < 0)[-1])
+        target = max(1, self._length(request.key) - begun)
         finish: Finish = "stop" if target <= limit else "length"
         return Drawing(request, answers, self._serial, own, min(target, limit), finish)
 
@@ -279,6 +289,7 @@ class SimulatedGenerator:
             end, _, drawing = heapq.heappop(self._ends)
             if drawing in self._running and drawing.end == end:
                 self._leave(drawing)
+                self._keep(drawing)
                 del self._drawings[drawing.request.key]
                 self._answered += 1
                 self._answer(drawing)
@@ -339,6 +350,8 @@ class SimulatedGenerator:
             self._running[drawing] = None
             self._prefixes[uid] += 1
             self._kv += size
+            if known := self._kept.pop(drawing.request.key[:2], 0):
+                size = min(size, max(0, len(drawing.request.tokens) + drawing.done - known))
             self._debt += self._costs.prefill * size
             self._read += size
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done
@@ -353,6 +366,15 @@ class SimulatedGenerator:
         self._kv -= drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
         if not self._prefixes[uid]:
             del self._prefixes[uid]
+
+    def _keep(self, drawing: Drawing) -> None:
+        """Keep the tokens of a turn for the next one, and forget as many of others, the oldest first, as need be."""
+        if not self._talks:
+            return
+        self._kept[drawing.request.key[:2]] = len(drawing.request.tokens) + drawing.done
+        surplus = self._kv + sum(self._kept.values()) - self._costs.kv_tokens
+        while surplus > 0 and self._kept:
+            surplus -= self._kept.pop(next(iter(self._kept)))
 
     @staticmethod
     def _shared(drawing: Drawing) -> int:
