@@ -19,7 +19,7 @@ from yatt.cluster.samplelog import SampleLog
 from yatt.config.schema import AlgorithmConfig, EnvironmentConfig
 from yatt.controller.carry_over import carried_group, restored_group
 from yatt.controller.conversation import Limits
-from yatt.controller.player import Player, Setting
+from yatt.controller.player import ConversationSetup, Player
 from yatt.controller.talks import Talks
 from yatt.controller.tally import Tally, as_group, count
 from yatt.data.turns import ResponseText
@@ -102,7 +102,7 @@ def play(
     if key not in STAGE:
         STAGE[key] = HostedEnvironment(EnvironmentConfig(**{"function": f"{WORLDS}:{world}", **settings}))
         LOOP.run_until_complete(STAGE[key].start())
-    setting = Setting(
+    setup = ConversationSetup(
         environment=STAGE[key],
         chat=CHAT,
         limits=limits or Limits(turns=6, tokens=None, context=4000),
@@ -112,7 +112,7 @@ def play(
 
     async def run() -> list[Trajectory]:
         scorer = ScriptedScorer(judge or (lambda t: 0.0))
-        player = Player(policy, scorer, lambda ids: "", 3, "rollout", setting=setting, clock=Ticks())  # type: ignore[arg-type]
+        player = Player(policy, scorer, lambda ids: "", 3, "rollout", setup=setup, clock=Ticks())  # type: ignore[arg-type]
         params = [SamplingParams(max_tokens=max_tokens)] * siblings
         responding = asyncio.ensure_future(player.respond(prompt(), params))
         if abort:

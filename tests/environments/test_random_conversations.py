@@ -17,7 +17,7 @@ from tests.environments.test_chat import ADD, text
 from tests.generator_double import DoubleGenerator, Drawing
 from yatt.controller.conversation import Limits
 from yatt.controller.fleet import Fleet
-from yatt.controller.player import Player, Setting
+from yatt.controller.player import ConversationSetup, Player
 from yatt.controller.router import Router
 from yatt.environments.chat import Chat
 from yatt.errors import ConversationEnded, ProcessDied
@@ -102,16 +102,14 @@ async def converse(name: str, seed: int, conversations: int) -> list[Trajectory]
     ]
     fleet = Fleet(engines)
     router = Router(fleet, clock=clock, limit=64)
-    setting = Setting(
+    setup = ConversationSetup(
         environment=Chatter(rng, name in WITH_TOOLS and rng.random() < 0.7),
         chat=chat,
         limits=Limits(turns=rng.choice([2, 5, 9]), tokens=rng.choice([None, 25]), context=rng.choice([600, 1500])),
         retries=0,
         judged=False,
     )
-    player = Player(
-        router, ScriptedScorer(lambda t: 0.0), lambda ids: "", seed, "rollout", setting=setting, clock=clock
-    )
+    player = Player(router, ScriptedScorer(lambda t: 0.0), lambda ids: "", seed, "rollout", setup=setup, clock=clock)
 
     async def disturb() -> None:
         awake = [True] * 3

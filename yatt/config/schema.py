@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from yatt.config.algorithms import RECIPES, Recipe, own_defaults
-from yatt.config.drawing import EngineName as EngineName
-from yatt.config.drawing import EnvironmentConfig as EnvironmentConfig
-from yatt.config.drawing import JudgeConfig as JudgeConfig
-from yatt.config.drawing import RewardConfig as RewardConfig
-from yatt.config.drawing import RewardFunctionConfig as RewardFunctionConfig
-from yatt.config.drawing import RolloutConfig as RolloutConfig
-from yatt.config.drawing import truncates as truncates
+from yatt.config.rollout import EngineName as EngineName
+from yatt.config.rollout import EnvironmentConfig as EnvironmentConfig
+from yatt.config.rollout import JudgeConfig as JudgeConfig
+from yatt.config.rollout import RewardConfig as RewardConfig
+from yatt.config.rollout import RewardFunctionConfig as RewardFunctionConfig
+from yatt.config.rollout import RolloutConfig as RolloutConfig
+from yatt.config.rollout import truncates as truncates
 from yatt.config.section import Name as Name
 from yatt.config.section import Section as Section
 

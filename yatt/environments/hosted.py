@@ -16,8 +16,8 @@ from yatt.environments.frames import Link
 from yatt.environments.messages import read_most, read_request
 from yatt.errors import BackendError, BadRow, ConfigError, ConversationEnded
 from yatt.protocols import Talk
-from yatt.reward.process import ask_to_end, end, ending, spawn
 from yatt.types import Answer, Message, Score, Tools
+from yatt.user_processes import ask_to_end, end, ending, spawn
 
 R = TypeVar("R")
 
@@ -171,7 +171,7 @@ class _Worker:
         answer: dict[str, Any]
         try:
             if asked["kind"] == "chat":
-                answer = {"value": _told(await play.answered(play.talk.chat(*read_request(asked))))}
+                answer = {"value": _reply(await play.answered(play.talk.chat(*read_request(asked))))}
             else:
                 answer = {"value": await _complete(play, asked)}
         except ConversationEnded as error:
@@ -250,7 +250,7 @@ def _is_last(message: Mapping[str, Any] | None) -> bool:
     return message is None or message["kind"] == "done"
 
 
-def _told(answer: Answer) -> dict[str, Any]:
+def _reply(answer: Answer) -> dict[str, Any]:
     """An answer as a worker is told it."""
     return {
         "message": dict(answer.message),

@@ -34,7 +34,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Continuation:
     """Token ids that the policy sampled, and their log-probabilities. `finish` is "stop" or "length"."""
 
     tokens: list[int]
@@ -64,10 +64,10 @@ class Session:
         self._turns += 1
         return reply
 
-    async def complete(self, tokens: Sequence[int], max_tokens: int | None = None) -> Completion:
+    async def complete(self, tokens: Sequence[int], max_tokens: int | None = None) -> Continuation:
         """The policy's completion of token ids, which are all there is."""
         asked = {"tokens": [int(token) for token in tokens], "max_tokens": max_tokens}
-        completion = Completion(**await self._send("complete", asked))
+        completion = Continuation(**await self._send("complete", asked))
         self._turns += 1
         return completion
 
@@ -117,7 +117,7 @@ async def play_class(kind: type, told: str, arguments: Mapping[str, Any], sessio
             messages.append(reply.message)
             if reply.calls or reply.mistakes:
                 messages += [await _answer(instance, call, session) for call in reply.calls]
-                messages += [_told(mistake) for mistake in reply.mistakes]
+                messages += [_unread(mistake) for mistake in reply.mistakes]
                 continue
             said = await _call(instance, "step", {"answer": reply.content}) if hasattr(kind, "step") else None
             if isinstance(said, tuple) and len(said) == 2:
@@ -150,7 +150,7 @@ async def _answer(instance: Any, call: Mapping[str, Any], session: Session) -> M
     return {"role": "tool", "name": call["name"], "tool_call_id": call["id"], "content": said}
 
 
-def _told(mistake: str) -> Message:
+def _unread(mistake: str) -> Message:
     return {"role": "tool", "name": "error", "content": f"error: the call cannot be read: {mistake}"}
 
 

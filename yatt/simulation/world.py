@@ -28,7 +28,7 @@ from yatt.controller.assembly import (
 from yatt.controller.carry_over import CarriedGroup
 from yatt.controller.conversation import Limits
 from yatt.controller.peers import Hub
-from yatt.controller.player import Setting
+from yatt.controller.player import ConversationSetup
 from yatt.controller.router import Router
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
@@ -314,7 +314,7 @@ class World:
         )
         assembly = Assembly(parts, engines)
         self.scorers.append(self._scorer(assembly.routers))
-        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1], setting=self._setting(parts.clock))
+        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1], setup=self._setup(parts.clock))
         source = Loader[Prompt](
             EndlessRows(),
             partial(self._encode, site),
@@ -326,12 +326,12 @@ class World:
         )
         return assembly.controller(source, reading, load_filter(config.rollout), self.witness.accepted)
 
-    def _setting(self, clock: Clock) -> Setting | None:
+    def _setup(self, clock: Clock) -> ConversationSetup | None:
         """What conversations are played in, where responses are."""
         work = self.costs.workload
         if work.turns == 1:
             return None
-        return Setting(
+        return ConversationSetup(
             environment=SimulatedEnvironment(work, self.config.run.seed, clock),
             chat=SilentChat(),
             limits=Limits(turns=work.turns, tokens=None, context=self.config.model.context_length),
