@@ -47,8 +47,8 @@ SAID = 64  # tokens of a tool's answer
 TALKS, TALK_TURNS, TURN_TOKENS, HEARD_TOKENS = 1024, 8, 256, 256
 
 
-def world(mode: str, median: float, devices: int, tool: Lengths | None) -> tuple[Config, Costs]:
-    case = Case(models="7B+7B", devices=devices, median=median, drifting=False, tail=4.0, steps=STEPS, prompts=PROMPTS)
+def world(mode: str, median: float, devices: int, tool: Lengths | None, prompts: int = PROMPTS) -> tuple[Config, Costs]:
+    case = Case(models="7B+7B", devices=devices, median=median, drifting=False, tail=4.0, steps=STEPS, prompts=prompts)
     config, costs = case.world()
     longest = TURNS * (config.rollout.max_tokens + SAID) + PROMPT
     model = config.model.model_copy(update={"context_length": longest})
@@ -64,9 +64,11 @@ def world(mode: str, median: float, devices: int, tool: Lengths | None) -> tuple
 QUICKSTART = "examples/quickstart/grpo.yaml"
 
 
-def played(mode: str, median: float, devices: int, tool: Lengths | None) -> SimulationReport:
-    config, costs = world(mode, median, devices, tool)
-    return simulate(config, costs, devices=devices, controllers=max(1, devices // 8), steps=STEPS, seed=0)
+def played(
+    mode: str, median: float, devices: int, tool: Lengths | None, prompts: int = PROMPTS, steps: int = STEPS
+) -> SimulationReport:
+    config, costs = world(mode, median, devices, tool, prompts)
+    return simulate(config, costs, devices=devices, controllers=max(1, devices // 8), steps=steps, seed=0)
 
 
 def figures(report: SimulationReport) -> dict[str, float]:

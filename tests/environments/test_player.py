@@ -331,6 +331,7 @@ def test_a_program_is_an_agent(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": "x"}], "tools": {"add": {}}}, "tools must be a list"),
         ({"messages": [{"role": "user", "content": "x"}], "tools": ["add"]}, r"tools\[0\] is not of the form"),
         ({"messages": "hello"}, "messages must be a list"),
+        ({"messages": [{"role": "tool", "content": "\ufdd0"}]}, "which is no character"),
         ({"messages": ["hello"]}, r"messages\[0\] has no role"),
     ],
 )

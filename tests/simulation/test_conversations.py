@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.conversations import TOOL, figures, played
 from tests.simulation.test_engine import PLAIN, SIZE, ends
 from tests.simulation.worlds import costs, settings
 from yatt.placement.forecast import Forecast, Load, Speed, row
@@ -108,3 +109,10 @@ def test_the_forecast_waits_outside_with_the_longest_conversation() -> None:
             loads = {POLICY: replace(load, outside=outside)}
             forecast = Forecast(loads=loads, blocks=blocks)
             assert forecast.seconds(row({POLICY: blocks}, loads))[0] == pytest.approx(seconds)
+
+
+@pytest.mark.slow
+def test_tools_of_a_second_leave_devices_hardly_more_idle() -> None:
+    """64 devices, conversations of four turns and a thousand tokens."""
+    without, tools = (figures(played("colocated", 1000.0, 64, tool, prompts=1, steps=2)) for tool in (None, TOOL))
+    assert tools["rollout_s"] > without["rollout_s"] and tools["idle"] - without["idle"] <= 0.05

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yatt.data.turns import MARK
 from yatt.types import Message
 
 
@@ -45,6 +46,8 @@ def _message(number: int, given: Any) -> Message:
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str | None):
         raise ValueError(f"messages[{number}] has content that is neither text nor a list of parts")
+    if content and MARK in content:
+        raise ValueError(f"messages[{number}] holds {MARK!r}, which is no character; remove it")
     message: Message = {"role": given["role"], "content": content or ""}
     message |= {name: given[name] for name in ("name", "tool_call_id") if given.get(name)}
     calls = given.get("tool_calls")
