@@ -16,6 +16,7 @@ from yatt.placement.plan import POLICY, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.drawing import Answers, Drawing
+from yatt.simulation.kept import KeptTurns
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 Log = Callable[..., None]
@@ -65,9 +66,11 @@ class SimulatedGenerator:
         self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
         self._kv = self._step = self._serial = self._served = 0
         self._talks = talks
-        self._kept: dict[tuple[int, int], int] = {}  # tokens of conversations' last turns, the oldest first
+        self._kept = KeptTurns()
         self._debt = 0.0  # seconds of prefill still to do
         self._read = 0  # tokens, those of the debt included
+        # What seeing a prompt's images costs, in tokens of prefill.
+        self._sight = round(costs.images / costs.prefill) if costs.prefill else 0
         self._batch = 0  # requests in the steps under way; 0 while none is
         self._begun = self._start = self._pace = 0.0
         self._steps = 0  # of those under way, up to the timer
@@ -119,8 +122,9 @@ class SimulatedGenerator:
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
-            self._read += self._kv - self._unread(self._now())  # what is read again after a sleep counts again
-            self._debt, self._cold = self._costs.prefill * self._kv, False
+            again = self._kv + self._sight * len(self._prefixes)
+            self._read += again - self._unread(self._now())  # what is read again after a sleep counts again
+            self._debt, self._cold = self._costs.prefill * again, False
             self._kept.clear()
         self._going = True
         self._interrupt()
@@ -289,7 +293,9 @@ class SimulatedGenerator:
             end, _, drawing = heapq.heappop(self._ends)
             if drawing in self._running and drawing.end == end:
                 self._leave(drawing)
-                self._keep(drawing)
+                if self._talks:
+                    room = self._costs.kv_tokens - self._kv
+                    self._kept.keep(drawing.request.key, len(drawing.request.tokens) + drawing.done, room)
                 del self._drawings[drawing.request.key]
                 self._answered += 1
                 self._answer(drawing)
@@ -343,17 +349,18 @@ class SimulatedGenerator:
                 self._waiting.popleft()
                 continue
             uid = drawing.request.key.uid
-            size = drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
+            alone = not self._prefixes[uid]
+            size = drawing.own + drawing.done + (self._shared(drawing) if alone else 0)
             if self._running and self._kv + size + len(self._running) + 1 > self._costs.kv_tokens:
                 return
             self._waiting.popleft()
             self._running[drawing] = None
             self._prefixes[uid] += 1
             self._kv += size
-            if known := self._kept.pop(drawing.request.key[:2], 0):
-                size = min(size, max(0, len(drawing.request.tokens) + drawing.done - known))
-            self._debt += self._costs.prefill * size
-            self._read += size
+            whole = len(drawing.request.tokens) + drawing.done
+            read = self._kept.unread(drawing.request.key, size + (self._sight if alone else 0), whole)
+            self._debt += self._costs.prefill * read
+            self._read += read
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done
             heapq.heappush(self._ends, (drawing.end, drawing.serial, drawing))
 
@@ -366,15 +373,6 @@ class SimulatedGenerator:
         self._kv -= drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
         if not self._prefixes[uid]:
             del self._prefixes[uid]
-
-    def _keep(self, drawing: Drawing) -> None:
-        """Keep the tokens of a turn for the next one, and forget as many of others, the oldest first, as need be."""
-        if not self._talks:
-            return
-        self._kept[drawing.request.key[:2]] = len(drawing.request.tokens) + drawing.done
-        surplus = self._kv + sum(self._kept.values()) - self._costs.kv_tokens
-        while surplus > 0 and self._kept:
-            surplus -= self._kept.pop(next(iter(self._kept)))
 
     @staticmethod
     def _shared(drawing: Drawing) -> int:
