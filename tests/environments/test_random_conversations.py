@@ -70,7 +70,7 @@ class Chatter:
                 answer = await talk.chat(messages, tools, rng.choice([None, 3, 9]))
                 messages.append(answer.message)
                 if rng.random() < 0.15:
-                    await talk.complete(np.array([5, 6, 7, rng.randrange(60)], dtype=np.int32), 4)
+                    await talk.complete([5, 6, 7, rng.randrange(60)], 4)
                 if rng.random() < 0.15:
                     messages = messages[:1]
                 elif answer.calls or answer.mistakes or (tools and rng.random() < 0.3):
