@@ -145,8 +145,10 @@ def workload(rows: Sequence[Row]) -> Workload:
     )
 
 
-_COUNTED = ("groups", "groups_dropped", "responses", "prompt_tokens", "media_bytes")
-_COUNTED += ("conversations", "turns", "outside_seconds")
+_COUNTED = (
+    *("groups", "groups_dropped", "responses", "prompt_tokens", "media_bytes"),
+    *("conversations", "turns", "outside_seconds"),
+)
 
 
 def _turns(total: Mapping[str, float]) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _turns(total: Mapping[str, float]) -> dict[str, Any]:
 def _inside(row: Row) -> float:
     """Seconds of a rollout, less those that a conversation spent outside the engines in the mean."""
     rollout: float = row["phases"].get("rollout", 0.0)
-    outside = row.get("outside_seconds", 0.0) / max(1, row.get("conversations", 0))
+    outside: float = row.get("outside_seconds", 0.0) / max(1, row.get("conversations", 0))
     return max(0.0, rollout - outside)
 
 
