@@ -149,13 +149,12 @@ def test_models_are_fetched_pinned_and_kept(tmp_path):
     (cached, unreachable), _ = asked(cases, tmp_path, endpoint)
     assert cached == newest
     assert unreachable.startswith("model.path=org/other: no such folder, and the Hub cannot be reached (")
-    assert unreachable.endswith(
-        "`hf download org/other --local-dir other` where there is a network and name the folder"
-    )
+    by_hand = "`hf download org/other --local-dir other` where there is a network and name the folder"
+    assert unreachable.endswith(by_hand)
     (cached, offline), _ = asked(cases, tmp_path, endpoint, HF_HUB_OFFLINE="1")
     assert cached == newest
     assert offline == (
-        f"model.path=org/other: no such folder, and HF_HUB_OFFLINE keeps the Hub out; unset it, or {elsewhere}"
+        f"model.path=org/other: no such folder, and HF_HUB_OFFLINE keeps the Hub out; unset it, or {by_hand}"
     )
 
 

@@ -31,7 +31,7 @@ class RunConfig(Section):
 class ModelConfig(Section):
     path: str = Field(..., description="Hugging Face folder of the policy, or its name on the Hub: ORG/NAME.")
     revision: str | None = Field(
-        None, description="Branch, tag or commit of a path on the Hub; the newest when unset; a run keeps the commit."
+        None, description="Branch, tag or commit of a name on the Hub; the newest when unset; a run keeps the commit."
     )
     reference: str | None = Field(None, description="Folder of the reference model; the policy's own start when unset.")
     teacher: str | None = Field(None, description="Folder of the model to learn from (distillation).")
