@@ -13,10 +13,10 @@ from hub_double import Hub
 from pages import ROOT
 
 from yatt.config.hub import as_written, hub_model, models, of_cache, placed, revision_mistakes
-from yatt.config.load import load_config
+from yatt.config.load import load_config, save_config
 from yatt.config.paths import PATHS
 from yatt.errors import BackendError, ConfigError
-from yatt.faces.hub import check_push, push
+from yatt.faces.hub import check_push, fetched, push
 
 NEEDED = ["train.steps=1", "train.batch_size=1"]
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -79,6 +79,22 @@ def test_a_revision_of_a_folder_is_refused(tmp_path):
     ):
         (line,) = revision_mistakes(load_config(None, [*NEEDED, *words]))
         assert line.startswith("model.revision=v1") and line.endswith(said)
+
+
+def test_a_run_that_goes_on_keeps_its_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("yatt.faces.hub.fetch", lambda model, setting, *, weights: asked.append(str(model)) or CACHED)
+    words = [*NEEDED, "model.path=Qwen/Qwen3-0.6B", "resume=auto"]
+    fetched(load_config(None, words))
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    begun = load_config(None, [*NEEDED, f"model.path={CACHED}", f"model.revision={SHA}"])
+    save_config(begun, tmp_path / "runs" / "run" / "config.yaml")
+    for more in ([], ["resume=never"], ["model.revision=v2"], ["model.path=Qwen/Other"], ["run.name=new"]):
+        fetched(load_config(None, [*words, *more]))
+    kept, *others = asked[1:]
+    assert (asked[0], kept) == ("Qwen/Qwen3-0.6B", f"Qwen/Qwen3-0.6B@{SHA}")
+    assert others == ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B@v2", "Qwen/Other", "Qwen/Qwen3-0.6B"]
 
 
 SCRIPT = """

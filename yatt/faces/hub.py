@@ -13,7 +13,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from yatt.config.hub import HubModel, as_written, missing, of_cache, placed
+from yatt.config.hub import POLICY, HubModel, as_written, missing, of_cache, placed
+from yatt.config.load import load_config
 from yatt.config.schema import Config
 from yatt.errors import BackendError, ConfigError
 
@@ -28,9 +29,18 @@ def fetched(config: Config, *, weights: bool = True) -> Config:
     """The config with each model that is a name on the Hub as a folder of the cache, pinned to a commit. Downloads what
     the cache lacks, and says where it is; without `weights`, what else there is. Raises ConfigError where there is none
     to be had."""
-    return placed(
-        config, {place: fetch(model, ".".join(place), weights=weights) for place, model in missing(config).items()}
-    )
+    found = missing(config)
+    if POLICY in found and found[POLICY].revision is None and config.resume == "auto":
+        found[POLICY] = begun_with(config, found[POLICY])
+    return placed(config, {place: fetch(model, ".".join(place), weights=weights) for place, model in found.items()})
+
+
+def begun_with(config: Config, model: HubModel) -> HubModel:
+    """The policy's model at the commit that the run has begun with, though its branch may have moved; as it is where no
+    run of this name began with it."""
+    file = Path(config.run.dir) / config.run.name / "config.yaml"
+    then = of_cache(load_config(str(file), []).model.path) if file.is_file() else None
+    return then if then is not None and then.name == model.name else model
 
 
 def fetch(model: HubModel, setting: str, *, weights: bool = True) -> str:

@@ -176,7 +176,7 @@ def kuberay(job: Job) -> str:
     stop = "pid=$(pgrep -of 'yatt train') && kill -TERM $pid && while kill -0 $pid 2>/dev/null; do sleep 1; done; true"
     head = _pod(job, "head") | grace
     head["containers"][0]["lifecycle"] = {"preStop": {"exec": {"command": ["bash", "-c", stop]}}}
-    head["containers"][0]["env"] = [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(job.grace)}]
+    head["containers"][0]["env"] += [{"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": str(job.grace)}]
     cluster: dict[str, Any] = {
         "rayVersion": RAY,
         "authOptions": {"mode": "token"},
@@ -228,6 +228,7 @@ def _pod(job: Job, name: str) -> dict[str, Any]:
                 "name": f"ray-{name}",
                 "image": job.image,
                 "workingDir": SHARED,
+                "env": [{"name": "HF_HOME", "value": f"{SHARED}/.cache/huggingface"}],
                 "resources": {"limits": limits, "requests": dict(limits)},
                 "volumeMounts": [
                     {"name": "shared", "mountPath": SHARED},
