@@ -68,7 +68,7 @@ def test_the_settings_of_dapo_are_the_papers(monkeypatch):
 TOY = [
     *("model.dtype=float32", "model.context_length=640", "rollout.max_tokens=32", "train.tp=1", "train.steps=2"),
     *("train.tokens_per_micro_batch=2048", "train.batch_size=4", "train.updates_per_step=1", "evaluate.size=null"),
-    *("cluster.device=cpu", "cluster.slots=1", "algorithm.overlong_buffer=0", "train.optimizer.warmup_steps=0"),
+    *("cluster.device=cpu", "cluster.slots=1", "train.optimizer.warmup_steps=0"),
     *("train.offload=false", "critic.warmup_steps=0"),
 ]
 TALK = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red."}]
@@ -127,7 +127,9 @@ def test_at_toy_size_it_reads_its_data(name, models, tmp_path, monkeypatch):
     text = (RECIPES / f"{name}.yaml").read_text()
     words += ["rollout.engine_args.tensor_parallel_size=1"] * ("tensor_parallel_size" in text)
     if sees:  # its tokenizer has no backslash, its context is short
-        words += ["data.system_prompt=null", "model.context_length=256"]
+        words += ["data.system_prompt=null", "model.context_length=256", "plan.prompt_tokens=100"]
+    if name == "dapo":
+        words += ["algorithm.overlong_buffer=8"]
     if name.endswith("ppo"):
         words += [f"critic.path={models / 'judge'}", f"reward.models.preference.path={models / 'judge'}"]
         words += ["reward.models.preference.context_length=640"]

@@ -52,7 +52,7 @@ def test_every_setting_and_command_is_in_the_reference(site):
     page = (site / "reference" / "commands.html").read_text()
     for word in ("yatt train", "yatt launch", "--slurm", "--push", "--devices"):
         assert word in page
-    assert "compare siblings" in (site / "reference" / "python.html").read_text()
+    assert "compares siblings" in (site / "reference" / "python.html").read_text()
 
 
 def test_lists_are_lists(site):
