@@ -19,6 +19,7 @@ from yatt.errors import ConfigError
 
 BASE = ["model.path=M", "train.steps=1", "train.batch_size=1"]
 OTHERS = ("cd", "export", "source", "hf", "ray", "sbatch", "kubectl", "sky", "docker", "ssh", "pre-commit", "srun")
+OTHERS += ("pip", "git", "jupyter", "curl", "tail", "less", "kill", "nvidia-smi", "tensorboard")
 """Programs that are not the project's; what is asked of them is not checked."""
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem if page.parent.name == "docs" else None)
 
@@ -39,6 +40,7 @@ def check_file(path):
 def check_words(words, config=None):
     """Settings of a command line, over the config where it is one of the repository's."""
     words = [word for word in words if word != "key=value"]
+    words = [config, *words] if config is not None and "=" in config else words  # a command without a file
     known = config is not None and (ROOT / config).is_file()
     load_config(str(config) if known else None, words if known else [*BASE, *words])
 
