@@ -80,8 +80,9 @@ def _named(nav: Any) -> Iterator[str]:
 
 
 def indented(markdown: str) -> str:
-    """The text with what belongs to an item of a list indented by four; CommonMark takes the width of its mark."""
-    lines, width, fenced = [], 0, False
+    """The text with what belongs to an item of a list indented by four, and an empty line before an item that follows a
+    paragraph of another, as Python-Markdown has them; CommonMark takes the width of the item's mark."""
+    lines, width, fenced, several = [], 0, False, False
     for line in markdown.split("\n"):
         if line.startswith("```"):
             fenced, width = not fenced, 0
@@ -90,9 +91,11 @@ def indented(markdown: str) -> str:
         if fenced or not line.strip():
             lines.append(line)
         elif inside:
+            several = several or not lines[-1].strip()
             lines.append(" " * (4 - width) + line)
         else:
-            width = len(mark[0]) if mark and not mark[1] else 0
+            lines += [""] if several and mark else []
+            width, several = (len(mark[0]) if mark and not mark[1] else 0), False
             lines.append(line)
     return "\n".join(lines)
 

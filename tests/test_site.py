@@ -57,6 +57,9 @@ def test_every_setting_and_command_is_in_the_reference(site):
 
 def test_lists_are_lists(site):
     """Python-Markdown wants four blanks where CommonMark takes two or three."""
+    for page in site.glob("*.html"):
+        inside = re.search(r"<p>(?:(?!</p>).)*\n(?:- |\d+\. )[^<]*", page.read_text(), re.DOTALL)
+        assert inside is None, f"{page.name}: {inside[0][:200] if inside else ''}"
     page = (site / "architecture.html").read_text()
     assert (
         page.count("<ol>") >= 1 and "<li>\n<p><strong>rollout</strong>" in page
