@@ -11,7 +11,9 @@ from types import SimpleNamespace
 import pytest
 from hub_double import Hub
 from pages import ROOT
+from typer.testing import CliRunner
 
+from yatt.cli import app
 from yatt.config.hub import as_written, hub_model, models, of_cache, placed, revision_mistakes
 from yatt.config.load import load_config, save_config
 from yatt.config.paths import PATHS
@@ -218,3 +220,19 @@ def test_a_name_is_checked_before_anything_is_written(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE keeps the Hub out; unset it"):
         check_push("me/m")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "c.yaml"], ["train", "c.yaml"], ["init", "new", "--model", "org/none"]],
+    ids=lambda words: words[0],
+)
+def test_every_command_says_in_one_line_what_to_do_without_a_network(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "c.yaml").write_text("model: {path: org/none}\ntrain: {steps: 1, batch_size: 1}\n")
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, ConfigError) and len(str(done.exception).splitlines()) == 1
+    setting = "--model" if words[0] == "init" else "model.path"
+    assert str(done.exception).startswith(f"{setting}=org/none: no such folder, and HF_HUB_OFFLINE keeps the Hub out;")
+    assert "`hf download org/none --local-dir none`" in str(done.exception) and not (tmp_path / "new").exists()
