@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from yatt.config.schema import Config
 from yatt.errors import ConfigError
 
 BASE = ["model.path=M", "train.steps=1", "train.batch_size=1"]
-OTHERS = ("cd", "export", "source", "hf", "ray", "sbatch", "kubectl", "sky", "docker", "ssh", "pre-commit", "srun")
+OTHERS = ("cd", "export", "source", "hf", "sbatch", "kubectl", "sky", "docker", "ssh", "pre-commit", "srun")
 OTHERS += ("pip", "git", "jupyter", "curl", "tail", "less", "kill", "nvidia-smi", "tensorboard")
 """Programs that are not the project's; what is asked of them is not checked."""
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem if page.parent.name == "docs" else None)
@@ -89,10 +90,32 @@ def check_python(words):
         check_file(words[0])
 
 
+@cache
+def source_of_ray():
+    (folder,) = importlib.util.find_spec("ray").submodule_search_locations
+    return (Path(folder) / "scripts" / "scripts.py").read_text()
+
+
+def check_ray(words):
+    """Ray's own command line, read and not imported."""
+    assert f"def {words[0]}(" in source_of_ray(), f"ray has no {words[0]}"
+    for word in words[1:]:
+        option = word.partition("=")[0]
+        assert not option.startswith("--") or f'"{option}"' in source_of_ray(), f"ray {words[0]} has no {option}"
+
+
+def test_options_of_ray_in_the_scripts_of_jobs():
+    text = (ROOT / "yatt" / "faces" / "launchers.py").read_text()
+    lines = re.findall(r"ray ((?:start|status|stop) [^;&>|\n{]*)", text)
+    assert len(lines) > 4
+    for line in lines:
+        check_ray([word.strip("'\"") for word in line.split()])
+
+
 @each_page
 def test_commands(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    checks = {"yatt": check_yatt, "make": check_make, "python": check_python, "mkdocs": lambda words: None}
+    checks = {"yatt": check_yatt, "make": check_make, "python": check_python, "ray": check_ray}
     for block in blocks(page.read_text()):
         for words in commands(block):
             name, at = words[0].removeprefix(".venv/bin/"), f"{page.name}:{block.line}: {' '.join(words)}"
