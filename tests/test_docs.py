@@ -38,10 +38,16 @@ def check_file(path):
         assert (ROOT / path).exists(), f"{path} is not there"
 
 
+def config_and_settings(parameters):
+    """The file among the words of a command, if there is one, and the settings."""
+    listed = [word for value in parameters.values() if isinstance(value, list) for word in value]
+    words = [word for word in [parameters.get("config")] if word is not None] + listed
+    return (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
+
+
 def check_words(words, config=None):
     """Settings of a command line, over the config where it is one of the repository's."""
     words = [word for word in words if word != "key=value"]
-    words = [config, *words] if config is not None and "=" in config else words  # a command without a file
     known = config is not None and (ROOT / config).is_file()
     load_config(str(config) if known else None, words if known else [*BASE, *words])
 
@@ -57,11 +63,11 @@ def check_yatt(words):
         if word not in ("...", "key=value"):
             given.append("1" if re.fullmatch("[A-Z]", word) else word)  # a letter stands for a number
     parameters = command.make_context(words[0], given).params
-    config = parameters.get("config")
-    for name, value in parameters.items():
-        if isinstance(value, Path) or name == "config":
-            check_file(str(value)) if value is not None else None
-    check_words(parameters.get("overrides") or [], config)
+    for value in parameters.values():
+        check_file(str(value)) if isinstance(value, Path) else None
+    config, settings = config_and_settings(parameters)
+    check_file(config) if config is not None else None
+    check_words(settings, config)
 
 
 @cache

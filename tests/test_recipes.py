@@ -11,6 +11,7 @@ import pytest
 import torch
 from pages import ROOT, blocks, commands
 from PIL import Image
+from test_docs import config_and_settings
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 from typer.main import get_command
 
@@ -32,7 +33,8 @@ def planned():
         for words in commands(block):
             if words[:2] == ["yatt", "plan"]:
                 given = plan.make_context("plan", words[2:]).params
-                yield given["config"], int(given["devices"]), given["overrides"] or []
+                config, settings = config_and_settings(given)
+                yield config, int(given["devices"]), settings
 
 
 @pytest.mark.parametrize(("config", "devices", "words"), [*planned()], ids=str)
