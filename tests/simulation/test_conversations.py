@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.conversations import TOOL, figures, played
 from tests.simulation.test_engine import PLAIN, SIZE, ends
-from tests.simulation.worlds import costs, settings
+from tests.simulation.worlds import JUDGED, costs, settings
 from yatt.placement.forecast import Forecast, Load, Speed, row
 from yatt.placement.plan import POLICY
 from yatt.simulation.costs import EngineCosts, Lengths
@@ -90,6 +90,18 @@ def test_every_conversation_has_its_turns_and_waits_between_them() -> None:
         assert counts.outside_seconds / (2 * counts.conversations) == pytest.approx(2.3, rel=0.4)  # e^(sigma^2 / 2)
         assert counts.cache_hits > counts.conversations and not counts.forks
     assert simulate(settings(), talking(), devices=4, controllers=2, steps=2, seed=1) == report
+
+
+@pytest.mark.parametrize("mode", ["colocated", "dynamic"])
+@pytest.mark.parametrize("seed", range(3))
+def test_slots_change_hands_around_conversations_and_none_waits_for_ever(mode: str, seed: int) -> None:
+    """Judges take their turn though other controllers still talk, and give the slots back to them."""
+    given = talking()
+    judged = replace(JUDGED, workload=given.workload, engine=given.engine)
+    judge = replace(JUDGED.judges["judge"], engine=replace(JUDGED.judges["judge"].engine, kv_tokens=1000))
+    config = settings(batch=6, mode=mode, judge={})
+    report = simulate(config, replace(judged, judges={"judge": judge}), devices=4, controllers=3, steps=2, seed=seed)
+    assert report.last == 2 and all(step.counts.turns == 3 * step.counts.conversations for step in report.steps)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -59,7 +59,7 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
     for word in overrides:
         try:
             key, value = _parse_word(word)
-            values = _merged(values, expanded(_nest(key, value), ""))
+            values = _merged(_spelled_out(values), _spelled_out(expanded(_nest(key, value), "")))
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
@@ -166,6 +166,12 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     for section in reversed(sections):
         values = {section: values}
     return values
+
+
+def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, with an environment that is a text alone as the section that it is short for: others may be merged."""
+    short = values.get("environment")
+    return {**values, "environment": {"function": short}} if isinstance(short, str) else values
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -183,8 +183,9 @@ class EngineStats:
 
     @property
     def requests(self) -> int:
-        """Requests under way; of conversations, those whose environment has the word included."""
-        return self.progress.requests if self._talks is None else self._talks.under_way
+        """Requests under way; of conversations, those whose environment has the word included. This controller may have
+        none any more, and others still some at the engines."""
+        return max(self.progress.requests, self._talks.under_way if self._talks else 0)
 
     @property
     def ended(self) -> int:
