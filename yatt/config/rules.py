@@ -17,6 +17,7 @@ from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import facts_beside, models_beside, policy_facts
+from yatt.config.paths import file_of
 from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
@@ -212,10 +213,10 @@ _FILTERS = ("none", "all_equal", "band")
 
 
 def _sampling(case: Case) -> Iterator[str]:
-    rollout, file = case.config.rollout, case.config.rollout.filter.rpartition(":")[0]
-    if file.endswith(".py") and not os.path.isfile(file):
+    rollout, file = case.config.rollout, file_of(case.config.rollout.filter)
+    if file is not None and not os.path.isfile(file):
         yield f"rollout.filter={rollout.filter}: no such file, from {os.getcwd()}"
-    elif not file and rollout.filter not in _FILTERS:
+    elif not rollout.filter.rpartition(":")[0] and rollout.filter not in _FILTERS:
         yield f"rollout.filter={rollout.filter} is not one of {', '.join(_FILTERS)}; use FILE.py:NAME for your own"
     band = rollout.reward_band
     if (band is None) == (rollout.filter == "band"):
@@ -319,8 +320,8 @@ def _reward(case: Case) -> Iterator[str]:
     if environment.function is not None:
         functions["environment.function"] = environment.function
     for setting, name in functions.items():
-        file = name.rpartition(":")[0]
-        if file.endswith(".py") and not os.path.isfile(file):
+        file = file_of(name)
+        if file is not None and not os.path.isfile(file):
             yield f"{setting}={name}: no such file, from {os.getcwd()}"
     weights = [*(one.weight for one in reward.functions.values()), *(one.weight for one in reward.models.values())]
     if weights and not any(weights) and reward.function is None and not case.config.algorithm.recipe.teacher:
