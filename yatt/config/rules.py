@@ -289,12 +289,14 @@ def _data(case: Case) -> Iterator[str]:
                 yield f"data.{setting}={value}: model.path={config.model.path} sees no images; unset it"
         if data.fetch_images:
             yield f"data.fetch_images=true: model.path={config.model.path} sees no images; unset it"
-    if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
-        yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
-    elif evaluate.size and evaluate.path is None and not data.tasks:
-        yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
-    if evaluate.by is not None and evaluate.path is None and not (data.tasks and evaluate.size):
-        yield f"evaluate.by={evaluate.by} has nothing to evaluate on; set evaluate.path, or unset it"
+    if evaluate.path is None and not (data.tasks and evaluate.size):
+        asked = {"every": evaluate.every, "size": evaluate.size, "by": evaluate.by}
+        if told := [f"evaluate.{name}={value}" for name, value in asked.items() if value]:
+            verb = "has" if len(told) == 1 else "have"
+            yield (
+                f"{' and '.join(told)} {verb} nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate "
+                "nothing"
+            )
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
 

@@ -39,7 +39,7 @@ from yatt.reports import EvaluationReport, Interval
 READ = (
     *("run.seed", "model.path", "model.dtype", "model.context_length", "cluster", "evaluate.path", "evaluate.size"),
     *("data.path", "data.tasks", "data.prompt_key", "data.system_prompt", "data.chat_template", "data.bad_rows"),
-    *("data.media_key", "data.max_pixels", "data.fetch_images", "data.max_prompt_tokens"),
+    *("data.template_arguments", "data.media_key", "data.max_pixels", "data.fetch_images", "data.max_prompt_tokens"),
     *("data.metadata_keys", "data.system_key", "train.tp", "train.pp"),
 )
 """Settings, and sections, that an evaluation looks at."""
