@@ -60,18 +60,13 @@ def test_the_notebook_shows_what_it_says(notebook: nbformat.NotebookNode) -> Non
 
 
 def test_the_command_does_the_same_bit_for_bit(notebook: nbformat.NotebookNode, place: Path) -> None:
-    """The same rows, reward and seed, from files and without a config: every number that is no time, and the weights."""
+    """The same rows, reward and seed from files, without a config: every number that is no time, and the weights."""
     given = place / "runs" / "notebook" / "given"
     shutil.copy(given / "data.path.given.jsonl", place / "train.jsonl")
     (place / "reward.py").write_text(REWARD)
-    words = [
-        "reward.function=reward.py:reward",
-        "train.steps=4",
-        "train.optimizer.learning_rate=3e-3",
-        "rollout.max_tokens=16",
-        "run.name=command",
-    ]
-    said = yatt(place, "train", "model.path=../quickstart/work/model", "data.path=train.jsonl", *words)
+    words = ["model.path=../quickstart/work/model", "data.path=train.jsonl", "reward.function=reward.py:reward"]
+    words += ["train.steps=4", "train.optimizer.learning_rate=3e-3", "rollout.max_tokens=16", "run.name=command"]
+    said = yatt(place, "train", *words)
     assert "chosen, by the model, the data and this machine" in said.stderr
     for mine, theirs in zip(rows(place, "notebook"), rows(place, "command"), strict=True):
         assert steady(mine) == steady(theirs)

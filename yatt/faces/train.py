@@ -52,9 +52,10 @@ def train(config: Config, *, overwrite: bool = False) -> int:
         ready(config, overwrite=overwrite)  # asked again: another process may have had the folder
         if overwrite:
             run.clear()
+        described = contents(config)
         config, moves = kept(config, run.given)
         checkpoints = Checkpoints(run, config)
-        checkpoints.contents = contents(config)
+        checkpoints.contents = described
         checkpoints.warn = warnings.append
         fetched = checkpoints.fetch()
         resume, passed = choice = checkpoints.choose()
