@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 from tiny_models import save_tiny
 
 import yatt
-from yatt.config.load import load_config
+from yatt.config.load import load_config, save_config
 from yatt.errors import ConfigError
 from yatt.faces import waiting
 from yatt.faces.given import copy, kept
@@ -319,6 +321,47 @@ def test_a_run_keeps_what_it_was_given(made: list[str], place: Path, tmp_path: P
     assert kept(mine, run.given) == (mine, {})
     plain = yatt.configure(model=place / "model", data=place / "gsm.jsonl", reward="math_verify", steps=1)
     assert kept(plain, run.given) == (plain, {})
+
+
+def test_two_configs_keep_their_own(place: Path) -> None:
+    """A later call writes over nothing that an earlier one was given."""
+    calls = {"model": place / "model", "data": place / "gsm.jsonl", "steps": 1}
+    first = yatt.configure(reward=lambda response: 1.0, **calls)
+    second = yatt.configure(reward=lambda response: 2.0, **calls)
+    values = [find("reward.function", str(config.reward.function))("") for config in (first, second)]
+    assert values == [1.0, 2.0]
+
+
+def earning(value: float, response: str) -> float:
+    return value
+
+
+def test_a_saved_config_has_its_functions_beside(place: Path, tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        calls = {"model": place / "model", "data": place / "gsm.jsonl", "steps": 1}
+        config = yatt.configure(reward=partial(earning, value), **calls)
+        yatt.save_config(config, tmp_path / f"config-{value:g}.yaml")
+    again = [yatt.configure(tmp_path / f"config-{value}.yaml") for value in (1, 2)]
+    assert [find("reward.function", str(config.reward.function))("") for config in again] == [1.0, 2.0]
+    assert str(again[1].reward.function).startswith(f"{tmp_path}/config-2.given/")
+
+
+def test_a_run_that_has_moved_has_what_it_was_given(made: list[str], place: Path, tmp_path: Path) -> None:
+    rows = [{"question": "1+1=", "answer": "2"}]
+    config = yatt.configure(model=place / "model", data=rows, reward=made[0], steps=1)
+    run = RunDirectory(tmp_path / "here").create()
+    config, moves = kept(config, run.given)
+    copy(moves)
+    step = run.checkpoints_folder / "step-1"
+    step.mkdir()
+    for folder, beside in ((run.path, "metrics.jsonl"), (step, "complete.json")):
+        save_config(config, folder / "config.yaml")
+        (folder / beside).touch()
+    shutil.move(run.path, tmp_path / "there")
+    for folder in (tmp_path / "there", tmp_path / "there" / "checkpoints" / "step-1"):
+        moved = load_config(str(folder / "config.yaml"), [])
+        assert moved.reward.function == f"{tmp_path}/there/given/reward.function.given.pkl:judged"
+        assert moved.data.path == f"{tmp_path}/there/given/data.path.given.jsonl"
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------

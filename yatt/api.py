@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,8 +115,8 @@ def plan(
 
 def save_config(config: Config, path: str | os.PathLike[str]) -> None:
     """Write every setting as YAML that `yatt train` and `configure` read; what it was given as objects and rows goes
-    into the folder `given` beside."""
-    mine, moves = kept(config, Path(path).absolute().parent / "given")
+    into a folder of its name beside."""
+    mine, moves = kept(config, Path(path).absolute().with_suffix(".given"))
     copy(moves)
     write_config(mine, path)
 
@@ -187,7 +186,7 @@ class Run:
 
 def _file(config: Config) -> str:
     """A file of the config, for a process to read."""
-    file = Path(tempfile.mkdtemp(dir=waiting_room())) / "config.yaml"
+    file = waiting_room() / "config.yaml"
     write_config(config, file)
     return str(file)
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from yatt.config import yaml_core
-from yatt.config.paths import absolute, expanded
+from yatt.config.paths import absolute, expanded, found_beside
 from yatt.config.schema import Config
 from yatt.config.secrets import secrets
 from yatt.errors import ConfigError
@@ -58,7 +58,9 @@ def load_config(
     values, mistakes = _read_yaml(path) if path is not None else {}, list[str]()
     if path is not None:
         try:
-            values = expanded(values, "" if _is_saved(Path(path)) else os.path.dirname(path))
+            saved = _is_saved(Path(path))
+            values = expanded(values, "" if saved else os.path.dirname(path))
+            values = found_beside(values, os.path.dirname(path)) if saved else values
         except ConfigError as error:
             mistakes.append(f"{path}: {error}")
     given = [name for name, _ in leaves(settings or {})]

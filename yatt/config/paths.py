@@ -42,6 +42,8 @@ PATHS: dict[str, Form] = {
 }
 OBJECT, ROWS = ".given.pkl", ".given.jsonl"
 """How files end that hold what a call from Python was given: an object, or rows."""
+GIVEN = "given"
+"""The folder of a run that keeps them."""
 Change = Callable[[str, Form, str], str]
 """(path, its form, its setting) -> what is put in its place."""
 
@@ -54,6 +56,21 @@ def expanded(values: Mapping[str, Any], base: str) -> dict[str, Any]:
     """The nested `values` with every path in them expanded, and taken from the folder `base` ("" is the working
     directory). Raises ConfigError naming a variable that the environment lacks."""
     return mapped(values, lambda path, form, setting: _join(base, _filled(path, setting), form))
+
+
+def found_beside(values: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """The nested `values` of a config that a run or one of its checkpoints has saved in `folder`. What the run was
+    given as objects and rows is where they stand now, if it has moved."""
+
+    def change(path: str, form: Form, setting: str) -> str:
+        if path.endswith((OBJECT, ROWS)) and not os.path.exists(path):
+            for up in ("", "../.."):
+                moved = os.path.abspath(os.path.join(folder, up, GIVEN, os.path.basename(path)))
+                if os.path.exists(moved):
+                    return moved
+        return path
+
+    return mapped(values, change)
 
 
 def absolute(values: Mapping[str, Any]) -> dict[str, Any]:

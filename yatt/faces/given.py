@@ -14,11 +14,15 @@ from yatt.packed_objects import source_of
 
 
 @cache
-def waiting_room() -> Path:
-    """A folder of this process; it goes with it."""
+def _of_this_process() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="yatt-given-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+def waiting_room() -> Path:
+    """A new folder for what one setting is given; it goes with this process."""
+    return Path(tempfile.mkdtemp(dir=_of_this_process()))
 
 
 def kept(config: Config, folder: Path) -> tuple[Config, dict[Path, Path]]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from yatt.config.paths import GIVEN
 from yatt.errors import ConfigError, DataError
 from yatt.faces.timeline import Steps, Timeline
 from yatt.reports import PhaseSpan
@@ -44,7 +45,7 @@ class RunDirectory:
         self.checkpoints_folder = self.path / CHECKPOINTS
         self.report = self.path / "report.html"
         self.log = self.path / "log"
-        self.given = self.path / "given"
+        self.given = self.path / GIVEN
         self._timeline = Timeline(self.timeline)
 
     def create(self) -> RunDirectory:
