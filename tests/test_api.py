@@ -134,7 +134,11 @@ def test_keywords_that_are_refused(keywords: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"learning_rat": 1}, "unknown setting learning_rat; did you mean train.optimizer.learning_rate?"),
+        (
+            {"learning_rat": 1},
+            "unknown setting learning_rat; did you mean learning_rate, which is train.optimizer.learning_rate?",
+        ),
+        ({"top_pe": 1}, "unknown setting top_pe; did you mean rollout.top_p?"),
         ({"train.stepps": 1}, "unknown setting train.stepps; did you mean train.steps?"),
         ({"steps": "many"}, "train.steps='many' is not a whole number >= 1"),
     ],

@@ -54,7 +54,7 @@ def test_the_notebook_shows_what_it_says(notebook: nbformat.NotebookNode) -> Non
     texts = ["".join(output.get("text") or output.data.get("text/plain", "")) for output in shown]
     whole = "\n".join(texts)
     assert "Run('" in whole and "step 4 of 4" in whole
-    assert "unknown setting learning_rte; did you mean train.optimizer.learning_rate?" in whole
+    assert "unknown setting learning_rte; did you mean learning_rate, which is train.optimizer" in whole
     assert any("text/html" in output.get("data", {}) for output in shown)
     assert len(whole) < 6000
 

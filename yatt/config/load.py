@@ -272,8 +272,8 @@ def _number_meant(value: str | float, *, whole: bool) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """The settings with the same last word, and of those the ones that share most of the others; else the setting or
-    section whose whole name is nearest, else the one whose last word is."""
+    """The settings with the same last word, and of those the ones that share most of the others; where there are
+    none, of the last word that is nearest; else the setting or section whose whole name is nearest."""
     settings = [setting.name for setting in describe()]
     names = [*settings, *dict.fromkeys(full.rpartition(".")[0] for full in settings if "." in full)]
     tail = name.rpartition(".")[2]
@@ -282,11 +282,13 @@ def _suggestion(name: str) -> str:
         near = [full for full, words in shared.items() if words == max(shared.values())][:MOST_MEANT]
         return f"; did you mean {' or '.join(near)}?"
     tails = {full.rpartition(".")[2]: full for full in reversed(names)}
+    if close := difflib.get_close_matches(tail, tails, n=1, cutoff=0.75):
+        return _suggestion(name.removesuffix(tail) + close[0])
     near = [
         full
         for full in difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         if difflib.SequenceMatcher(None, tail, full.rpartition(".")[2]).ratio() >= 0.6
-    ] or [tails[match] for match in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
+    ]
     return f"; did you mean {near[0]}?" if near else "; `yatt init` writes all there are"
 
 

@@ -35,6 +35,8 @@ UNIT = 64
 """Lengths are multiples of it."""
 AROUND, PER_MESSAGE = 48, 8
 """Tokens that a chat template may add to a prompt, and to each of its messages."""
+SPECIAL = 4
+"""Tokens that a tokenizer may add where there is no template."""
 MICRO_BATCHES = (8192, 4096, 2048, 1024)
 LOGITS_SHARE = 0.1
 """Of a slot's memory, for the logits of a micro-batch and their gradient."""
@@ -67,9 +69,10 @@ class Choice:
         chosen["train.optimizer.learning_rate"] = RATES.get(name, 1e-6)
         data, rows = self._data(given, recipe)
         chosen |= data
-        seen = _Lengths(given, data, path, recipe).longest(rows) if rows is not None else 0
+        lengths = _Lengths(given, data, path, recipe) if rows is not None else None
+        seen = lengths.longest(rows) if lengths is not None and rows is not None else 0
         self._seen = f"; longest {'prompt' if recipe.reinforces else 'sequence'} about {seen} tokens" if seen else ""
-        chosen |= _lengths(told, facts, recipe, seen)
+        chosen |= _lengths(told, facts, recipe, seen + lengths.around if lengths is not None and seen else 0)
         chosen |= _sizes(told, facts, recipe, gpus, chosen, len(rows) if rows is not None else None)
         chosen["checkpoint.every"] = 20
         if {"evaluate.path", "evaluate.size"} & told.keys():
@@ -139,6 +142,7 @@ class _Lengths:
         own = {setting.removeprefix("data."): value for setting, value in columns.items()}
         self._data = DataConfig.model_validate({**own, **given.get("data", {})})
         self._layout, self._rows = Layout(self._data, chat=True), recipe.rows
+        self.around = AROUND if self._data.chat_template == "auto" and _has_template(Path(model)) else SPECIAL
         try:
             self._tokenizer: Tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
         except Exception:
@@ -174,23 +178,30 @@ class _Lengths:
         return tokens + PER_MESSAGE * len(texts)
 
 
+def _has_template(folder: Path) -> bool:
+    file = folder / "tokenizer_config.json"
+    said = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return (folder / "chat_template.jinja").exists() or '"chat_template"' in said
+
+
+def _whole(told: Mapping[str, Any], setting: str, default: int) -> int:
+    """A number that was given; the default where none was, or none that its rule lets through."""
+    value = told.get(setting)
+    return value if isinstance(value, int) and value > 0 else default
+
+
 def _up(tokens: float) -> int:
     return int(-(-tokens // UNIT) * UNIT)
 
 
-def _lengths(told: Mapping[str, Any], facts: ModelFacts, recipe: Recipe, seen: int) -> dict[str, int]:
-    """The context, and of it the response."""
-    most, needed = facts.max_positions, seen + AROUND if seen else 0
+def _lengths(told: Mapping[str, Any], facts: ModelFacts, recipe: Recipe, needed: int) -> dict[str, int]:
+    """The context, and of it the response; `needed` are tokens of the longest prompt or sequence, 0 if not known."""
+    most = facts.max_positions
     if not recipe.reinforces:
-        context = told.get("model.context_length", min(most, _up(1.25 * needed) or CONTEXT))
-        return {"model.context_length": context}
-    asked = told.get("rollout.max_tokens")
-    response = asked if isinstance(asked, int) else RESPONSE
-    context = told.get("model.context_length", min(most, max(CONTEXT, _up(needed + response))))
-    if not isinstance(context, int):
-        return {}
-    small = needed if context > 2 * needed else seen
-    return {"model.context_length": context, "rollout.max_tokens": max(1, min(context // 2, context - small))}
+        return {"model.context_length": min(most, _up(1.25 * needed) or CONTEXT)}
+    response = _whole(told, "rollout.max_tokens", RESPONSE)
+    context = _whole(told, "model.context_length", min(most, max(CONTEXT, _up(needed + response))))
+    return {"model.context_length": context, "rollout.max_tokens": max(1, min(context // 2, context - needed))}
 
 
 def _sizes(
@@ -202,16 +213,17 @@ def _sizes(
     rows: int | None,
 ) -> dict[str, Any]:
     """How much is done at once: prompts, responses, tokens of a micro-batch."""
-    slots, updates = told.get("cluster.slots", gpus or 1), told.get("train.updates_per_step", 1)
-    ranks = max(1, slots // (told.get("train.tp", 1) * told.get("train.pp", 1)))
+    slots, updates = _whole(told, "cluster.slots", gpus or 1), _whole(told, "train.updates_per_step", 1)
+    ranks = max(1, slots // (_whole(told, "train.tp", 1) * _whole(told, "train.pp", 1)))
     unit = updates * (1 if recipe.reinforces else ranks)
     wanted = min(32 if gpus else 8, rows or 32)
-    sizes: dict[str, Any] = {"train.batch_size": max(unit, told.get("cluster.controllers", 1), wanted // unit * unit)}
+    fewest = _whole(told, "cluster.controllers", 1)
+    sizes: dict[str, Any] = {"train.batch_size": max(wanted // unit, -(-fewest // unit), 1) * unit}
     if recipe.reinforces:
-        sizes["rollout.n"] = n = told.get("rollout.n", 8)
+        sizes["rollout.n"] = n = _whole(told, "rollout.n", 8)
         if recipe.advantage not in LONE and not recipe.teacher and n > 1:
             sizes["rollout.filter"] = "all_equal"
-    context = told.get("model.context_length", chosen.get("model.context_length", CONTEXT))
+    context = _whole(told, "model.context_length", chosen["model.context_length"])
     least = context * (2 if recipe.rows in ("pairs", "labels") else 1)
     token = facts.vocab_size * 2 * bytes_of(chosen["model.dtype"])
     room = LOGITS_SHARE * (slot_memory(gpus, slots) or 16e9)

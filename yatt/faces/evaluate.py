@@ -113,7 +113,7 @@ def settings_of(model: Path, overrides: Sequence[str], samples: int) -> Config:
     held_out: dict[str, Any] = {"path": config.data.path, "every": 0}
     held_out |= {"samples": samples} if config.algorithm.recipe.reinforces else {}
     evaluated = config.evaluate.model_copy(update=held_out)
-    home = config.run.model_copy(update={"name": fitting(model.resolve().name, "model")})
+    home = config.run.model_copy(update={"name": fitting(f"baseline-{model.resolve().name}")})
     return config.model_copy(update={"evaluate": evaluated, "run": home})
 
 

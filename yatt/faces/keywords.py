@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from yatt.config.load import leaves, merged, nest
 from yatt.config.names import fitting
 from yatt.config.paths import ROWS, form_of
-from yatt.config.schema import RewardConfig
+from yatt.config.schema import Config, RewardConfig
 from yatt.errors import ConfigError
 from yatt.packed_objects import pack
 from yatt.text import one_line
@@ -53,6 +54,10 @@ def nested(keywords: Mapping[str, Any], folder: Callable[[], Path]) -> dict[str,
         if value is None and keyword in FIRST:
             continue
         name = SHORT.get(keyword, keyword)
+        if "." not in name and name not in Config.model_fields:
+            near = get_close_matches(name, [*SHORT, *Config.model_fields], n=1)
+            if near and near[0] in SHORT:
+                raise ConfigError(f"unknown setting {name}; did you mean {near[0]}, which is {SHORT[near[0]]}?")
         if keyword in FIRST and not isinstance(value, Mapping) and not (keyword == "reward" and _listed(value)):
             name = FIRST[keyword]
         new = nest(name, _plain(name, value, folder))
