@@ -14,13 +14,16 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import save_tiny
 
 import yatt
+from yatt.algorithm.load import load_estimator, load_loss
 from yatt.config.load import load_config, save_config
 from yatt.errors import ConfigError
 from yatt.faces import waiting
@@ -245,6 +248,25 @@ def test_the_source_is_kept_beside(made: list[str]) -> None:
     assert "closes over: helper, offset, weight." in text
 
 
+def test_advantages_and_losses_are_given_too(place: Path) -> None:
+    """As the ranks and controllers load them."""
+    scale = 3.0
+
+    def scaled(outcomes: Any, settings: Any) -> Any:
+        return scale * outcomes.rewards
+
+    def loss(tokens: Any, settings: Any) -> Any:
+        return scale * tokens.logprobs, tokens.mask
+
+    algorithm = {"name": "grpo", "advantage": scaled, "loss": loss}
+    calls = {"model": place / "model", "data": place / "gsm.jsonl", "reward": "math_verify"}
+    config = yatt.configure(algorithm=algorithm, **calls).algorithm
+    outcomes = SimpleNamespace(rewards=torch.tensor([1.0, 2.0]))
+    assert load_estimator(config)(outcomes, config).tolist() == [3.0, 6.0]  # type: ignore[arg-type]
+    tokens = SimpleNamespace(logprobs=torch.tensor([-1.0]), mask=torch.tensor([True]))
+    assert load_loss(config)(tokens, None)[0].tolist() == [-3.0]  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 def test_reward_workers_are_given_it(made: list[str]) -> None:
     config = load_config(None, ["model.path=m", "train.steps=1", "train.batch_size=1", f"reward.function={made[0]}"])
@@ -425,6 +447,22 @@ def test_overwriting_removes_the_run_and_nothing_else(finished: yatt.Run, monkey
     with folder.lock():
         folder.clear()
         assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "given", "mine.txt"]
+
+
+def test_the_commands_that_calls_become(place: Path, finished: yatt.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[list[str]] = []
+    monkeypatch.setattr(waiting, "run", lambda asked, answer=False: words.append(list(asked)) or "{}")
+    calls = {"model": place / "model", "data": place / "gsm.jsonl", "reward": "math_verify"}
+    assert yatt.plan(devices=[8, 16], controllers=2, **calls) == {}
+    assert words[-1][0] == "plan" and words[-1][2:] == ["--json", "--devices=8,16", "--controllers=2", "--steps=10"]
+    assert load_config(words[-1][1], []).reward.function == "math_verify"
+    finished.evaluate("held out$.jsonl", rollout={"stop": ["a: b"]}, samples=2, **{"data.answer_after": "####"})
+    assert words[-1][:2] == ["eval", str(finished.path)] and words[-1][-2:] == ["--samples=2", "--json"]
+    given = load_config(str(finished.path / "config.yaml"), words[-1][2:-2])
+    assert (given.data.path, given.rollout.stop, given.data.answer_after) == ("held out$.jsonl", ["a: b"], "####")
+    finished.resume(steps=9)
+    again = load_config(words[-1][1], [])
+    assert (again.resume, again.train.steps, Path(again.run.dir) / again.run.name) == ("auto", 9, finished.path)
 
 
 # --- waiting for a command -------------------------------------------------------------------------------------------

@@ -281,7 +281,7 @@ def _suggestion(name: str) -> str:
     if shared:
         near = [full for full, words in shared.items() if words == max(shared.values())][:MOST_MEANT]
         return f"; did you mean {' or '.join(near)}?"
-    tails = {full.rpartition(".")[2]: full for full in reversed(names)}
+    tails = [full.rpartition(".")[2] for full in names]
     if close := difflib.get_close_matches(tail, tails, n=1, cutoff=0.75):
         return _suggestion(name.removesuffix(tail) + close[0])
     near = [

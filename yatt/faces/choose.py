@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from yatt.placement.cost import bytes_of
 
 STEPS = 100
 LOOKED_AT = 1000
-"""Rows that are looked at, evenly spread."""
+"""Rows that are looked at, evenly spread: fewer of those that have to be made."""
 CONTEXT, RESPONSE = 1024, 512
 """Tokens of prompt and response together, and of the response, where prompts leave room for both."""
+SEEN = 3072
+"""Tokens that a prompt's images are given room for."""
 UNIT = 64
 """Lengths are multiples of it."""
 AROUND, PER_MESSAGE = 48, 8
@@ -100,7 +102,7 @@ class Choice:
         if self._rows is None and not (data.path or data.tasks):
             return {}, None
         rows = self._rows or open_source(data, 0)
-        first = [row for _, row in zip(range(20), _looked_at(rows), strict=False)]
+        first = list(islice(_looked_at(rows), 20))
         names = list(dict.fromkeys(name for row in first for name in paths(row)))
         columns: dict[str, Any] = dict(proposal(names, data, recipe.rows))
         compares = any(function in COMPARING for function in _functions(given))
@@ -126,9 +128,9 @@ def _functions(given: Mapping[str, Any]) -> Iterator[Any]:
             yield value
 
 
-def _looked_at(rows: RowSource) -> Iterator[Row]:
+def _looked_at(rows: RowSource, most: int = LOOKED_AT) -> Iterator[Row]:
     """Rows from all over the data, without those that cannot be read."""
-    for number in range(0, len(rows), max(1, len(rows) // LOOKED_AT)):
+    for number in range(0, len(rows), -(-len(rows) // most)):
         try:
             yield rows.row(number)
         except BadRow:
@@ -149,7 +151,7 @@ class _Lengths:
             raise ConfigError(f"model.path={model}: its tokenizer.json cannot be read") from None
 
     def longest(self, rows: RowSource) -> int:
-        return max(map(self._of, _looked_at(rows)), default=0)
+        return max(map(self._of, _looked_at(rows, LOOKED_AT // 10 if self._data.tasks else LOOKED_AT)), default=0)
 
     def _of(self, row: Row) -> int:
         """Of a row that cannot be used 0: the check of the data says so."""
@@ -196,12 +198,14 @@ def _up(tokens: float) -> int:
 
 def _lengths(told: Mapping[str, Any], facts: ModelFacts, recipe: Recipe, needed: int) -> dict[str, int]:
     """The context, and of it the response; `needed` are tokens of the longest prompt or sequence, 0 if not known."""
-    most = facts.max_positions
+    most, images = facts.max_positions, SEEN if facts.vision is not None else 0
     if not recipe.reinforces:
-        return {"model.context_length": min(most, _up(1.25 * needed) or CONTEXT)}
+        return {"model.context_length": min(most, images + (_up(1.25 * needed) or CONTEXT))}
     response = _whole(told, "rollout.max_tokens", RESPONSE)
-    context = _whole(told, "model.context_length", min(most, max(CONTEXT, _up(needed + response))))
-    return {"model.context_length": context, "rollout.max_tokens": max(1, min(context // 2, context - needed))}
+    room = min(most, images + max(CONTEXT, _up(needed + response)))
+    context = _whole(told, "model.context_length", room)
+    text = max(context - images, context // 2)
+    return {"model.context_length": context, "rollout.max_tokens": max(1, min(text // 2, text - needed))}
 
 
 def _sizes(
