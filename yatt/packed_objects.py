@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def _culprit(value: Any, error: BaseException) -> str:
 
 def _closed_over(value: Any) -> Iterator[tuple[str, Any]]:
     """What a function, or the methods of a class, use of the names around them, modules aside."""
-    members = vars(value).values() if inspect.isclass(value) else [value]
+    members: Iterable[Any] = vars(value).values() if inspect.isclass(value) else [value]
     for member in members:
         function = inspect.unwrap(member) if callable(member) else member
         if not inspect.isfunction(function):

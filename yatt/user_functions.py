@@ -49,10 +49,10 @@ def find(setting: str, reference: str, builtins: Mapping[str, str] | None = None
 
 def _unpacked(written: str, file: Path) -> Callable[..., Any]:
     """The object of a file that `yatt.packed_objects` wrote, which is called."""
-    made, _, content = file.read_bytes().partition(b"\n")
+    written_by, _, content = file.read_bytes().partition(b"\n")
     instead = f"use that Python, or write it to a file (its source is beside {file.name}) and name FILE.py:NAME"
     try:
-        head = json.loads(made)
+        head = json.loads(written_by)
         python = tuple(head["python"])
         sys.path += [entry for entry in head["path"] if entry not in sys.path]
     except (ValueError, KeyError, TypeError):

@@ -101,7 +101,8 @@ def _error(text: bytes, status: int) -> YattError:
     try:
         told = json.loads(text)
         kind = getattr(errors, told["kind"])
-        return kind(told["text"]) if issubclass(kind, YattError) else YattError(told["text"])
+        error: YattError = (kind if issubclass(kind, YattError) else YattError)(told["text"])
+        return error
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     if status == STOPPED:
