@@ -81,6 +81,12 @@ def test_every_row_fits_what_was_chosen(model: str) -> None:
     assert [encode(source.row(row), row, row).answer for row in range(3)] == ["0", "2", "4"]
 
 
+def test_held_out_rows_fit_too(model: str) -> None:
+    held_out = write("held.jsonl", [{"question": "1+" * 190 + "1=", "answer": "#### 191"}])
+    values = chosen(model, gsm(), "reward.function=math_verify", held_out.replace("data.", "evaluate."))
+    assert values["rollout.max_tokens"] < 140 and values["evaluate.every"] == 10
+
+
 def test_what_was_given_stays(model: str) -> None:
     words = (
         gsm(),

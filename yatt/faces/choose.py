@@ -20,7 +20,7 @@ from yatt.config.schema import DataConfig
 from yatt.config.yaml_core import inline
 from yatt.data.columns import marked, paths, proposal
 from yatt.data.layouts import Layout
-from yatt.data.rows import Row, RowSource
+from yatt.data.rows import Row, RowSource, open_files
 from yatt.data.source import open_source
 from yatt.errors import BadRow, ConfigError
 from yatt.models.facts import ModelFacts
@@ -71,10 +71,8 @@ class Choice:
         chosen["train.optimizer.learning_rate"] = RATES.get(name, 1e-6)
         data, rows = self._data(given, recipe)
         chosen |= data
-        lengths = _Lengths(given, data, path, recipe) if rows is not None else None
-        seen = lengths.longest(rows) if lengths is not None and rows is not None else 0
-        self._seen = f"; longest {'prompt' if recipe.reinforces else 'sequence'} about {seen} tokens" if seen else ""
-        chosen |= _lengths(told, facts, recipe, seen + lengths.around if lengths is not None and seen else 0)
+        needed = self._longest(given, data, rows, recipe) if rows is not None else 0
+        chosen |= _lengths(told, facts, recipe, needed)
         chosen |= _sizes(told, facts, recipe, gpus, chosen, len(rows) if rows is not None else None)
         chosen["checkpoint.every"] = 20
         if {"evaluate.path", "evaluate.size"} & told.keys():
@@ -84,6 +82,17 @@ class Choice:
         for setting, value in self.values.items():
             nested = merged(nested, nest(setting, value))
         return nested
+
+    def _longest(self, given: Mapping[str, Any], columns: Mapping[str, Any], rows: RowSource, recipe: Recipe) -> int:
+        """Tokens of the longest prompt, or sequence, of the training and of the held-out rows; 0 for none."""
+        lengths = _Lengths(given, columns, recipe)
+        held_out = dict(leaves(given)).get("evaluate.path") if self._rows is None else None
+        sources = [rows, open_files(held_out, "evaluate.path")] if isinstance(held_out, str) else [rows]
+        seen = max(map(lengths.longest, sources))
+        if not seen:
+            return 0
+        self._seen = f"; longest {'prompt' if recipe.reinforces else 'sequence'} about {seen} tokens"
+        return seen + lengths.around
 
     def lines(self) -> list[str]:
         """What was chosen, to be shown."""
@@ -116,8 +125,8 @@ class Choice:
 
 def _free_name(told: Mapping[str, Any], name: str) -> str:
     """The first name of a run that is nobody's yet."""
-    if told.get("resume", "never") != "never" and "run.name" not in told:
-        raise ConfigError(f"resume={told['resume']} goes on with a run; say which by run.name, or give its config.yaml")
+    if told.get("resume") == "auto" and "run.name" not in told:
+        raise ConfigError("resume=auto goes on with a run; say which by run.name, or give its config.yaml")
     folder = Path(str(told.get("run.dir", "runs")))
     return next(f"{name}-{n}" for n in count(1) if not (folder / f"{name}-{n}").exists())
 
@@ -140,7 +149,8 @@ def _looked_at(rows: RowSource, most: int = LOOKED_AT) -> Iterator[Row]:
 class _Lengths:
     """Lengths of rows in tokens, close to those that the encoders find: the chat template is only allowed for."""
 
-    def __init__(self, given: Mapping[str, Any], columns: Mapping[str, Any], model: str, recipe: Recipe) -> None:
+    def __init__(self, given: Mapping[str, Any], columns: Mapping[str, Any], recipe: Recipe) -> None:
+        model = given["model"]["path"]
         own = {setting.removeprefix("data."): value for setting, value in columns.items()}
         self._data = DataConfig.model_validate({**own, **given.get("data", {})})
         self._layout, self._rows = Layout(self._data, chat=True), recipe.rows
