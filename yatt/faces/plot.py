@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from html import escape
 from pathlib import Path
@@ -33,7 +33,7 @@ svg text.x{{text-anchor:middle}}svg text.unit{{text-anchor:start}}
 class Plot:
     """A page of charts, `count` of them."""
 
-    page: str
+    page: str = field(repr=False)
     count: int
 
     def save(self, path: str | Path) -> Path:
