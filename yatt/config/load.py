@@ -67,7 +67,7 @@ def load_config(
     for word in overrides:
         try:
             key, value = _parse_word(word)
-            values = merged(values, expanded(nest(key, value), ""))
+            values = merged(_spelled_out(values), _spelled_out(expanded(nest(key, value), "")))
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
@@ -187,6 +187,12 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     for section in reversed(sections):
         values = {section: values}
     return values
+
+
+def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, with an environment that is a text alone as the section that it is short for: others may be merged."""
+    short = values.get("environment")
+    return {**values, "environment": {"function": short}} if isinstance(short, str) else values
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

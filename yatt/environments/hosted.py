@@ -8,17 +8,18 @@ import subprocess
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from yatt.config.schema import EnvironmentConfig
 from yatt.environments.endpoint import Endpoint
 from yatt.environments.frames import Link
+from yatt.environments.messages import read_most, read_request
 from yatt.errors import BackendError, BadRow, ConfigError, ConversationEnded
 from yatt.protocols import Talk
-from yatt.reward.process import ask_to_end, end, ending, spawn
 from yatt.types import Answer, Message, Score, Tools
+from yatt.user_processes import ask_to_end, end, ending, spawn
+
+R = TypeVar("R")
 
 IMPORT_SECONDS = 180.0
 END_SECONDS = 10.0
@@ -152,7 +153,7 @@ class _Worker:
             return Score(status="failed", detail=f"the environment's process died ({how})")
         except TimeoutError:
             self.tainted = True
-            return Score(status="timed_out", detail=f"the environment said nothing for {timeout:g} s")
+            return Score(status="timed_out", detail=f"between two turns the environment took over {timeout:g} s")
         finally:
             del self._plays[number]
             play.end()
@@ -170,12 +171,12 @@ class _Worker:
         answer: dict[str, Any]
         try:
             if asked["kind"] == "chat":
-                answer = {"value": _told(await play.talk.chat(asked["messages"], asked["tools"], asked["max_tokens"]))}
+                answer = {"value": _reply(await play.answered(play.talk.chat(*read_request(asked))))}
             else:
-                answer = {"value": await _complete(play.talk, asked)}
+                answer = {"value": await _complete(play, asked)}
         except ConversationEnded as error:
             answer = {"ended": error.reason}
-        except BadRow as error:
+        except (BadRow, ValueError) as error:
             answer = {"wrong": str(error)}
         self._link.send({"number": number, "kind": "answer", "call": asked["call"], **answer})
 
@@ -211,27 +212,31 @@ class _Play:
 
     async def chat(self, messages: Sequence[Message], tools: Tools, max_tokens: int | None) -> Answer:
         """A turn that came from elsewhere than the worker's socket."""
-        answer: Answer = await self.begin(self.talk.chat(messages, tools, max_tokens))
+        answer: Answer = await self.begin(self.answered(self.talk.chat(messages, tools, max_tokens)))
         return answer
 
+    async def answered(self, turn: Coroutine[Any, Any, R]) -> R:
+        """A turn of the policy's. When it has ended, and only then, the environment has all its time again: one that
+        goes on asking where nothing is answered any more comes to its end."""
+        said = await turn
+        self._since = time.monotonic()
+        return said
+
     async def next(self) -> Mapping[str, Any] | None:
-        """The next message; None where the process has died. Raises TimeoutError where nothing is said for the time
-        limit, which counts from the moment at which the policy has said all that it was asked; and what broke a turn.
-        """
+        """The next message; None where the process has died. Raises TimeoutError where the time limit is over, which
+        counts from the policy's last answer, and not while it has something to answer; and what broke a turn."""
         message = asyncio.ensure_future(self.inbox.get())
         try:
             while True:
                 left = None if self._turns else self._since + self._timeout - time.monotonic()
-                if left is not None and left <= 0 and not message.done():
+                if left is not None and left <= 0 and not (message.done() and _is_last(message.result())):
                     raise TimeoutError
                 done, _ = await asyncio.wait({message, *self._turns}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for turn in done & self._turns:
                     self._turns.discard(turn)
-                    self._since = time.monotonic()
                     if not turn.cancelled() and not isinstance(turn.exception(), ConversationEnded | BadRow | None):
                         turn.result()
                 if message in done:
-                    self._since = time.monotonic()
                     return message.result()
         finally:
             message.cancel()
@@ -241,7 +246,11 @@ class _Play:
             turn.cancel()
 
 
-def _told(answer: Answer) -> dict[str, Any]:
+def _is_last(message: Mapping[str, Any] | None) -> bool:
+    return message is None or message["kind"] == "done"
+
+
+def _reply(answer: Answer) -> dict[str, Any]:
     """An answer as a worker is told it."""
     return {
         "message": dict(answer.message),
@@ -252,8 +261,8 @@ def _told(answer: Answer) -> dict[str, Any]:
     }
 
 
-async def _complete(talk: Talk, asked: Mapping[str, Any]) -> dict[str, Any]:
-    done = await talk.complete(np.array(asked["tokens"], dtype=np.int32), asked["max_tokens"])
+async def _complete(play: _Play, asked: Mapping[str, Any]) -> dict[str, Any]:
+    done = await play.answered(play.talk.complete(asked["tokens"], read_most(asked)))
     return {"tokens": done.tokens.tolist(), "logprobs": done.rollout_logprobs.tolist(), "finish": done.finish}
 
 
