@@ -24,7 +24,7 @@ from yatt.controller.talks import Talks
 from yatt.controller.tally import Tally, as_group, count
 from yatt.data.turns import ResponseText
 from yatt.environments.chat import Chat
-from yatt.environments.hosted import HostedEnvironment, check_environment
+from yatt.environments.hosted import BEGINNING, HostedEnvironment, check_environment
 from yatt.environments.messages import read_request
 from yatt.errors import BackendError, ConfigError
 from yatt.types import Completion, Prompt, Request, SamplingParams, Span, Trajectory
@@ -375,6 +375,13 @@ def test_what_goes_on_where_nothing_is_answered_any_more_comes_to_its_end(world:
 def test_a_reward_that_is_none_fails_the_conversation(world: str, detail: str) -> None:
     (trajectory,), _ = play(world, lambda sibling, turn: "hm", retries=0)
     assert trajectory.score is not None and trajectory.score.status == "failed" and detail in trajectory.score.detail
+
+
+def test_conversations_begin_some_at_a_time_so_that_none_waits_for_the_others_beginning() -> None:
+    """The reward is how many had begun in the worker, and asked nothing yet, as one more did."""
+    many, _ = play("crowd", lambda sibling, turn: "hm", siblings=BEGINNING + 18)
+    rewards = [t.score.value for t in many if t.score is not None and t.score.value is not None]
+    assert len(rewards) == BEGINNING + 18 and max(rewards) == BEGINNING
 
 
 def test_aborted_conversations_have_no_score() -> None:

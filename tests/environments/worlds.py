@@ -171,3 +171,17 @@ async def products(session: Any) -> dict[str, float]:
         if not reply.calls:
             world.step(reply.content)
             return world.reward()
+
+
+BEGUN: set[int] = set()
+
+
+async def crowd(session: Any) -> float:
+    """How many begin at this moment."""
+    me = session.row["sibling"]
+    BEGUN.add(me)
+    here = len(BEGUN)
+    await asyncio.sleep(0.2)
+    BEGUN.discard(me)
+    await session.chat([{"role": "user", "content": "go"}])
+    return float(here)

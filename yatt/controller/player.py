@@ -115,7 +115,8 @@ class Player(Responder):
         """The trajectory with its score: the environment's, the rewards', or the sum of both."""
         if not trajectory.turns:
             detail = score.detail if score and score.detail else "the conversation ended before the policy had a turn"
-            return trajectory.judged(Score(status="failed", detail=detail))
+            status = score.status if score and score.status != "ok" else "failed"
+            return trajectory.judged(Score(status=status, detail=detail))
         if score is not None and (score.status != "ok" or not self._setup.judged):
             return trajectory.judged(score)
         if not self._setup.judged:

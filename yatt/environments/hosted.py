@@ -24,6 +24,9 @@ R = TypeVar("R")
 IMPORT_SECONDS = 180.0
 END_SECONDS = 10.0
 GRACE_SECONDS = 1.0
+BEGINNING = 32
+"""So many conversations begin at once in a worker; a next one when one of them has said something. What a process does
+for hundreds at once would take each of them longer than its time limit."""
 
 
 class HostedEnvironment:
@@ -100,6 +103,7 @@ class _Worker:
         self.tools, self.endpoint = tools, endpoint
         self._numbers = count()
         self._plays: dict[int, _Play] = {}
+        self._beginning = asyncio.Semaphore(BEGINNING)
         self._reading = asyncio.create_task(self._read())
         self.tainted = self.dead = False
         self._how = ""
@@ -131,14 +135,15 @@ class _Worker:
 
     async def play(self, talk: Talk, timeout: float, endpoint: Endpoint | None) -> Score | None:
         """Play one conversation: answer what it asks of the policy, until it is done."""
-        number, play = next(self._numbers), _Play(talk, timeout)
+        number, play = next(self._numbers), _Play(talk, timeout, self._beginning)
         self._plays[number] = play
         row, key = _row(talk), ""
         if endpoint is not None:
             key = endpoint.admit(play.chat)
             row["endpoint"] = {"base_url": endpoint.address, "api_key": key}
-        self._link.send({"number": number, "kind": "play", "row": row})
         try:
+            await play.admitted()
+            self._link.send({"number": number, "kind": "play", "row": row})
             while (message := await play.next()) is not None:
                 match message["kind"]:
                     case "done":
@@ -198,14 +203,27 @@ class _Worker:
 class _Play:
     """One conversation under way: what its worker says, and the turns of the policy's that are asked for."""
 
-    def __init__(self, talk: Talk, timeout: float) -> None:
-        self.talk, self._timeout = talk, timeout
+    def __init__(self, talk: Talk, timeout: float, beginning: asyncio.Semaphore) -> None:
+        self.talk, self._timeout, self._beginning = talk, timeout, beginning
+        self._begins = False
         self.inbox: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
         self._turns: set[asyncio.Task[Any]] = set()
         self._since = time.monotonic()
 
+    async def admitted(self) -> None:
+        """Returns once it may begin; its time counts from then on."""
+        await self._beginning.acquire()
+        self._begins, self._since = True, time.monotonic()
+
+    def begun(self) -> None:
+        """It has said something, or it is over: another one may begin."""
+        if self._begins:
+            self._begins = False
+            self._beginning.release()
+
     def begin(self, turn: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Let the policy have a turn, beside others."""
+        self.begun()
         task = asyncio.create_task(turn)
         self._turns.add(task)
         return task
@@ -242,6 +260,7 @@ class _Play:
             message.cancel()
 
     def end(self) -> None:
+        self.begun()
         for turn in self._turns:
             turn.cancel()
 
