@@ -3,8 +3,9 @@ from Python, and the config that `yatt init` writes."""
 
 from __future__ import annotations
 
+import importlib
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 
 from yatt.config.algorithms import LONE, RECIPES, Recipe
 from yatt.config.facts import local_gpus, model_facts
+from yatt.config.hub import hub_model
 from yatt.config.load import leaves, merged, nest
 from yatt.config.placement import slot_memory
 from yatt.config.schema import DataConfig
@@ -64,14 +66,15 @@ class Choice:
         path = told.get("model.path")
         if recipe is None or not isinstance(path, str):
             return {}
-        facts = model_facts(path, weights=False, scalar=name == "reward_model")
+        folder = _here(path, told.get("model.revision"))
+        facts = model_facts(folder, weights=False, scalar=name == "reward_model")
         chosen = {"run.name": _free_name(told, name), "algorithm.name": name, "train.steps": STEPS}
         gpus = 0 if told.get("cluster.device") == "cpu" else local_gpus()
         chosen["model.dtype"] = told.get("model.dtype", "bfloat16" if gpus else "float32")
         chosen["train.optimizer.learning_rate"] = RATES.get(name, 1e-6)
         data, rows = self._data(given, recipe)
         chosen |= data
-        needed = self._longest(given, data, rows, recipe) if rows is not None else 0
+        needed = self._longest(given, folder, data, rows, recipe) if rows is not None else 0
         chosen |= _lengths(told, facts, recipe, needed)
         chosen |= _sizes(told, facts, recipe, gpus, chosen, len(rows) if rows is not None else None)
         chosen["checkpoint.every"] = 20
@@ -83,9 +86,11 @@ class Choice:
             nested = merged(nested, nest(setting, value))
         return nested
 
-    def _longest(self, given: Mapping[str, Any], columns: Mapping[str, Any], rows: RowSource, recipe: Recipe) -> int:
+    def _longest(
+        self, given: Mapping[str, Any], model: str, columns: Mapping[str, Any], rows: RowSource, recipe: Recipe
+    ) -> int:
         """Tokens of the longest prompt, or sequence, of the training and of the held-out rows; 0 for none."""
-        lengths = _Lengths(given, columns, recipe)
+        lengths = _Lengths(given, model, columns, recipe)
         held_out = dict(leaves(given)).get("evaluate.path") if self._rows is None else None
         sources = [rows, open_files(held_out, "evaluate.path")] if isinstance(held_out, str) else [rows]
         seen = max(map(lengths.longest, sources))
@@ -123,6 +128,17 @@ class Choice:
         return columns, rows
 
 
+def _here(path: str, revision: Any) -> str:
+    """The folder of the model; one that is a name on the Hub is fetched, but for its weights. Raises ConfigError where
+    it cannot be had."""
+    model = hub_model(path)
+    if model is None:
+        return path
+    named = model if model.revision or not isinstance(revision, str) else model._replace(revision=revision)
+    fetch: Callable[..., str] = importlib.import_module("yatt.faces.hub").fetch  # its client takes time to import
+    return fetch(named, "model.path", weights=False)
+
+
 def _free_name(told: Mapping[str, Any], name: str) -> str:
     """The first name of a run that is nobody's yet."""
     if told.get("resume") == "auto" and "run.name" not in told:
@@ -149,8 +165,7 @@ def _looked_at(rows: RowSource, most: int = LOOKED_AT) -> Iterator[Row]:
 class _Lengths:
     """Lengths of rows in tokens, close to those that the encoders find: the chat template is only allowed for."""
 
-    def __init__(self, given: Mapping[str, Any], columns: Mapping[str, Any], recipe: Recipe) -> None:
-        model = given["model"]["path"]
+    def __init__(self, given: Mapping[str, Any], model: str, columns: Mapping[str, Any], recipe: Recipe) -> None:
         own = {setting.removeprefix("data."): value for setting, value in columns.items()}
         self._data = DataConfig.model_validate({**own, **given.get("data", {})})
         self._layout, self._rows = Layout(self._data, chat=True), recipe.rows

@@ -32,6 +32,7 @@ from yatt.faces.chart import decimals
 from yatt.faces.checkpoints import Resume
 from yatt.faces.choose import Choice
 from yatt.faces.export import check_model, export_to, find_checkpoint
+from yatt.faces.hub import fetched
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, Interval
@@ -72,7 +73,8 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     one. Returns the exit status."""
     plain = checkpoint is None and is_model(run)
     resume = None if plain else find_checkpoint(checkpoint or run)
-    config = settings_of(run, overrides, samples) if resume is None else settings(resume.folder, overrides, samples)
+    asked = settings_of(run, overrides, samples) if resume is None else settings(resume.folder, overrides, samples)
+    config = fetched(asked)
     check_model(config)
     check(config)
     drawn = config.algorithm.recipe.reinforces

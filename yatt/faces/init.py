@@ -11,12 +11,14 @@ from typing import Any
 
 from yatt.config import folders, yaml_core
 from yatt.config.facts import model_facts
+from yatt.config.hub import hub_model, of_cache
 from yatt.config.load import REQUIRED, describe, merged, nest
 from yatt.config.names import fitting
 from yatt.data.formats import ListRows
 from yatt.errors import ConfigError
 from yatt.faces.choose import Choice
 from yatt.faces.command import command
+from yatt.faces.hub import fetch
 
 TRAIN_ROWS, EVAL_ROWS = 200, 40
 
@@ -67,15 +69,20 @@ def init(folder: Path, *, model: str) -> None:
 
     Raises ConfigError for a folder that is not empty, or a model that cannot be trained; then nothing is written.
     """
-    model_facts(model, "--model")
-    folders.refuse(model, "--model")
+    named = hub_model(model)
+    given = fetch(named, "--model") if named else model
+    model_facts(given, "--model")
+    folders.refuse(given, "--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
     name = fitting(folder.resolve().name)
     data = data_files()
-    chosen = _chosen(name, str(Path(model).expanduser().resolve()), data["data/train.jsonl"])
+    path = str(Path(given).expanduser().resolve())
+    chosen = _chosen(name, path, data["data/train.jsonl"]) | {"model.path": path.replace("$", "$$")}
+    if named and (pinned := of_cache(given)):
+        chosen |= {"model.path": named.name, "model.revision": pinned.revision}
     files = {
-        "config.yaml": config_text({**chosen, "model.path": str(chosen["model.path"]).replace("$", "$$")}),
+        "config.yaml": config_text(chosen),
         "reward.py": REWARD,
         "README.md": README.format(name=name, yatt=command(anywhere=True)),
         **data,

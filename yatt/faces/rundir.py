@@ -1,7 +1,8 @@
 """The run directory: everything needed to understand a finished or crashed run, and nothing else.
 
 `config.yaml`, `metrics.jsonl` (one object per step), `timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`,
-`report.html`, `log/`; of a call from Python `given/`, the functions and rows that it was given.
+`report.html`, `commands.txt` (how it was started, each time), `log/`; of a call from Python `given/`, the functions and
+rows that it was given.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from yatt.reports import PhaseSpan
 COMPLETE = "complete.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-FILES = ("config.yaml", "metrics.jsonl", "timeline.json", "report.html", "calibration.json")
+FILES = ("config.yaml", "metrics.jsonl", "timeline.json", "report.html", "calibration.json", "commands.txt")
 FOLDERS = ("samples", CHECKPOINTS, "log", "model", "evaluations", "tensorboard", "weights")
 OWN = (*FILES, *FOLDERS)
 """What a run, and commands on it, write into its folder; `given/` may be what the next one is given."""
@@ -46,6 +47,7 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.log = self.path / "log"
         self.given = self.path / GIVEN
+        self.commands = self.path / "commands.txt"
         self._timeline = Timeline(self.timeline)
 
     def create(self) -> RunDirectory:
