@@ -67,15 +67,15 @@ def _file_of(words: list[str] | None) -> tuple[str | None, list[str]]:
             return None, settings
 
 
-def _settings(path: str | None, overrides: list[str]) -> Config:
-    """The settings of a file, or those that are chosen where there is none: these are said."""
+def _settings(path: str | None, overrides: list[str], *, weights: bool = True) -> Config:
+    """The settings of a file, or those that are chosen where there is none: these are said. Models are there."""
     if path is not None:
-        return load_config(path, overrides)
+        return _present(load_config(path, overrides), weights=weights)
     choice = Choice()
     settings = load_config(None, overrides, choose=choice)
     for line in choice.lines():
         typer.echo(line, err=True)
-    return settings
+    return _present(settings, weights=weights)
 
 
 @app.command()
@@ -84,7 +84,7 @@ def train(words: Words = None, overwrite: Overwrite = False) -> None:
 
     Without a CONFIG, the settings that are not given are chosen by the model, the data and this machine."""
     path, overrides = _file_of(words)
-    settings = _checked(_present(_settings(path, overrides)))
+    settings = _checked(_settings(path, overrides))
     ready(settings, Path(path) if path else None, overrides, overwrite=overwrite)
     forks.begin(kinds_of(settings, Backends(), train=True, generate=settings.algorithm.recipe.reinforces))
     raise typer.Exit(_command("train", "train")(settings, overwrite=overwrite))
@@ -160,7 +160,7 @@ def plan(
         raise ConfigError(f"--out={out} is for --calibrate RUN; leave it out")
     if calibrate is not None:
         raise typer.Exit(_command("plan", "calibrate_run")(calibrate, out))
-    settings = _present(_settings(*_file_of(words)), weights=False)
+    settings = _settings(*_file_of(words), weights=False)
     numbers = {"devices": devices, "controllers": controllers, "steps": steps, "seed": seed}
     raise typer.Exit(_command("plan", "plan")(settings, **numbers, as_json=json, html=html))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from yatt.config.algorithms import LONE, RECIPES, Recipe
 from yatt.config.facts import local_gpus, model_facts
-from yatt.config.hub import hub_model
+from yatt.config.hub import HubModel, hub_model
 from yatt.config.load import leaves, merged, nest
 from yatt.config.placement import slot_memory
 from yatt.config.schema import DataConfig
@@ -66,15 +66,17 @@ class Choice:
         path = told.get("model.path")
         if recipe is None or not isinstance(path, str):
             return {}
-        folder = _here(path, told.get("model.revision"))
-        facts = model_facts(folder, weights=False, scalar=name == "reward_model")
+        if named := hub_model(path):
+            given = merged(given, nest("model.path", _fetched(named, told.get("model.revision"))))
+            told = dict(leaves(given))
+        facts = model_facts(told["model.path"], weights=False, scalar=name == "reward_model")
         chosen = {"run.name": _free_name(told, name), "algorithm.name": name, "train.steps": STEPS}
         gpus = 0 if told.get("cluster.device") == "cpu" else local_gpus()
         chosen["model.dtype"] = told.get("model.dtype", "bfloat16" if gpus else "float32")
         chosen["train.optimizer.learning_rate"] = RATES.get(name, 1e-6)
         data, rows = self._data(given, recipe)
         chosen |= data
-        needed = self._longest(given, folder, data, rows, recipe) if rows is not None else 0
+        needed = self._longest(given, data, rows, recipe) if rows is not None else 0
         chosen |= _lengths(told, facts, recipe, needed)
         chosen |= _sizes(told, facts, recipe, gpus, chosen, len(rows) if rows is not None else None)
         chosen["checkpoint.every"] = 20
@@ -86,11 +88,9 @@ class Choice:
             nested = merged(nested, nest(setting, value))
         return nested
 
-    def _longest(
-        self, given: Mapping[str, Any], model: str, columns: Mapping[str, Any], rows: RowSource, recipe: Recipe
-    ) -> int:
+    def _longest(self, given: Mapping[str, Any], columns: Mapping[str, Any], rows: RowSource, recipe: Recipe) -> int:
         """Tokens of the longest prompt, or sequence, of the training and of the held-out rows; 0 for none."""
-        lengths = _Lengths(given, model, columns, recipe)
+        lengths = _Lengths(given, columns, recipe)
         held_out = dict(leaves(given)).get("evaluate.path") if self._rows is None else None
         sources = [rows, open_files(held_out, "evaluate.path")] if isinstance(held_out, str) else [rows]
         seen = max(map(lengths.longest, sources))
@@ -128,15 +128,12 @@ class Choice:
         return columns, rows
 
 
-def _here(path: str, revision: Any) -> str:
-    """The folder of the model; one that is a name on the Hub is fetched, but for its weights. Raises ConfigError where
-    it cannot be had."""
-    model = hub_model(path)
-    if model is None:
-        return path
-    named = model if model.revision or not isinstance(revision, str) else model._replace(revision=revision)
-    fetch: Callable[..., str] = importlib.import_module("yatt.faces.hub").fetch  # its client takes time to import
-    return fetch(named, "model.path", weights=False)
+def _fetched(model: HubModel, revision: Any) -> str:
+    """The folder of a model on the Hub, without its weights. What fetches is slow to import."""
+    if model.revision is None and isinstance(revision, str):
+        model = model._replace(revision=revision)
+    folder: str = importlib.import_module("yatt.faces.hub").fetch(model, "model.path", weights=False)
+    return folder
 
 
 def _free_name(told: Mapping[str, Any], name: str) -> str:
@@ -165,7 +162,8 @@ def _looked_at(rows: RowSource, most: int = LOOKED_AT) -> Iterator[Row]:
 class _Lengths:
     """Lengths of rows in tokens, close to those that the encoders find: the chat template is only allowed for."""
 
-    def __init__(self, given: Mapping[str, Any], model: str, columns: Mapping[str, Any], recipe: Recipe) -> None:
+    def __init__(self, given: Mapping[str, Any], columns: Mapping[str, Any], recipe: Recipe) -> None:
+        model = given["model"]["path"]
         own = {setting.removeprefix("data."): value for setting, value in columns.items()}
         self._data = DataConfig.model_validate({**own, **given.get("data", {})})
         self._layout, self._rows = Layout(self._data, chat=True), recipe.rows

@@ -73,8 +73,8 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     one. Returns the exit status."""
     plain = checkpoint is None and is_model(run)
     resume = None if plain else find_checkpoint(checkpoint or run)
-    asked = settings_of(run, overrides, samples) if resume is None else settings(resume.folder, overrides, samples)
-    config = fetched(asked)
+    config = settings_of(run, overrides, samples) if resume is None else settings(resume.folder, overrides, samples)
+    config = fetched(config)
     check_model(config)
     check(config)
     drawn = config.algorithm.recipe.reinforces

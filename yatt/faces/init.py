@@ -70,16 +70,16 @@ def init(folder: Path, *, model: str) -> None:
     Raises ConfigError for a folder that is not empty, or a model that cannot be trained; then nothing is written.
     """
     named = hub_model(model)
-    given = fetch(named, "--model") if named else model
-    model_facts(given, "--model")
-    folders.refuse(given, "--model")
+    there = fetch(named, "--model") if named else model
+    model_facts(there, "--model")
+    folders.refuse(there, "--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
     name = fitting(folder.resolve().name)
     data = data_files()
-    path = str(Path(given).expanduser().resolve())
-    chosen = _chosen(name, path, data["data/train.jsonl"]) | {"model.path": path.replace("$", "$$")}
-    if named and (pinned := of_cache(given)):
+    chosen = _chosen(name, str(Path(there).expanduser().resolve()), data["data/train.jsonl"])
+    chosen["model.path"] = str(chosen["model.path"]).replace("$", "$$")
+    if named and (pinned := of_cache(there)):
         chosen |= {"model.path": named.name, "model.revision": pinned.revision}
     files = {
         "config.yaml": config_text(chosen),

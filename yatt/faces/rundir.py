@@ -46,8 +46,8 @@ class RunDirectory:
         self.checkpoints_folder = self.path / CHECKPOINTS
         self.report = self.path / "report.html"
         self.log = self.path / "log"
-        self.given = self.path / GIVEN
         self.commands = self.path / "commands.txt"
+        self.given = self.path / GIVEN
         self._timeline = Timeline(self.timeline)
 
     def create(self) -> RunDirectory:
