@@ -12,7 +12,7 @@ import typer
 
 from yatt import __version__
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import backends_of
 from yatt.cluster.forks import kinds_of
 from yatt.config.load import load_config
 from yatt.config.rules import check
@@ -48,7 +48,7 @@ def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")
     """Train: SFT, a reward model, DPO, PPO, GRPO ...; the config's `algorithm` says which."""
     settings = _checked(load_config(config, overrides or []))
     ready(settings, Path(config), overrides or [])
-    forks.begin(kinds_of(settings, Backends(), train=True, generate=settings.algorithm.recipe.reinforces))
+    forks.begin(kinds_of(settings, backends_of(settings), train=True, generate=settings.algorithm.recipe.reinforces))
     raise typer.Exit(_command("train", "train")(settings))
 
 

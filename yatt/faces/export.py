@@ -8,14 +8,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from yatt.cluster.backends import load
 from yatt.config import folders
 from yatt.config.load import load_config
-from yatt.config.models import policy_facts
+from yatt.config.models import any_family, policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.checkpoints import Resume, newest_good, read_checkpoint
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
-from yatt.training.megatron.backend import export_checkpoint
+
+EXPORTS = {
+    "megatron": "yatt.training.megatron.backend:export_checkpoint",
+    "fsdp": "yatt.training.fsdp.backend:export_checkpoint",
+}
+"""By `train.backend`."""
 
 
 def export(source: Path, out: Path) -> int:
@@ -50,8 +56,8 @@ def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> N
     config = load_config(str(checkpoint.folder / "config.yaml"), overrides)
     check_model(config)
     policy_facts(config, weights=False)
-    folders.refuse(config.model.path, "model.path", weights=False)
-    export_checkpoint(config, checkpoint.trainer, str(out))
+    folders.refuse(config.model.path, "model.path", weights=False, any_family=any_family(config))
+    load(EXPORTS[config.train.backend])(config, checkpoint.trainer, str(out))
 
 
 def check_model(config: Config) -> None:

@@ -10,12 +10,18 @@ from typing import Any
 
 from yatt.checksums import OWN, Damaged, check_file, read_json
 from yatt.errors import CheckpointError
-from yatt.models.fields import obeyed
+from yatt.models.fields import COMMON, obeyed
 from yatt.models.table import LANGUAGES
 from yatt.models.vision import SIZES
 
 DESCRIPTION = "trainer.json"
 SHARD = ".safetensors"
+SHARED = (
+    *("hidden_act", "hidden_activation", "layer_norm_eps", "layer_types", "sliding_window", "partial_rotary_factor"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "num_experts_per_tok"),
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+)
+"""Fields beside `COMMON` that several families have."""
 
 
 def identity(hf: Any, dtype: str) -> dict[str, Any]:
@@ -27,6 +33,12 @@ def identity(hf: Any, dtype: str) -> dict[str, Any]:
         names = (*SIZES, *family.tower.obeys)
         described["vision_config"] = {name: getattr(hf.vision_config, name, None) for name in names}
     return described
+
+
+def transformers_identity(hf: Any, dtype: str) -> dict[str, Any]:
+    """As `identity`, of a model of any family that transformers trains as it is: what its forward pass depends on, as
+    far as families share it. Tensors of other shapes are refused as they are read."""
+    return {name: getattr(hf, name, None) for name in (*COMMON, *SHARED)} | {"dtype": dtype, "backend": "fsdp"}
 
 
 def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
