@@ -21,6 +21,9 @@ BACKENDS = {"megatron": open_rank, "fsdp": fsdp_backend.open_rank, "plain": plai
 def play(
     backend: str, rank: int, world: int, port: int, config: dict[str, Any], actions: list[tuple[Any, ...]]
 ) -> list[Any]:
+    backend = config["train"].get("backend", backend)
+    if backend == "fsdp":
+        config = {**config, "train": {**config["train"], "backend": "fsdp"}}
     if actions and actions[0][0] == "export_checkpoint":
         made = {"megatron": export_checkpoint, "fsdp": fsdp_backend.export_checkpoint}[backend]
         return [made(Config(**config), *actions[0][1:])]

@@ -105,7 +105,7 @@ def model_mistakes(config: Config, architecture: str) -> Iterator[str]:
         yield f"auto_map has code of its own for {', '.join(models)}, which is not run here; use a model without"
     yield from _layers(config)
     yield from _rope(config)
-    yield from _code(causal, architecture)
+    yield from _code(causal, architecture, decodes=config.get("is_decoder") is True)
 
 
 def _layers(config: Config) -> Iterator[str]:
@@ -127,12 +127,14 @@ def _rope(config: Config) -> Iterator[str]:
             yield f"rope_type={kind} turns by what else is in the batch; only {', '.join(ROPES)} can"
 
 
-def _code(causal: str, architecture: str) -> Iterator[str]:
+def _code(causal: str, architecture: str, *, decodes: bool) -> Iterator[str]:
     """By how transformers writes its models: they call attention through its interface, and hand on what it needs."""
     code = code_of(causal)
     masked = "create_sliding_window_causal_mask" in code and "sliding_window=" not in code
     if "_supports_attention_backend = True" not in code or masked or "create_chunked_causal_mask" in code:
         yield f"transformers' {architecture} has attention of its own, which takes no packed sequences; use another"
+    elif "config.is_decoder" in code and not decodes:
+        yield f"transformers' {architecture} sees later tokens too unless config.json has is_decoder=true; use another"
     elif "_is_stateful = True" in code:
         yield f"transformers' {architecture} keeps a state, which would pass from one packed sequence to the next"
 

@@ -153,7 +153,7 @@ def _in_buckets(
     soft_cap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """`packed_attention`, a call for each bucket. With `soft_cap` or `sinks` all scores of a bucket are held at once."""
+    """`packed_attention`, a call for each bucket. With `soft_cap` or `sinks` all its scores are held at once."""
     by_hand = soft_cap is not None or sinks is not None
     query, key, value = (_pad(x, packing.index, packing.inverse) for x in (query, key, value))
     outputs, offset = [], 0

@@ -52,6 +52,11 @@ def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
         check_shards(folder, deep=False)
     except Damaged as error:
         raise broken(path, error) from None
+    ours, theirs = (str(one.get("backend", "megatron")) for one in (described, written["model"]))
+    if ours != theirs:
+        raise CheckpointError(
+            f"checkpoint {path} was written by train.backend={theirs}; go on with it, not with {ours}"
+        )
     for name, value in described.items():
         if written["model"].get(name) != value:
             raise CheckpointError(

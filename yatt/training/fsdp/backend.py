@@ -67,9 +67,7 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
     hf = read_hf_config(config.model.path, "model.path")
     verify(checkpoint_path, transformers_identity(hf, config.model.dtype))
     with reserve_port() as keeper:
-        layout = FsdpBackend().join(
-            config, rank=0, world_size=1, address="127.0.0.1", port=keeper.getsockname()[1]
-        )
+        layout = FsdpBackend().join(config, rank=0, world_size=1, address="127.0.0.1", port=keeper.getsockname()[1])
     try:
         head = open_objective(config, layout).head
         opened = open_model(config, layout, config.model.path, "model.path", head, learns=True)

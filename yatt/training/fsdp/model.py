@@ -130,7 +130,7 @@ def _read(hf: Any, path: str, setting: str) -> PreTrainedModel:
     """The model with its weights, in float32."""
     kind = _kind(hf)
     try:
-        model, told = kind.from_pretrained(path, config=hf, output_loading_info=True, local_files_only=True, **_options())
+        model, told = kind.from_pretrained(path, config=hf, output_loading_info=True, **_options())
     except UNREADABLE as error:
         raise ConfigError(f"{setting}={path}: transformers cannot load it: {_line(error)}") from error
     for keys, what in (("missing_keys", "its weight files have no"), ("unexpected_keys", "its model has no")):
@@ -146,14 +146,14 @@ def _empty(hf: Any, path: str, setting: str) -> PreTrainedModel:
     """The same model without memory."""
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = _kind(hf).from_config(hf, **_options())
+            model: PreTrainedModel = _kind(hf).from_config(hf, dtype=torch.float32, attn_implementation=NAME)
         return model
     except UNREADABLE as error:
         raise ConfigError(f"{setting}={path}: transformers cannot build it: {_line(error)}") from error
 
 
 def _options() -> dict[str, Any]:
-    return {"dtype": torch.float32, "attn_implementation": NAME, "trust_remote_code": False}
+    return {"dtype": torch.float32, "attn_implementation": NAME, "trust_remote_code": False, "local_files_only": True}
 
 
 def _kind(hf: Any) -> Any:
@@ -244,5 +244,3 @@ def row_range(tensor: DTensor) -> tuple[int, int]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
