@@ -133,7 +133,7 @@ def _code(causal: str, architecture: str, *, decodes: bool) -> Iterator[str]:
     masked = "create_sliding_window_causal_mask" in code and "sliding_window=" not in code
     if "_supports_attention_backend = True" not in code or masked or "create_chunked_causal_mask" in code:
         yield f"transformers' {architecture} has attention of its own, which takes no packed sequences; use another"
-    elif "config.is_decoder" in code and not decodes:
+    elif "self.is_decoder = config.is_decoder" in code and not decodes:
         yield f"transformers' {architecture} sees later tokens too unless config.json has is_decoder=true; use another"
     elif "_is_stateful = True" in code:
         yield f"transformers' {architecture} keeps a state, which would pass from one packed sequence to the next"
