@@ -29,9 +29,16 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(..., description="Hugging Face folder of the policy: config, weights, tokenizer.")
-    reference: str | None = Field(None, description="Folder of the reference model; the policy's own start when unset.")
-    teacher: str | None = Field(None, description="Folder of the model to learn from (distillation).")
+    path: str = Field(..., description="Hugging Face folder of the policy, or its name on the Hub: ORG/NAME.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a name on the Hub; the newest when unset; a run keeps the commit."
+    )
+    reference: str | None = Field(
+        None, description="Folder of the reference model, or its name on the Hub; the policy's own start when unset."
+    )
+    teacher: str | None = Field(
+        None, description="Folder of the model to learn from (distillation), or its name on the Hub."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of weights and activations.")
     context_length: int = Field(2048, ge=8, description="Most tokens of prompt and response together.")
 
@@ -69,6 +76,9 @@ class DataConfig(Section):
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the chat template, such as {enable_thinking: false}."
+    )
     shuffle: bool = Field(True, description="Shuffle rows anew each epoch.")
     bad_rows: Literal["fail", "skip"] = Field("fail", description="What a row that cannot be used does.")
     max_prompt_tokens: int | None = Field(None, ge=1, description="Longest prompt; by default what the context leaves.")
@@ -290,6 +300,8 @@ class PlanConfig(Section):
     response_p99: float | None = Field(None, gt=0, description="99th percentile of responses; four times the median.")
     equal_groups: float | None = Field(None, ge=0, lt=1, description="Share of groups of equal rewards; 0.")
     image_bytes: int | None = Field(None, ge=0, description="Bytes of the images of a prompt; 0.")
+    images: int | None = Field(None, ge=1, description="Images of a prompt, where plan.image_pixels is above 0; 1.")
+    image_pixels: int | None = Field(None, ge=0, description="Pixels of each image, which the vision tower sees; 0.")
 
 
 class Config(Section):
