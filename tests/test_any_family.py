@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_auto
 from yatt.config import folders
 from yatt.config.facts import model_facts
 from yatt.errors import ConfigError
-from yatt.models.generic import causal_architectures, layer_sizes, scoring_architectures
+from yatt.models.generic import can_score, causal_architectures, layer_sizes, scoring_architectures
 
 LLAMA = {
     "model_type": "llama",
@@ -116,6 +116,11 @@ def test_a_classifier_of_one_label_is_trained_to_score(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="its head has 3 labels"):
         path = make(tmp_path, architectures=["LlamaForSequenceClassification"], num_labels=3)
         model_facts(path, weights=False, any_family=True, scalar=True)
+
+
+def test_which_families_have_a_classifier() -> None:
+    assert can_score("LlamaForCausalLM") and can_score("LlamaForSequenceClassification")
+    assert not can_score("GraniteForCausalLM")
 
 
 def test_older_names_of_sizes(tmp_path: Path) -> None:

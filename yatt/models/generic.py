@@ -60,6 +60,13 @@ def scoring_architectures() -> dict[str, str]:
     return _table("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES")
 
 
+def can_score(architecture: str) -> bool:
+    """Whether transformers has a sequence classifier of this architecture's family, or it is one."""
+    scoring = scoring_architectures()
+    kinds = [kind for kind, name in causal_architectures().items() if name == architecture]
+    return architecture in scoring.values() or any(kind in scoring for kind in kinds)
+
+
 @cache
 def _table(name: str) -> dict[str, str]:
     text = (_transformers() / "models/auto/modeling_auto.py").read_text(encoding="utf-8")
