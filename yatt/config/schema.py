@@ -217,6 +217,9 @@ class TrainConfig(Section):
     patches_per_micro_batch: int | None = Field(
         None, ge=1, description="Most patches of images in it; what its tokens let in when unset."
     )
+    backend: Literal["megatron", "fsdp"] = Field(
+        "megatron", description="Megatron-Core, or FSDP2 over transformers' own modules: any family, weights sharded."
+    )
     tp: int = Field(1, ge=1, description="Tensor-parallel size.")
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
     offload: bool = Field(False, description="Keep only the model at work on the device, the others in host memory.")

@@ -275,7 +275,7 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int, seen: f
             f"{names.tensor_parallel} in {settings_of(role)}.engine_args"
         )
     read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * tp
-    multiply = 2 * facts.language_parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
+    multiply = 2 * facts.active_parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
     moved = weights / tp / (chip.host_link * ASSUMED["host_efficiency"])
     return EngineCosts(
         step=ASSUMED["launch"] + weights / read,
@@ -311,7 +311,7 @@ def _trainer(facts: ModelFacts, config: Config, seen: float) -> TrainerCosts:
     memory = trainer_memory(config, facts, ranks=1)
     moved = (memory.weights + memory.states) / host  # gradients are made anew
     return TrainerCosts(
-        per_token=passes * 2 * facts.language_parameters / flops,
+        per_token=passes * 2 * facts.active_parameters / flops,
         per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
         per_micro_batch=ASSUMED["micro_batch"],
         images=looks * seen / single,
