@@ -49,6 +49,7 @@ LAYERS = {
     "yatt.data": 3,
     "yatt.controller": 4,
     "yatt.supervisor": 4,
+    "yatt.revival": 4,
     "yatt.watch": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
@@ -57,7 +58,7 @@ LAYERS = {
     "yatt.__main__": 6,
 }
 BACKENDS = ("yatt.generation", "yatt.training", "yatt.reward", "yatt.weights", "yatt.data")
-HEART = ("yatt.controller", "yatt.supervisor", "yatt.watch")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.revival", "yatt.watch")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {
