@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart genrm chain check test test-long lint bench lock clean
+.PHONY: help install quickstart genrm chain agent vision check test test-long lint bench lock clean
 .DELETE_ON_ERROR:
 
 SEED ?= 0
@@ -58,6 +58,12 @@ genrm: $(STAMP) ## The quickstart's task, the reward given by a tiny judge that 
 
 chain: $(STAMP) ## The same sums through the whole chain: SFT, preferences, a reward model, PPO (SEED=0 CONTROLLERS=2)
 	@$(BIN)/python examples/chain/run.py --seed $(SEED) --controllers $(CONTROLLERS)
+
+vision: $(STAMP) ## A tiny policy that sees learns to name a colour in a picture (SEED=0 CONTROLLERS=2 ENGINE=vllm|sglang)
+	@$(BIN)/python examples/vision/run.py --seed $(SEED) --controllers $(CONTROLLERS) --engine $(ENGINE)
+
+agent: $(STAMP) ## Products that a tiny model learns to ask a calculator for (SEED=0 CONTROLLERS=2 ENGINE=vllm|sglang)
+	@$(BIN)/python examples/agent/run.py --seed $(SEED) --controllers $(CONTROLLERS) --engine $(ENGINE)
 
 lint: $(STAMP) ## Style, format, types
 	@$(BIN)/ruff check

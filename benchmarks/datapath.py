@@ -2,6 +2,7 @@
 
     python -m benchmarks.datapath                  every case, the sides in turn
     python -m benchmarks.datapath --prompts 256 --image-bytes 1048576 [--central lean|...] [--json]
+    python -m benchmarks.datapath --image real     JPEG files that are decoded, against one process that ships patches
 
 The real cluster, controllers, loader, router and exchange run; engine, rank, reward and tokenizer are those of
 `datapath_parts`. The controls, one process in place of the controllers, are in `datapath_central`; `calls`, in
@@ -15,10 +16,13 @@ The real cluster, controllers, loader, router and exchange run; engine, rank, re
   the driver.
 - `object_store_peak`: most bytes in the store at once; `object_store_created`: bytes put there.
 
-The last two and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are run, rows of
-parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are CPU seconds over
-the row's, `growth` the largest controller's growth over lean's, `image_copies` the bytes that images add over their
-size. Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`,
+- `decoded`: images of which engines and ranks made patches in a step, those that controllers checked, and those that a
+  central controller decoded. `bytes_less` and `cpu_less` are those of `floats` over the row's.
+
+`object_store_...`, `decoded` and `moved_bytes` are of a step of its own, after the timed ones. Where all cases are
+run, rows of parallel controllers also say how they compare: `naive_cpu`, `arrays_cpu`, `lean_cpu`, `packed_cpu` are
+CPU seconds over the row's, `growth` the largest controller's growth over lean's, `image_copies` the bytes that images
+add over their size. Parallel, lean, packed and calls take ROUNDS turns; shown is the turn of the median `cpu_tree_s`,
 `cpu_tree_s_turns` has all.
 """
 
@@ -49,8 +53,10 @@ from benchmarks.datapath_meters import (
     tree_cpu,
 )
 from benchmarks.datapath_parts import BACKENDS, PROMPT, Size, lay_out, settings
+from benchmarks.datapath_real import REAL, Floats, count_checks, expected_tokens, lay_out_images, made
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
+from yatt.config.image_tokens import image_tokens
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 
@@ -65,7 +71,8 @@ class Parallel(ClusterCrew):
     """The real crew; meters are read in its actors' processes."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, Path(config.run.dir), lambda name, state: None, BACKENDS)
+        backends = REAL if image_tokens(config.model.path) else BACKENDS
+        super().__init__(config, Path(config.run.dir), lambda name, state: None, backends)
 
     async def start(self) -> None:  # type: ignore[override]
         await super().start(model=self._config.model.path, train=True, generate=True)
@@ -84,12 +91,14 @@ SIDES: dict[str, Any] = {
     "lean": Lean,
     "packed": Packed,
     "calls": Calls,
+    "floats": Floats,
 }
 
 
 async def measure_side(config: Config, side: Any, steps: int) -> dict[str, Any]:
     try:
         await side.start()
+        await side.everywhere(count_checks)
         for step in range(1, WARM_UP + 1):
             await side.step(step)
         controllers = await side.controllers(pid_of)
@@ -106,11 +115,13 @@ async def measure_side(config: Config, side: Any, steps: int) -> dict[str, Any]:
         memory.close()
         count_messages()
         await side.everywhere(count_messages)
+        decoded = sum(await side.everywhere(made), made().copy())
         before = messages() + sum(await side.everywhere(messages))
         with StoreMeter() as store:
             for step in range(WARM_UP + steps + 1, WARM_UP + steps + COUNTED + 1):
                 await side.step(step)
         moved = messages() + sum(await side.everywhere(messages)) - before
+        decoded = sum(await side.everywhere(made), made().copy()) - decoded
     finally:
         await side.close()
     growth = [peak - low for peak, low in zip(peaks, rest, strict=True)]
@@ -124,6 +135,8 @@ async def measure_side(config: Config, side: Any, steps: int) -> dict[str, Any]:
         "object_store_created": store.created // COUNTED,
         "driver_anon_absolute": peaks[0],
         "controller_anon_absolute": peaks[1:],
+        "driver_payload_bytes": getattr(side, "payload", None),
+        "decoded": {who: count // COUNTED for who, count in decoded.items()},
     }
 
 
@@ -135,11 +148,13 @@ def one(size: Size, central: str, steps: int) -> dict[str, Any]:
         folder = Path(name)
         (folder / "log").mkdir()
         lay_out(folder, size)
+        image_bytes = lay_out_images(folder, size) if size.image == "real" else size.prompts * size.image_bytes
         config = settings(folder, size)
         with ray_session(config.cluster):
             measured = asyncio.run(measure_side(config, SIDES[central](config), steps))
-    text = size.prompts * (4 * PROMPT + size.responses * size.tokens * 8)
-    payload = {"payload_bytes": text + size.prompts * size.image_bytes}
+    prompt = expected_tokens() if size.image == "real" else PROMPT
+    text = size.prompts * (4 * prompt + size.responses * size.tokens * 8)
+    payload = {"payload_bytes": text + image_bytes}
     return size.as_dict() | {"central": central, "steps": steps} | payload | measured
 
 
@@ -185,10 +200,18 @@ def every(sizes: list[Size], alone: list[Size], steps: int, rounds: int) -> list
     return rows
 
 
-def measure(
-    quick: bool, prompts: int | None, central: str | None, steps: int | None, **given: int | None
-) -> dict[str, Any]:
+def decoding(prompts: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Parallel controllers, and one process that ships patches, with images that are decoded."""
+    ours, floats = in_turns(Size(prompts=prompts, image="real"), ("none", "floats"), steps, rounds)
+    ours["bytes_less"] = significant(floats["moved_bytes"] / ours["moved_bytes"])
+    ours["cpu_less"] = significant(floats["cpu_tree_s"] / ours["cpu_tree_s"])
+    return {"results": [ours, floats]}
+
+
+def measure(quick: bool, prompts: int | None, central: str | None, steps: int | None, **given: Any) -> dict[str, Any]:
     """One side of one case where prompts are named, every case otherwise."""
+    if given.get("image") == "real" and not central:
+        return decoding(prompts or (2 if quick else 128), steps or (1 if quick else 3), 1 if quick else ROUNDS)
     if prompts:
         size = Size(prompts=prompts, **{name: value for name, value in given.items() if value is not None})
         return one(size, central or "none", steps or STEPS)
@@ -199,4 +222,4 @@ def measure(
 
 if __name__ == "__main__":
     numbers = ("prompts", "responses", "tokens", "image-bytes", "controllers", "workers", "steps")
-    main("datapath", measure, flags={"central": str} | dict.fromkeys(numbers, int))
+    main("datapath", measure, flags={"central": str, "image": str} | dict.fromkeys(numbers, int))

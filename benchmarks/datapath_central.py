@@ -38,8 +38,8 @@ from yatt.controller.exchange import Exchange
 from yatt.controller.peers import Hub, HubPeers
 from yatt.controller.responder import request_seed
 from yatt.controller.tally import as_group
+from yatt.data.encoders import row_encoder
 from yatt.data.loader import Loader
-from yatt.data.prompts import PromptEncoder
 from yatt.data.source import open_source
 from yatt.protocols import MediaStore
 from yatt.reports import UpdateReport
@@ -111,19 +111,19 @@ def image_of(batch: Batch, row: int) -> tuple[Media, ...]:
 
 
 class Central:
-    """What both controls share: the rows, the workers, rewards and group advantages, all in this process."""
+    """What all controls share: the rows, the workers, rewards and group advantages, all in this process."""
+
+    worker: type[Any] = Worker
 
     def __init__(self, config: Config, store: MediaStore) -> None:
         self.config = config
-        encode = PromptEncoder(
-            Tokenizer(""), config.data, config.model.context_length, config.rollout.max_tokens, store
-        )
+        rows = open_source(config.data, config.run.seed)
         order = dict(seed=config.run.seed, shuffle=True, index=0, count=1, bad_rows="fail")
-        self.source: Loader[Prompt] = Loader(open_source(config.data, config.run.seed), encode, **order)
+        self.source: Loader[Prompt] = Loader(rows, row_encoder(config, Tokenizer(""), rows, store), **order)
         self.params = SamplingParams(max_tokens=config.rollout.max_tokens)
         self.reward = Reward(config.reward)
         actors = [
-            [ray.remote(Worker).options(num_cpus=0).remote(config, index) for index in range(config.cluster.slots)]
+            [ray.remote(self.worker).options(num_cpus=0).remote(config, index) for index in range(config.cluster.slots)]
             for _ in range(2)
         ]
         self.engines, self.ranks = actors
@@ -212,8 +212,8 @@ class Packed(Lean):
 class OwnMemory:
     """Keeps images in this process."""
 
-    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
-        return tuple(Media(handle=image, nbytes=image.nbytes) for image in images)
+    def hold(self, images: Sequence[Media]) -> tuple[Media, ...]:
+        return tuple(images)
 
 
 class Naive(Central):

@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -22,6 +22,9 @@ from yatt.types import Completion, Pulse, Request, Sample, SampleKey, Score, Sha
 
 PROMPT = 64
 """Tokens of a prompt."""
+IMAGE = 90
+"""The token of an image. Those of a response are counted up from a number of three digits."""
+SEEN = "<seen>"
 PAGE = 4096
 HERE = "benchmarks.datapath_parts"
 BACKENDS = Backends(
@@ -39,8 +42,10 @@ class Size:
     image_bytes: int = 0
     controllers: int = 4
     workers: int = 2
+    image: Literal["random", "real"] = "random"
+    """Bytes that nobody decodes, `image_bytes` of them for each prompt; or JPEG files (`datapath_real`)."""
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -64,12 +69,13 @@ def lay_out(folder: Path, size: Size) -> None:
 
 def settings(folder: Path, size: Size) -> Config:
     """The run's settings: every row is drawn in every step, and groups stay whole on one engine."""
-    length = PROMPT + size.tokens
+    real = size.image == "real"
+    length = PROMPT + size.tokens + 2048 * real
     return Config.model_validate(
         {
             "run": {"name": "run", "dir": str(folder)},
             "model": {"path": str(folder / "model"), "context_length": length},
-            "data": {"path": str(folder / "rows.jsonl"), "media_key": "image" if size.image_bytes else None},
+            "data": {"path": str(folder / "rows.jsonl"), "media_key": "image" if size.image_bytes or real else None},
             "rollout": {
                 "n": size.responses,
                 "max_tokens": size.tokens,
@@ -179,7 +185,7 @@ class Reward:
 
 
 class Tokenizer:
-    """Every text has PROMPT tokens, and all tokens have no text."""
+    """Every text has PROMPT tokens, one of them an image's where it says so, and all tokens have no text."""
 
     chat_template = None
     eos_token_id = 1
@@ -189,7 +195,12 @@ class Tokenizer:
     def __init__(self, path: str) -> None: ...
 
     def __call__(self, text: str, **options: bool) -> dict[str, Any]:
-        return {"input_ids": np.arange(PROMPT, dtype=np.int32), "special_tokens_mask": np.zeros(PROMPT, dtype=np.int8)}
+        tokens = np.arange(PROMPT, dtype=np.int32)
+        tokens[1 : 1 + text.count(SEEN)] = IMAGE
+        return {"input_ids": tokens, "special_tokens_mask": np.zeros(PROMPT, dtype=np.int8)}
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        return SEEN if ids == IMAGE else [SEEN] * (IMAGE in ids) + [""]
 
     def decode(self, tokens: Sequence[int], **options: bool) -> str:
         return ""

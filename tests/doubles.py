@@ -242,6 +242,9 @@ class Numbers:
     def origin(self, index: int) -> str:
         return f"row {index}"
 
+    def folder(self, index: int) -> str:
+        return ""
+
 
 def number_prompt(row: dict[str, int], uid: int, index: int) -> Prompt:
     return Prompt(uid=uid, text=str(index), tokens=np.arange(1 + index % 5, dtype=np.int32))

@@ -30,9 +30,9 @@ class Drawing:
 class DoubleGenerator:
     """Implements `yatt.protocols.Generator`.
 
-    Token t of a response is a hash of (prompt, seed unless greedy, version, t), uniform over `vocabulary`, and takes
-    `seconds_per_token`. Temperatures above 0, truncation and stop strings change nothing. A manifest with an empty path
-    stands for weights of which only the version is of interest.
+    Token t of a response is a hash of (prompt, images, seed unless greedy, version, t), uniform over `vocabulary`, and
+    takes `seconds_per_token`. Temperatures above 0, truncation and stop strings change nothing. A manifest with an
+    empty path stands for weights of which only the version is of interest.
     """
 
     def __init__(
@@ -157,7 +157,8 @@ class DoubleGenerator:
     def _token(self, request: Request, position: int) -> int:
         seed = request.seed if request.params.temperature > 0 else 0
         words = np.array([seed % (1 << 62), self._version, position, *request.tokens], dtype=np.int64)
-        return xxhash.xxh3_64_intdigest(words.tobytes()) % self._vocabulary
+        images = "".join(image.digest for image in request.media).encode()
+        return xxhash.xxh3_64_intdigest(words.tobytes() + images) % self._vocabulary
 
     def _end(self, drawings: Sequence[Drawing]) -> None:
         for drawing in drawings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -102,29 +103,32 @@ class Reference:
     """Hugging Face and torch AdamW in one process. Weight decay on matrices only, as Megatron has it."""
 
     def __init__(self, folder: str, temperature: float = 0.7) -> None:
-        # Not SDPA, which passes over a Gemma-2's bound of scores.
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self.model = self.open(folder)
         self.temperature, self.clip = temperature, 1.0
         matrices = [p for p in self.model.parameters() if p.ndim > 1]
         vectors = [p for p in self.model.parameters() if p.ndim == 1]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-6)
 
+    def open(self, folder: str) -> Any:
+        # Not SDPA, which passes over a Gemma-2's bound of scores.
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+    def logprobs(self, sample: Sample) -> torch.Tensor:
+        return hf_logprobs(self.model, sample, self.temperature)
+
     def annotate(self, samples: list[Sample]) -> list[Sample]:
         """The same samples with these weights' logprobs as the sampler's."""
         with torch.no_grad():
-            columns = [hf_logprobs(self.model, s, self.temperature).numpy() for s in samples]
-        return [
-            Sample(key=s.key, tokens=s.tokens, loss_mask=s.loss_mask, rollout_logprobs=c, advantage=s.advantage)
-            for s, c in zip(samples, columns, strict=True)
-        ]
+            columns = [self.logprobs(s).numpy() for s in samples]
+        return [replace(s, rollout_logprobs=c) for s, c in zip(samples, columns, strict=True)]
 
     def step(self, samples: list[Sample], rate: float) -> tuple[float, float]:
         """On-policy: the ratio is 1, so the loss is -mean(advantage) with the gradient of -advantage x logprob."""
         self.optimizer.zero_grad()
         loss = torch.zeros(())
         for s in samples:
-            logprobs = hf_logprobs(self.model, s, self.temperature)
+            logprobs = self.logprobs(s)
             mask = torch.from_numpy(s.loss_mask.copy())
             mask[0] = False
             loss = loss - s.advantage * torch.exp(logprobs - logprobs.detach())[mask].sum()

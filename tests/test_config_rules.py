@@ -81,9 +81,11 @@ def test_what_breaks_no_rule_passes(settings, tiny):
 
 BROKEN = """
 data.media_key=image
-    data.media_key=image: rollout.engine=vllm takes no images yet; unset it
-data.media_key=image | algorithm.name=sft | reward.function=null
-    data.media_key=image: algorithm.name=sft takes no images yet; unset it
+    data.media_key=image: model.path=
+data.max_pixels=4096 | algorithm.name=sft | reward.function=null
+    data.max_pixels=4096: model.path=
+data.fetch_images=true
+    data.fetch_images=true: model.path=
 train.tp=3 | cluster.slots=3
     train.tp=3 does not divide 4 attention heads and 2 key/value heads and 128 MLP columns; use 1 or 2
 train.pp=4 | cluster.slots=4

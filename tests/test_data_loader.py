@@ -29,6 +29,9 @@ class Numbers:
     def origin(self, index):
         return f"numbers:{index + 1}"
 
+    def folder(self, index):
+        return ""
+
 
 def encode(row, uid, index):
     assert row["n"] == index

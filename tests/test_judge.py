@@ -15,7 +15,7 @@ from yatt.errors import ConfigError
 from yatt.reward.judge import Failure, JudgeScorer, combine, render
 from yatt.reward.mixed import MixedScorer, mix
 from yatt.reward.parsers import load_parser
-from yatt.types import Prompt, Score, Trajectory
+from yatt.types import Media, Prompt, Score, Trajectory
 
 
 def prompt(**changes: Any) -> Prompt:
@@ -176,7 +176,11 @@ class Scripted:
 
     async def start(self) -> None: ...
 
-    async def ask(self, texts: Sequence[str], seeds: Sequence[int]) -> list[str | Failure]:
+    sees = False
+
+    async def ask(
+        self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Media] = ()
+    ) -> list[str | Failure]:
         self.asked.append((list(texts), list(seeds)))
         return [self.reply(text, len(self.asked) - 1, place) for place, text in enumerate(texts)]
 
@@ -308,11 +312,11 @@ async def test_all_are_asked_at_the_same_time():
     events = []
 
     class Waiting(Scripted):
-        async def ask(self, texts, seeds):
+        async def ask(self, texts, seeds, images=()):
             events.append(self)
             while len(events) < 2:
                 await asyncio.sleep(0.001)
-            return await super().ask(texts, seeds)
+            return await super().ask(texts, seeds, images)
 
     judges = [scorer(Waiting(lambda *_, value=value: value), name=name) for name, value in (("a", "1"), ("b", "3"))]
     mixed = MixedScorer([(1.0, judges[0]), (0.5, judges[1])])

@@ -47,6 +47,8 @@ LAYERS = {
     "yatt.reward": 3,
     "yatt.weights": 3,
     "yatt.data": 3,
+    "yatt.environments": 3,
+    "yatt.vision": 3,
     "yatt.controller": 4,
     "yatt.supervisor": 4,
     "yatt.revival": 4,
@@ -57,7 +59,15 @@ LAYERS = {
     "yatt.cli": 6,
     "yatt.__main__": 6,
 }
-BACKENDS = ("yatt.generation", "yatt.training", "yatt.reward", "yatt.weights", "yatt.data")
+BACKENDS = (
+    "yatt.generation",
+    "yatt.training",
+    "yatt.reward",
+    "yatt.weights",
+    "yatt.data",
+    "yatt.vision",
+    "yatt.environments",
+)
 HEART = ("yatt.controller", "yatt.supervisor", "yatt.revival", "yatt.watch")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
@@ -190,7 +200,7 @@ def test_the_heart_imports_contracts_only() -> None:
 
 
 ENGINE_NAMES = re.compile(r"vllm|sglang", re.IGNORECASE)
-WHAT_ONE_MAY_CHOOSE = ("yatt/config/schema.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
+WHAT_ONE_MAY_CHOOSE = ("yatt/config/drawing.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
 """What outside `yatt/generation` lists the engines, and says which one is the default."""
 
 

@@ -14,9 +14,10 @@ from tests import doubles, generator_double, plain_backend, test_judge, test_off
 from tests.test_data_loader import Numbers
 from yatt import protocols, supervisor
 from yatt.cluster import clock, crew, generator, media, rank
-from yatt.controller import peers
+from yatt.controller import conversation, peers
 from yatt.data import formats, rows
 from yatt.data.loader import Loader
+from yatt.environments import chat, hosted
 from yatt.faces import train
 from yatt.generation.stepped import SteppedGenerator
 from yatt.reward import engine as reward_engine
@@ -46,6 +47,9 @@ IMPLEMENTATIONS: dict[type, tuple[type, ...]] = {
     protocols.Trainer: (rank.RemoteTrainer, ranks.SimulatedTrainer, doubles.RecordingTrainer),
     protocols.Source: (Loader,),
     protocols.Peers: (peers.HubPeers, network.SimulatedPeers),
+    protocols.Chat: (chat.Chat,),
+    protocols.Talk: (conversation.Conversation,),
+    protocols.Environment: (hosted.HostedEnvironment,),
     protocols.MediaStore: (media.RayMediaStore,),
     protocols.Clock: (clock.WallClock, loop.VirtualClock, doubles.Ticks),
     supervisor.Crew: (crew.ClusterCrew, train.CheckpointingCrew, world.World, test_supervisor.Crew),

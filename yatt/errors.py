@@ -39,3 +39,11 @@ class BackendError(YattError):
 
 class ProcessDied(BackendError):
     """A generator, a rank or a controller is gone; nothing can go on without it."""
+
+
+class ConversationEnded(YattError):
+    """A conversation may not go on: it reached a limit, of `reason` turns, tokens or context, or it was aborted."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the conversation has ended: {reason}")
+        self.reason = reason

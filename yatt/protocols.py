@@ -10,7 +10,21 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from yatt.reports import UpdateReport
-from yatt.types import Completion, Media, Pulse, Request, SampleKey, Score, Share, Trajectory, WeightManifest
+from yatt.types import (
+    Answer,
+    Completion,
+    Media,
+    Message,
+    Prompt,
+    Pulse,
+    Request,
+    SampleKey,
+    Score,
+    Share,
+    Tools,
+    Trajectory,
+    WeightManifest,
+)
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -75,11 +89,75 @@ class Scorer(Protocol):
         ...
 
 
+class Chat(Protocol):
+    """The text of a conversation as tokens."""
+
+    def opening(self, messages: Sequence[Message], tools: Tools = ()) -> np.ndarray:
+        """Token ids of the messages, up to where the assistant goes on, int32. Raises BadRow where the chat template
+        refuses them."""
+        ...
+
+    def answer(self, tokens: np.ndarray, tools: Tools = ()) -> Answer:
+        """What sampled tokens say. Calls are looked for where there are tools."""
+        ...
+
+    def suffix(
+        self,
+        messages: Sequence[Message],
+        answer: Answer,
+        sampled: np.ndarray,
+        new: Sequence[Message],
+        tools: Tools = (),
+    ) -> np.ndarray | None:
+        """Token ids, int32, that follow the `sampled` ones once `new` is said, up to where the assistant goes on; the
+        answer was given to `messages`. None where the chat template writes the past anew: it begins the longer
+        conversation otherwise than the shorter one, or drops a part of the answer. Raises BadRow where it refuses the
+        messages."""
+        ...
+
+
+class Talk(Protocol):
+    """One conversation with the policy, as those see it who play it."""
+
+    prompt: Prompt
+    sibling: int
+
+    async def chat(self, messages: Sequence[Message], tools: Tools = (), max_tokens: int | None = None) -> Answer:
+        """The policy's answer to all that was said."""
+        ...
+
+    async def complete(self, tokens: np.ndarray, max_tokens: int | None = None) -> Completion:
+        """The policy's completion of token ids, which are all there is."""
+        ...
+
+    def reward(self, value: float) -> None:
+        """What the environment gives for the last turn."""
+        ...
+
+    def failed_call(self) -> None:
+        """A tool that the last turn called has raised."""
+        ...
+
+
+class Environment(Protocol):
+    """What the policy talks to."""
+
+    async def play(self, talk: Talk) -> Score | None:
+        """Play one conversation to its end; its score, or None where others judge it. A failure is a status. Cancelled,
+        it forgets the conversation."""
+        ...
+
+    async def close(self) -> None:
+        """Stop workers; leaves no process behind."""
+        ...
+
+
 class MediaStore(Protocol):
     """Where a controller's images lie until the step is over: once each, on its own node."""
 
-    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
-        """Take the images of one prompt in, each [N] uint8; they are freed when nobody names one of them any more."""
+    def hold(self, images: Sequence[Media]) -> tuple[Media, ...]:
+        """Take the images of one prompt in, whose handles are their bytes, [N] uint8. Returns them with handles of the
+        store's; they are freed when nobody names one of them any more."""
         ...
 
 

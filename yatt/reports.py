@@ -135,6 +135,13 @@ class RolloutCounts:
     longest_response: int = 0
     part_sums: Mapping[str, float] = field(default_factory=dict)
     part_counts: Mapping[str, int] = field(default_factory=dict)
+    conversations: int = 0
+    turns: int = 0
+    tool_calls: int = 0
+    tool_failures: int = 0
+    outside_seconds: float = 0.0
+    forks: int = 0
+    ended_by: Mapping[str, int] = field(default_factory=dict)
     response_lengths: Mapping[int, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
 
@@ -159,13 +166,15 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
     parts: Counter[str] = Counter()
     having: Counter[str] = Counter()
     lengths: Counter[int] = Counter()
+    ended: Counter[str] = Counter()
     for c in counts:
+        ended.update(c.ended_by)
         parts.update(c.part_sums)
         having.update(c.part_counts)
         lengths.update(c.response_lengths)
     special = {
         *("longest_response", "reward_deviations", "reward_min", "reward_max"),
-        *("part_sums", "part_counts", "response_lengths", "failures"),
+        *("part_sums", "part_counts", "response_lengths", "failures", "ended_by"),
     }
     sums = {f.name: sum(getattr(c, f.name) for c in counts) for f in fields(RolloutCounts) if f.name not in special}
     return RolloutCounts(
@@ -177,6 +186,7 @@ def add_counts(counts: Sequence[RolloutCounts]) -> RolloutCounts:
         part_sums=dict(parts),
         part_counts=dict(having),
         response_lengths=dict(lengths),
+        ended_by=dict(ended),
         failures=first_failures(text for c in counts for text in c.failures),
     )
 

@@ -8,7 +8,7 @@ log-probability of `tokens[t]` given `tokens[:t]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -19,26 +19,38 @@ Status = Literal["ok", "failed", "timed_out"]
 
 
 class SampleKey(NamedTuple):
-    """Where a trajectory stands in the run: the prompt's position in the global order, and which sibling it is."""
+    """Where a trajectory stands in the run: the prompt's position in the global order, and which sibling it is. Of a
+    conversation, `turn` says which of the policy's turns is asked for, or with which one a row begins."""
 
     uid: int
     sibling: int
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Media:
-    """One image of a prompt, held once by the runtime. `handle` is what its store gave for the bytes, and means
-    something to that runtime only; its receiver opens it there."""
+    """One image of a prompt, held once by the runtime, encoded. `handle` is what its store gave for the bytes, and
+    means something to that runtime only; its receiver opens it there, as uint8 [nbytes].
+
+    Its `patches` (times, rows, columns) are what the vision tower reads of it. It takes the place of `tokens` tokens of
+    the sequence, from `start` on: they are known by their place, never by their id, for a policy may sample that id.
+    `digest` names the bytes: equal for equal images. `pixels` (rows, columns) is its size in the file, upright, from
+    which another model has patches of its own."""
 
     handle: Any
     nbytes: int
+    digest: str = ""
+    pixels: tuple[int, int] = (0, 0)
+    patches: tuple[int, int, int] = (0, 0, 0)
+    start: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """One row to respond to. `uid` is its position in the global order of the run (never repeats, epochs included).
     `text` is what the policy reads; `question` what the row asks, without the marks of a chat template, for a judge to
-    read."""
+    read; `messages` the row as chat messages."""
 
     uid: int
     text: str
@@ -47,6 +59,7 @@ class Prompt:
     answer: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     media: tuple[Media, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +133,73 @@ class Score:
     detail: str = ""
 
 
+Message = dict[str, Any]
+"""A chat message: role, content, and where it has them tool_calls and name."""
+Tools = Sequence[Mapping[str, Any]]
+"""JSON schemas of tools, as chat templates read them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A call of a tool. `id` is its number in the turn, as text."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    id: str = "0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the policy said in one turn: the message as others see it, and the text as it was sampled. `mistakes` say of
+    each call that could not be read what is wrong with it. `finish` is "length" where it was cut off. It `said` so many
+    tokens, and `read` so many before."""
+
+    message: Message
+    text: str
+    calls: tuple[Call, ...] = ()
+    mistakes: tuple[str, ...] = ()
+    finish: Finish = "stop"
+    read: int = 0
+    said: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of the policy's in a conversation: it sampled tokens [start, stop) of its row. `calls` are the tools it
+    called, `failed` those of them that could not be parsed or raised. Its answer took `seconds`, and what came before
+    it, outside the engines, `waited`. `reward` is what the environment gave for the turn, where it did."""
+
+    start: int
+    stop: int
+    calls: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    reward: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Tokens [T] of a conversation that were one text to the policy, with what a trajectory has of them. Spans count
+    from the first sampled token."""
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    rollout_logprobs: np.ndarray
+    spans: tuple[Span, ...]
+    turns: tuple[Turn, ...] = ()
+    media: tuple[Media, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """A prompt and what was answered to it: tokens [T] (prompt, then response), `loss_mask` [T] true on trained tokens,
-    `rollout_logprobs` [T] zero outside the response."""
+    `rollout_logprobs` [T] zero outside the response.
+
+    Of a conversation, `turns` are the policy's, `messages` what was said, and what lies between two turns is not
+    trained. Where the past was written anew on the way (a chat template drops old thoughts), the conversation went on
+    in another row: `earlier` are the rows that it left, in order, which share its score, and `forks` how often that was
+    so. `truncated` says which limit ended it: turns, tokens or context."""
 
     prompt: Prompt
     sibling: int
@@ -134,10 +210,31 @@ class Trajectory:
     finish: Finish
     text: str
     score: Score | None = None
+    turns: tuple[Turn, ...] = ()
+    earlier: tuple[Row, ...] = ()
+    messages: tuple[Mapping[str, Any], ...] = ()
+    truncated: str = ""
+    forks: int = 0
 
     @property
     def response_tokens(self) -> int:
-        return len(self.tokens) - len(self.prompt.tokens)
+        """Tokens that the policy sampled, of all rows."""
+        if not self.turns:
+            return len(self.tokens) - len(self.prompt.tokens)
+        return sum(turn.stop - turn.start for row in self.rows for turn in row.turns)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """What is trained on: the rows that were left, and the last one."""
+        last = Row(
+            tokens=self.tokens,
+            loss_mask=self.loss_mask,
+            rollout_logprobs=self.rollout_logprobs,
+            spans=self.spans,
+            turns=self.turns,
+            media=self.prompt.media,
+        )
+        return (*self.earlier, last)
 
     def judged(self, score: Score) -> Trajectory:
         """The same with a score. Written out: `dataclasses.replace` takes twice as long, per response."""
@@ -151,6 +248,11 @@ class Trajectory:
             finish=self.finish,
             text=self.text,
             score=score,
+            turns=self.turns,
+            earlier=self.earlier,
+            messages=self.messages,
+            truncated=self.truncated,
+            forks=self.forks,
         )
 
     @classmethod
@@ -198,7 +300,8 @@ class Sample:
 
     `reward` is the trajectory's, for ranks that work advantages out per token. `reference` is how likely the reference
     finds the trained tokens, where that was worked out beforehand: a sum of log-probabilities. Tokens from `fresh` on
-    were sampled under the policy's version that is trained, those before it under earlier ones.
+    were sampled under the policy's version that is trained, those before it under earlier ones. `turn_rewards` are
+    those parts of the reward that came for a turn, each with the place of the turn's last token.
     """
 
     key: SampleKey
@@ -210,6 +313,7 @@ class Sample:
     reference: float | None = None
     media: tuple[Media, ...] = ()
     fresh: int = 0
+    turn_rewards: tuple[tuple[int, float], ...] = ()
 
     @property
     def trained_tokens(self) -> int:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from yatt.config.facts import model_facts
 from yatt.models.facts import ModelFacts
 from yatt.models.family import tensors
-from yatt.models.table import FAMILIES
+from yatt.models.table import LANGUAGES
 from yatt.training.megatron import network
 from yatt.types import Denominator, Sample, SampleKey, Share
 
@@ -55,7 +55,7 @@ class Drawn:
 
     def __init__(self, path: str, setting: str = "model.path", device: torch.device | None = None) -> None:
         hf = AutoConfig.from_pretrained(path, local_files_only=True)
-        family = FAMILIES[hf.model_type]
+        family = LANGUAGES[hf.model_type]
         self.where = tensors(hf.to_dict(), family, family.causal)
         self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from yatt.algorithm.load import load_estimator
 from yatt.algorithm.rewards import RewardShaper
 from yatt.config.algorithms import TOKEN_ADVANTAGES
 from yatt.config.schema import AlgorithmConfig
-from yatt.types import Group, Sample, SampleKey, Trajectory
+from yatt.types import Group, Row, Sample, SampleKey, Trajectory
 
 Placed = list[tuple[int, Trajectory]]
 """Trajectories, each with the number of its group."""
@@ -26,7 +26,8 @@ def samples(
     weights: Mapping[str, float] | None = None,
     version: int = 0,
 ) -> list[Sample]:
-    """One sample per trajectory, in order, with its shaped reward and its group advantage, where the algorithm has one.
+    """One sample per row of each trajectory, in order, with the trajectory's shaped reward and its group advantage,
+    where the algorithm has one.
 
     `max_tokens` is the response limit, `version` the policy's now. `shaper` knows the rewards of earlier steps; a new
     one does not. `weights` are those of a score's parts (`part_weights`), which only `gdpo` looks at. With
@@ -47,25 +48,35 @@ def samples(
         outcomes = _outcomes(groups, placed, rewards, numbers, shaper, parted)
         advantages = load_estimator(config)(outcomes, config)
     return [
-        Sample(
-            key=SampleKey(trajectory.prompt.uid, trajectory.sibling),
-            tokens=trajectory.tokens,
-            loss_mask=trajectory.loss_mask,
-            rollout_logprobs=trajectory.rollout_logprobs,
-            advantage=advantage,
-            reward=reward,
-            media=trajectory.prompt.media,
-            fresh=_fresh(trajectory, version),
-        )
+        sample
         for (_, trajectory), advantage, reward in zip(placed, advantages.tolist(), rewards.tolist(), strict=True)
         if not (config.overlong == "mask" and trajectory.finish == "length")
+        for sample in _of(trajectory, advantage, reward, version)
     ]
 
 
-def _fresh(trajectory: Trajectory, version: int) -> int:
+def _of(trajectory: Trajectory, advantage: float, reward: float, version: int) -> Iterator[Sample]:
+    """A trajectory's rows as samples; each has the trajectory's reward and advantage."""
+    turns = 0
+    for row in trajectory.rows:
+        yield Sample(
+            key=SampleKey(trajectory.prompt.uid, trajectory.sibling, turns),
+            tokens=row.tokens,
+            loss_mask=row.loss_mask,
+            rollout_logprobs=row.rollout_logprobs,
+            advantage=advantage,
+            reward=reward,
+            media=row.media,
+            fresh=_fresh(row, trajectory, version),
+            turn_rewards=tuple((turn.stop - 1, turn.reward) for turn in row.turns if turn.reward is not None),
+        )
+        turns += len(row.turns)
+
+
+def _fresh(row: Row, trajectory: Trajectory, version: int) -> int:
     """Where the tokens begin that the policy drew as it is now; a version is never followed by an older one."""
-    starts = [span.start for span in trajectory.spans if span.version >= version]
-    return len(trajectory.prompt.tokens) + min(starts, default=trajectory.response_tokens)
+    first = row.turns[0].start if row.turns else len(trajectory.prompt.tokens)
+    return first + min((span.start for span in row.spans if span.version >= version), default=len(row.tokens) - first)
 
 
 def _outcomes(

@@ -19,14 +19,26 @@ from yatt.config.schema import AlgorithmConfig
 EQUAL = 1e-12
 
 
-def token_rewards(rewards: Tensor, loss_mask: Tensor, cu_seqlens: Tensor, penalty: Tensor | None = None) -> Tensor:
+def token_rewards(
+    rewards: Tensor,
+    loss_mask: Tensor,
+    cu_seqlens: Tensor,
+    penalty: Tensor | None = None,
+    turn_rewards: Tensor | None = None,
+) -> Tensor:
     """Each sequence's reward [S] at its last trained token, less `penalty` [T] at every trained one: [T].
+
+    Of a reward, `turn_rewards` [T] are the parts that came for a turn, at the turn's last token: there they are, and
+    what is left of the reward at the last one.
 
     With coefficient * KL as the penalty this is the reward of Ouyang et al. 2022 (arXiv 2203.02155, eq. 2).
     """
     mask = loss_mask.bool()
     ids, last = sequence_ids(cu_seqlens, len(mask))[mask], followers(mask, cu_seqlens) == 0
     values = torch.where(last, rewards[ids], 0.0)
+    if turn_rewards is not None:
+        early = turn_rewards[mask].to(values)
+        values = values + early - torch.where(last, torch.zeros_like(rewards).index_add(0, ids, early)[ids], 0.0)
     return _spread(values if penalty is None else values - penalty[mask], mask, rewards)
 
 

@@ -8,7 +8,7 @@ one type becomes, for
 - a dataclass or a tuple of fixed length: a list for each field;
 - `tuple[X, ...]` or `list[X]`: lengths, and one list of X;
 - a union: which member each value is of, and a list for each member; likewise for a dataclass and its subclasses;
-- `Media`: nothing. Its handle is given apart, to be sent beside the columns;
+- `Media`: a list for each field but its handle, which is given apart, to be sent beside the columns;
 - anything else: the list, as it is.
 
 What is one object in several places travels once, and is one object where it is read.
@@ -139,11 +139,27 @@ class Choices(Codec):
 
 
 class Images(Codec):
+    """Images travel beside the columns; what is said of them, in the columns."""
+
+    _said = ("nbytes", "digest", "pixels", "patches", "start", "tokens")
+
+    @cached_property
+    def _fields(self) -> dict[str, Codec]:
+        hints = get_type_hints(Media)
+        return {name: codec(hints[name]) for name in self._said}
+
     def pack(self, values: list[Any], handles: list[Any]) -> Columns:
         handles += [image.handle for image in values]
+        return [c.pack([getattr(v, name) for v in values], handles) for name, c in self._fields.items()]
 
     def read(self, columns: Columns, count: int, opened: Iterator[Any]) -> list[Any]:
-        return [Media(handle=array, nbytes=array.nbytes) for array in islice(opened, count)]
+        arrays = list(islice(opened, count))
+        parts = [c.read(one, count, opened) for c, one in zip(self._fields.values(), columns, strict=True)]
+        rows = zip(*parts, strict=True)
+        return [
+            Media(handle=array, **dict(zip(self._said, row, strict=True)))
+            for array, row in zip(arrays, rows, strict=True)
+        ]
 
 
 class Arrays(Codec):

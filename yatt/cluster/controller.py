@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,12 @@ from yatt.controller.assembly import (
     resident,
 )
 from yatt.controller.carry_over import CarriedGroup
+from yatt.controller.conversation import Limits
 from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.offline import OfflineController
 from yatt.controller.peers import Hub, HubPeers
+from yatt.controller.player import Setting
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.step import Controller
 from yatt.data.encoders import held_out_rows, row_encoder
@@ -45,8 +47,10 @@ from yatt.data.loader import Encode, Loader, good_rows
 from yatt.data.rows import RowSource
 from yatt.data.source import open_source
 from yatt.data.turns import ResponseText
+from yatt.environments.chat import Chat
+from yatt.environments.hosted import HostedEnvironment
 from yatt.placement.plan import Layout, Role
-from yatt.protocols import Peers
+from yatt.protocols import MediaStore, Peers
 from yatt.reports import EvaluationReport, StepReport
 from yatt.reward.filter import load_filter
 
@@ -89,6 +93,7 @@ class ControllerActor:
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
         self._scorer: HostedScorer | None = None
+        self._setting: Setting | None = None
         self._controller: Controller | OfflineController | None = None
         self._evaluator: Evaluator | OfflineController | None = None
 
@@ -120,17 +125,18 @@ class ControllerActor:
         )
         tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
         place = {"index": self._index, "count": self._count}
+        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
+        store = partial(RayMediaStore, together=len(nodes) == 1)
         if not config.algorithm.recipe.reinforces:
-            self._controller = self._evaluator = self._offline(parts, tokenizer)
+            self._controller = self._evaluator = self._offline(parts, tokenizer, store)
             return
         assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
         scorer: HostedScorer = load(self._backends.scorer)(config.reward, ask, **place)
         self._scorer = scorer
         await scorer.start()
-        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer)
-        nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
-        store = partial(RayMediaStore, together=len(nodes) == 1)
+        self._setting = await self._open_environment(tokenizer)
+        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer, setting=self._setting)
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
@@ -140,11 +146,29 @@ class ControllerActor:
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
-    def _offline(self, parts: Parts, tokenizer: PreTrainedTokenizerFast) -> OfflineController:
+    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> Setting | None:
+        """What conversations are played in, its workers started."""
+        config, environment = self._config, self._config.environment
+        if not environment.played:
+            return None
+        hosted = HostedEnvironment(environment)
+        await hosted.start()
+        limits = Limits(turns=environment.max_turns, tokens=environment.max_tokens, context=config.model.context_length)
+        return Setting(
+            environment=hosted,
+            chat=Chat(tokenizer, environment.calls),
+            limits=limits,
+            retries=environment.retries,
+            judged=bool(config.reward.function or config.reward.functions or config.reward.models),
+        )
+
+    def _offline(
+        self, parts: Parts, tokenizer: PreTrainedTokenizerFast, store: Callable[[], MediaStore]
+    ) -> OfflineController:
         config, place = self._config, {"index": self._index, "count": self._count}
         source = open_source(config.data, config.run.seed)
-        encode, reference = row_encoder(config, tokenizer, source), None
-        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count)
+        encode, reference = row_encoder(config, tokenizer, source, store()), None
+        held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
         if config.algorithm.precompute_reference:
             rows = good_rows(source, encode, **place)
             reference = PrecomputedReference(
@@ -222,6 +246,8 @@ class ControllerActor:
     async def close(self) -> None:
         if self._scorer is not None:
             await self._scorer.close()
+        if self._setting is not None:
+            await self._setting.environment.close()
 
 
 async def _first(work: Awaitable[R]) -> R:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,14 +57,14 @@ class RayMediaStore:
         self._capacity = PARCEL_BYTES if together else 0
         self._last: weakref.ref[Parcel] | None = None
 
-    def hold(self, images: Sequence[np.ndarray]) -> tuple[Media, ...]:
+    def hold(self, images: Sequence[Media]) -> tuple[Media, ...]:
         if not images:
             return ()
         parcel = self._last() if self._last else None
         if parcel is None or parcel.ref is not None:
             parcel = Parcel()
             self._last = weakref.ref(parcel)
-        media = tuple(Media(handle=parcel.add(image), nbytes=image.nbytes) for image in images)
+        media = tuple(replace(image, handle=parcel.add(image.handle)) for image in images)
         if parcel.nbytes >= self._capacity:
             parcel.put()
         return media

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,4 +61,10 @@ def _row(step: int, t: Trajectory) -> dict[str, Any]:
         "finish": t.finish,
         "response_tokens": t.response_tokens,
         "answer": t.prompt.answer,
-    }
+    } | (_conversation(t) if t.turns else {})
+
+
+def _conversation(t: Trajectory) -> dict[str, Any]:
+    """What a conversation has beside: what was said in its last row, and its turns."""
+    turns = [asdict(turn) for row in t.rows for turn in row.turns]
+    return {"messages": list(t.messages), "turns": turns, "forks": t.forks, "truncated": t.truncated}

@@ -17,6 +17,7 @@ from yatt.models.facts import ModelFacts
 from yatt.models.family import EMBEDDING, head_size, kv_heads, tied
 from yatt.models.fields import SIZES
 from yatt.models.table import ARCHITECTURES, CLASSIFIERS, family_of
+from yatt.models.vision import language, named, prefixes_of, vision_facts, vision_mistakes
 
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
@@ -42,7 +43,10 @@ def model_facts(
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(no_folder(setting, path))
-    config = read_json(folder / "config.json", setting)
+    whole = read_json(folder / "config.json", setting)
+    family = family_of(architecture_of(whole))
+    tower = None if family is None else family.tower
+    config = language(whole, tower)
     if judge is not None:
         _check_judge(config, f"{setting}={path}", judge)
     else:
@@ -58,7 +62,10 @@ def model_facts(
             "transformers loads no such model; name one below that in config.json, or null"
         )
     shapes = tensor_shapes(path, setting) if weights else {}
-    family = family_of(architecture_of(config))
+    unlike = [] if tower is None else list(vision_mistakes(whole, tower))
+    if unlike and judge is None:
+        raise ConfigError("\n".join(f"{setting}={path}: {one}" for one in unlike))
+    embedding = named(EMBEDDING, prefixes_of(shapes, tower))
     return ModelFacts(
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
@@ -67,11 +74,12 @@ def model_facts(
         kv_heads=kv_heads(config, family),
         vocab_size=config["vocab_size"],
         max_positions=config["max_position_embeddings"],
-        embedding_rows=shapes[EMBEDDING][0] if EMBEDDING in shapes else config["vocab_size"],
+        embedding_rows=shapes[embedding][0] if embedding in shapes else config["vocab_size"],
         head_dim=head_size(config, family),
         tied=tied(config, family) or classifies,
         architecture=architecture_of(config),
         padding=pad if isinstance(pad, int) else None,
+        vision=None if tower is None or unlike else vision_facts(config, tower),
     )
 
 
@@ -99,7 +107,8 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 def _check_judge(config: Mapping[str, Any], at: str, kind: Literal["generative", "classifier"]) -> None:
     architecture = architecture_of(config)
-    if not architecture.endswith(HEADS[kind]):
+    sees = kind == "generative" and architecture in ARCHITECTURES
+    if not sees and not architecture.endswith(HEADS[kind]):
         fits = [other for other, head in HEADS.items() if architecture.endswith(head)]
         remedy = f"set its kind to {fits[0]}" if fits else f"a {kind} judge's name ends in {HEADS[kind]}"
         raise ConfigError(f"{at}: architecture {architecture} is no {kind} judge; {remedy}")

@@ -16,6 +16,7 @@ from yatt.errors import ConfigError
 from yatt.models.family import EMBEDDING, HEAD, tensors, tied
 from yatt.models.fields import config_mistakes
 from yatt.models.table import family_of
+from yatt.models.vision import language, named, prefixes_of, vision_mistakes
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Numbers as safetensors names them. Others are codes, which mean something with their scales only."""
@@ -38,9 +39,13 @@ def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = Fal
     config = read_json(folder / "config.json", setting)
     architecture = architecture_of(config)
     family = family_of(architecture)
-    reasons = [] if judge or family is None else list(config_mistakes(config, family, architecture))
+    tower = None if family is None else family.tower
+    flat, reasons = language(config, tower), []
+    if not judge and family is not None:
+        reasons += config_mistakes(flat, family, architecture)
+        reasons += vision_mistakes(config, tower) if tower is not None else ()
     if weights:
-        reasons += _weights(folder, setting, config, judge)
+        reasons += _weights(folder, setting, flat, judge)
     return [f"{setting}={path}: {one}" for one in reasons]
 
 
@@ -63,16 +68,18 @@ def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool)
     family = family_of(architecture)
     if family is None or (judge and config.get("quantization_config")):
         return
-    expected = tensors(config, family, architecture)
-    yield from _missing(on_disk, expected, config)
+    prefixes = prefixes_of(on_disk, family.tower)
+    expected = tensors(config, family, architecture, prefixes)
+    embedding = named(EMBEDDING, prefixes)
+    yield from _missing(on_disk, expected, config, embedding)
     if not judge:
         yield from _left_over(on_disk, expected, classifies=architecture == family.scoring)
         if tied(config, family) and architecture == family.causal:
-            yield from _tied(folder, setting, on_disk)
+            yield from _tied(folder, setting, on_disk, embedding)
 
 
 def _missing(
-    on_disk: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    on_disk: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], embedding: str
 ) -> Iterator[str]:
     absent = [name for name in expected if name not in on_disk]
     if absent:
@@ -80,7 +87,7 @@ def _missing(
     for name, shape in expected.items():
         if name not in on_disk or on_disk[name].shape == shape:
             continue
-        if name == EMBEDDING and on_disk[name].shape[1:] == shape[1:]:
+        if name == embedding and on_disk[name].shape[1:] == shape[1:]:
             yield f"its weights have {on_disk[name].shape[0]} embedding rows but vocab_size={config['vocab_size']}"
         else:
             yield f"{name} is {list(on_disk[name].shape)}, and config.json makes it {list(shape)}; mend config.json"
@@ -101,8 +108,8 @@ def _left_over(
         yield f"{_first(codes)} is {dtype}, which is a code for a number; save the model in float32 or bfloat16"
 
 
-def _tied(folder: Path, setting: str, on_disk: Mapping[str, Stored]) -> Iterator[str]:
-    if HEAD in on_disk and EMBEDDING in on_disk and not same_bytes(HEAD, EMBEDDING, on_disk):
+def _tied(folder: Path, setting: str, on_disk: Mapping[str, Stored], embedding: str) -> Iterator[str]:
+    if HEAD in on_disk and embedding in on_disk and not same_bytes(HEAD, embedding, on_disk):
         yield f"config.json ties the embeddings, but {HEAD} is there and differs; set tie_word_embeddings to false"
     read = {tensor.file for tensor in on_disk.values()}
     for file in sorted(set(folder.glob("*.safetensors")) - read):

@@ -30,6 +30,8 @@ PATHS: dict[str, Form] = {
     "critic.path": "path",
     "rollout.filter": "function",
     "reward.function": "function",
+    "environment": "function",
+    "environment.function": "function",
     "reward.functions.NAME.function": "function",
     "reward.models.NAME.path": "path",
     "reward.models.NAME.parser": "function",

@@ -13,6 +13,7 @@ from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
 from yatt.config.case import Case
 from yatt.config.engines import engine_mistakes, size_mistakes
 from yatt.config.facts import local_gpus, tokenizer_size
+from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import facts_beside, models_beside, policy_facts
@@ -274,9 +275,12 @@ def _data(case: Case) -> Iterator[str]:
         for name in [path] if isinstance(path, str) else path or []:
             if not os.path.exists(name) and not glob.glob(name, recursive=True):
                 yield f"{setting}={name}: no such file or folder, from {os.getcwd()}"
-    if data.media_key is not None:
-        what = case.name if case.offline else f"rollout.engine={config.rollout.engine}"
-        yield f"data.media_key={data.media_key}: {what} takes no images yet; unset it"
+    if image_tokens(config.model.path) is None:
+        for setting, value in (("media_key", data.media_key), ("max_pixels", data.max_pixels)):
+            if value is not None:
+                yield f"data.{setting}={value}: model.path={config.model.path} sees no images; unset it"
+        if data.fetch_images:
+            yield f"data.fetch_images=true: model.path={config.model.path} sees no images; unset it"
     if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
         yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
     elif evaluate.size and evaluate.path is None and not data.tasks:
@@ -297,9 +301,16 @@ def _reward(case: Case) -> Iterator[str]:
     rewards = [*functions, *(f"reward.models.{name}" for name in reward.models)]
     if case.offline and rewards:
         yield f"{rewards[0]} has no meaning for {case.name}; unset it"
-    if not case.offline and not rewards and not case.config.algorithm.recipe.teacher:
+    environment = case.config.environment
+    if environment.function is not None and environment.command is not None:
+        yield f"environment.function={environment.function} and environment.command are both set; keep one of them"
+    if case.offline and environment.played:
+        yield f"environment={environment.function or environment.command} has no meaning for {case.name}; unset it"
+    if not (case.offline or rewards or case.config.algorithm.recipe.teacher or environment.played):
         fitting = "reasoning_gym" if tasks else "FILE.py:NAME, package.module:NAME or a built-in"
         yield f"reward.function is not set; set it to {fitting}"
+    if environment.function is not None:
+        functions["environment.function"] = environment.function
     for setting, name in functions.items():
         file = name.rpartition(":")[0]
         if file.endswith(".py") and not os.path.isfile(file):

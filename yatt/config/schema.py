@@ -6,18 +6,20 @@ Sections name what they configure; a setting has one name. Where a path starts, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from yatt.config.algorithms import RECIPES, Recipe, own_defaults
-from yatt.config.names import checked
-
-Name = Annotated[str, AfterValidator(checked)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+from yatt.config.drawing import EngineName as EngineName
+from yatt.config.drawing import EnvironmentConfig as EnvironmentConfig
+from yatt.config.drawing import JudgeConfig as JudgeConfig
+from yatt.config.drawing import RewardConfig as RewardConfig
+from yatt.config.drawing import RewardFunctionConfig as RewardFunctionConfig
+from yatt.config.drawing import RolloutConfig as RolloutConfig
+from yatt.config.drawing import truncates as truncates
+from yatt.config.section import Name as Name
+from yatt.config.section import Section as Section
 
 
 class RunConfig(Section):
@@ -57,7 +59,13 @@ class DataConfig(Section):
     answer_key: str = Field("answer", description="Column of the reference answer; may be absent from the data.")
     answer_after: str | None = Field(None, min_length=1, description="Mark the answer stands behind, such as '####'.")
     system_key: str | None = Field("system", description="Column of a row's own system message; null leaves it out.")
-    media_key: str | None = Field(None, description="Column of a prompt's images: a path, base64 text, or a list.")
+    media_key: str | None = Field(
+        None, description="Column of a row's images: paths, base64 text or bytes; images or image when unset."
+    )
+    max_pixels: int | None = Field(
+        None, ge=1, description="Larger images are made smaller; the model's limit if lower."
+    )
+    fetch_images: bool = Field(False, description="Fetch images that rows name by an http or https address.")
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
@@ -166,91 +174,6 @@ class AlgorithmConfig(Section):
         return tuple(name for name, wanted in asked.items() if wanted)
 
 
-EngineName = Literal["vllm", "sglang"]
-
-
-class RolloutConfig(Section):
-    engine: EngineName = Field("vllm", description="What generates.")
-    n: int = Field(8, ge=1, description="Responses per prompt.")
-    max_tokens: int = Field(1024, ge=1, description="Longest response.")
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature.")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Sample from the likeliest tokens with this much probability together."
-    )
-    top_k: int = Field(-1, ge=-1, description="-1 keeps every token.")
-    stop: list[str] = Field(default_factory=list, description="Strings that end a response.")
-    filter: str = Field("none", description="Groups dropped: none, all_equal, band, or FILE.py:NAME (rewards -> bool).")
-    reward_band: tuple[float, float] | None = Field(
-        None, strict=False, description="Lowest and highest mean reward of a group that is kept (filter band)."
-    )
-    refill: Literal["estimate", "one"] = Field(
-        "estimate", description="Prompts drawn for missing groups: by the acceptance rate, or one per dropped group."
-    )
-    oversample: float = Field(1.0, ge=1, description="Prompts in flight over those needed; the first to end are used.")
-    max_refills: int = Field(2, ge=0, description="Waves: at most this many times the quota is drawn beyond it.")
-    max_staleness: int = Field(
-        0, ge=0, description="Oldest groups trained, in updates: carried over, or (disaggregated) drawn ahead."
-    )
-    engine_gap: Literal["stop", "warn"] = Field(
-        "stop", description="What the first step does where engine and trainer differ by more than rounding."
-    )
-    sleep: bool = Field(True, description="Free the engines' KV cache while training.")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="The engine's own options, passed through.")
-
-
-def truncates(rollout: RolloutConfig) -> bool:
-    """Whether tokens are sampled from the likeliest ones only."""
-    return rollout.top_p < 1 or rollout.top_k > 0
-
-
-class RewardFunctionConfig(Section):
-    function: str = Field(..., description="FILE.py:NAME, package.module:NAME, or a built-in name.")
-    weight: float = Field(1.0, description="Weight in the sum.")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="Extra keyword arguments.")
-
-
-class JudgeConfig(Section):
-    """A judge: a model folder served by engines of the run (`path`), or a chat endpoint elsewhere (`url`, `model`)."""
-
-    path: str | None = Field(None, description="Hugging Face folder of a judge that this run serves.")
-    kind: Literal["generative", "classifier"] = Field(
-        "generative", description="Whether the folder's model writes a verdict or is a sequence classifier."
-    )
-    engine: EngineName | None = Field(None, description="What runs it where it is served; rollout.engine when unset.")
-    context_length: int | None = Field(None, ge=8, description="Most tokens a served judge reads and writes together.")
-    engine_args: dict[str, Any] = Field(default_factory=dict, description="Options of its engines, passed through.")
-    url: str | None = Field(None, pattern="^https?://", description="Address of the endpoint; most end in /v1.")
-    model: str | None = Field(None, description="The judge's name at the endpoint.")
-    key_env: str | None = Field(None, description="Environment variable with the key, on every controller's machine.")
-    template: str | None = Field(None, description="What it reads, with {question}, {response}, {answer} filled in.")
-    parser: str | None = Field(
-        None,
-        description="verdict:WORD=NUMBER,..., number, number:LOW..HIGH, json:FIELD, or FILE.py:NAME (text -> number).",
-    )
-    weight: float = Field(1.0, description="Weight in the sum of all rewards.")
-    judgements: int = Field(1, ge=1, description="Judgements of one response, averaged.")
-    retries: int = Field(2, ge=0, description="How often an answer without a verdict is asked for again.")
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature of the judge.")
-    max_tokens: int = Field(1024, ge=1, description="Longest answer of the judge; one cut off has no verdict.")
-    concurrency: int = Field(32, ge=1, description="Requests under way per controller.")
-    timeout: float = Field(60.0, gt=0, description="Seconds for one answer, with the pauses of a busy endpoint.")
-
-
-class RewardConfig(Section):
-    function: str | None = Field(None, description="The only rule: FILE.py:NAME, package.module:NAME or a built-in.")
-    functions: dict[Name, RewardFunctionConfig] = Field(
-        default_factory=dict, description="Several, named and weighted."
-    )
-    models: dict[Name, JudgeConfig] = Field(default_factory=dict, description="Judges, named and weighted.")
-    timeout: float = Field(10.0, gt=0, description="Seconds for one trajectory before its worker is killed.")
-    workers: int = Field(1, ge=1, description="Worker processes per controller.")
-
-    @property
-    def served(self) -> dict[str, JudgeConfig]:
-        """The judges that the run serves itself."""
-        return {name: judge for name, judge in self.models.items() if judge.path is not None}
-
-
 class OptimizerConfig(Section):
     learning_rate: float = Field(1e-6, gt=0, description="AdamW's largest rate.")
     min_learning_rate: float = Field(0.0, ge=0, description="Where the schedule ends.")
@@ -261,6 +184,7 @@ class OptimizerConfig(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="AdamW's two decay rates of the moments.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled decay.")
+    vision_rate: float = Field(1.0, gt=0, description="Factor of a trained vision tower's learning rate.")
     clip_grad: float = Field(1.0, ge=0, description="Largest gradient norm; 0 does not clip.")
 
 
@@ -290,6 +214,7 @@ class TrainConfig(Section):
     attention: Literal["auto", "buckets", "varlen", "flex"] = Field(
         "auto", description="Kernel of attention over packed sequences; auto: the one for the device."
     )
+    vision: Literal["frozen", "trained"] = Field("frozen", description="What a policy's vision tower does.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
 
 
@@ -364,6 +289,7 @@ class Config(Section):
     critic: CriticConfig = Field(default_factory=CriticConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
     train: TrainConfig
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     placement: PlacementConfig = Field(default_factory=PlacementConfig)

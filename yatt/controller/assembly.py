@@ -20,6 +20,7 @@ from yatt.controller.exchange import Assign, Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.offline import OfflineController
 from yatt.controller.phases import Phases
+from yatt.controller.player import Player, Setting
 from yatt.controller.recorder import Recorder
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.responder import Decode, Responder
@@ -64,10 +65,12 @@ class Engines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """How responses are read: token ids to text, and text to a score."""
+    """How responses are read: token ids to text, and text to a score; and what conversations are played in, where
+    prompts are more than answered."""
 
     decode: Decode
     scorer: Scorer
+    setting: Setting | None = None
 
 
 class Assembly:
@@ -168,7 +171,11 @@ class Assembly:
         )
 
     def _responder(self, reading: Reading, purpose: str) -> Responder:
-        return Responder(self.routers[POLICY], reading.scorer, reading.decode, self._parts.config.run.seed, purpose)
+        seed, router = self._parts.config.run.seed, self.routers[POLICY]
+        if reading.setting is None:
+            return Responder(router, reading.scorer, reading.decode, seed, purpose)
+        clock = self._parts.clock
+        return Player(router, reading.scorer, reading.decode, seed, purpose, setting=reading.setting, clock=clock)
 
 
 def responses_per_prompt(config: Config) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from yatt.moments import Moments
 from yatt.reports import RolloutCounts
-from yatt.types import Completion, Finish, Group, Prompt, SampleKey, Score, Span, Trajectory
+from yatt.types import Completion, Finish, Group, Prompt, Row, SampleKey, Score, Span, Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class CarriedGroup:
 
 
 def carried_group(group: Group) -> CarriedGroup:
-    """A group as a checkpoint keeps it. Trajectories are of one turn."""
+    """A group as a checkpoint keeps it."""
     return CarriedGroup(
         uid=group.prompt.uid, trajectories=tuple(map(_values, group.trajectories)), baseline=group.baseline
     )
@@ -50,28 +50,85 @@ def restored_counts(saved: Mapping[str, Any]) -> RolloutCounts:
 
 
 def _values(t: Trajectory) -> dict[str, Any]:
-    start = len(t.prompt.tokens)
     score = t.score
-    return {
+    common = {
         "sibling": t.sibling,
-        "tokens": t.tokens[start:].tolist(),
-        "logprobs": t.rollout_logprobs[start:].tolist(),
-        "spans": [[span.start, span.stop, span.version] for span in t.spans],
         "finish": t.finish,
         "text": t.text,
         "reward": score.value if score else None,
         "parts": dict(score.parts) if score else {},
     }
+    if t.turns:
+        talk = {"messages": list(t.messages), "truncated": t.truncated, "forks": t.forks}
+        return common | {"rows": [_row_values(row) for row in t.rows]} | talk
+    start = len(t.prompt.tokens)
+    return common | {
+        "tokens": t.tokens[start:].tolist(),
+        "logprobs": t.rollout_logprobs[start:].tolist(),
+        "spans": _span_values(t.spans),
+    }
 
 
 def _trajectory(values: Mapping[str, Any], prompt: Prompt) -> Trajectory:
     finish: Finish = values["finish"]
+    score = Score(status="ok", value=values["reward"], parts=values["parts"])
+    if "rows" in values:
+        *earlier, last = (_row(row, prompt) for row in values["rows"])
+        return Trajectory(
+            prompt=replace(prompt, tokens=last.tokens[: last.turns[0].start], media=last.media),
+            sibling=values["sibling"],
+            tokens=last.tokens,
+            loss_mask=last.loss_mask,
+            rollout_logprobs=last.rollout_logprobs,
+            spans=last.spans,
+            finish=finish,
+            text=values["text"],
+            score=score,
+            turns=last.turns,
+            earlier=tuple(earlier),
+            messages=tuple(values["messages"]),
+            truncated=values["truncated"],
+            forks=values["forks"],
+        )
     completion = Completion(
         key=SampleKey(prompt.uid, values["sibling"]),
         tokens=np.array(values["tokens"], dtype=np.int32),
         rollout_logprobs=np.array(values["logprobs"], dtype=np.float32),
-        spans=tuple(Span(start=start, stop=stop, version=version) for start, stop, version in values["spans"]),
+        spans=_spans(values["spans"]),
         finish=finish,
     )
-    score = Score(status="ok", value=values["reward"], parts=values["parts"])
     return Trajectory.single_turn(prompt, completion, values["text"], score)
+
+
+def _row_values(row: Row) -> dict[str, Any]:
+    """A row of a conversation. What was sampled is what its turns say."""
+    return {
+        "tokens": row.tokens.tolist(),
+        "logprobs": row.rollout_logprobs.tolist(),
+        "spans": _span_values(row.spans),
+        "turns": [asdict(turn) for turn in row.turns],
+        "media": bool(row.media),
+    }
+
+
+def _row(values: Mapping[str, Any], prompt: Prompt) -> Row:
+    turns = tuple(Turn(**turn) for turn in values["turns"])
+    mask = np.zeros(len(values["tokens"]), dtype=bool)
+    for turn in turns:
+        mask[turn.start : turn.stop] = True
+    return Row(
+        tokens=np.array(values["tokens"], dtype=np.int32),
+        loss_mask=mask,
+        rollout_logprobs=np.array(values["logprobs"], dtype=np.float32),
+        spans=_spans(values["spans"]),
+        turns=turns,
+        media=prompt.media if values["media"] else (),
+    )
+
+
+def _span_values(spans: Sequence[Span]) -> list[list[int]]:
+    return [[span.start, span.stop, span.version] for span in spans]
+
+
+def _spans(values: Sequence[Sequence[int]]) -> tuple[Span, ...]:
+    return tuple(Span(start=start, stop=stop, version=version) for start, stop, version in values)

@@ -83,7 +83,7 @@ class Exchange:
         ranks have done. Only what is to be trained is divided into updates. Collective; waits for every controller's
         lengths."""
         everyone = await self._gather_lengths(step, samples, work)
-        order = np.lexsort((everyone.sibling, everyone.uid))
+        order = np.lexsort((everyone.turn, everyone.sibling, everyone.uid))
         owner = everyone.owner[order]
         plan = self._assign(
             everyone.tokens[order],
@@ -118,16 +118,17 @@ class Exchange:
     async def _gather_lengths(self, step: int, samples: Sequence[Sample | Pair], work: Work) -> _Lengths:
         """The lengths of all controllers' samples, controller by controller. Collective."""
         rows = [(*sample.key, *_tokens(sample), sample.trained_tokens) for sample in samples]
-        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 5).T]
+        columns = [_narrow(column) for column in np.array(rows, dtype=np.int64).reshape(-1, 6).T]
         tag = f"lengths/{step}" if work == "update" else f"lengths/{work}/{step}"
         gathered = await self._peers.all_gather(tag, (columns, self._node))
         tables = [columns for columns, _ in gathered]
-        uid, sibling, tokens, seconds, trained = (
+        uid, sibling, turn, tokens, seconds, trained = (
             np.concatenate(column).astype(np.int64) for column in zip(*tables, strict=True)
         )
         return _Lengths(
             uid=uid,
             sibling=sibling,
+            turn=turn,
             tokens=tokens,
             seconds=seconds,
             trained=trained,
@@ -143,6 +144,7 @@ class _Lengths:
 
     uid: Column
     sibling: Column
+    turn: Column
     tokens: Column
     seconds: Column
     trained: Column

@@ -18,8 +18,10 @@ Decode = Callable[[np.ndarray], str]
 
 
 def request_seed(run_seed: int, key: SampleKey, purpose: str) -> int:
-    """The seed of one response: a function of the run's seed, the prompt's position and the sibling, nothing else."""
-    digest = blake2b(f"{run_seed}/{purpose}/{key.uid}/{key.sibling}".encode(), digest_size=4).digest()
+    """The seed of one response: a function of the run's seed, the prompt's position, the sibling and the turn, nothing
+    else."""
+    turn = f"/{key.turn}" if key.turn else ""
+    digest = blake2b(f"{run_seed}/{purpose}/{key.uid}/{key.sibling}{turn}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum
+from typing import Any
 
 from yatt.algorithm.filter import all_equal
 from yatt.config.algorithms import LONE
@@ -95,8 +96,26 @@ def count(tally: Tally, quota: int, carried: int) -> RolloutCounts:
         part_sums={name: fsum(values) for name, values in parts.items()},
         part_counts={name: len(values) for name, values in parts.items()},
         response_lengths=histogram(lengths),
+        **_conversations(drawn),
         failures=first_failures(t.score.detail for t in failed if t.score is not None),
     )
+
+
+def _conversations(drawn: Sequence[Trajectory]) -> dict[str, Any]:
+    """Numbers of those that are conversations."""
+    talks = [t for t in drawn if t.turns]
+    turns = [turn for t in talks for row in t.rows for turn in row.turns]
+    if not talks:
+        return {}
+    return {
+        "conversations": len(talks),
+        "turns": len(turns),
+        "tool_calls": sum(turn.calls for turn in turns),
+        "tool_failures": sum(turn.failed for turn in turns),
+        "outside_seconds": fsum(turn.waited for turn in turns),
+        "forks": sum(t.forks for t in talks),
+        "ended_by": dict(Counter(t.truncated for t in talks if t.truncated)),
+    }
 
 
 def _parts(scored: Sequence[Trajectory]) -> dict[str, list[float]]:

@@ -15,7 +15,9 @@ from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import Row, RowSource
 from yatt.data.source import open_evaluation, open_source
 from yatt.data.turns import Turn
-from yatt.errors import DataError
+from yatt.environments.chat import Chat
+from yatt.environments.hosted import check_environment
+from yatt.errors import ConfigError, DataError
 from yatt.reward.filter import load_filter
 from yatt.reward.function import Item
 from yatt.reward.mixed import check_rewards
@@ -69,11 +71,18 @@ def check_scoring(config: Config) -> None:
     for setting, name in (("advantage", config.algorithm.advantage), ("loss", config.algorithm.loss)):
         if name is not None:
             find(f"algorithm.{setting}", name)
-    source = open_source(config.data, config.run.seed)
-    encode = row_encoder(config, load_tokenizer(config.model.path), source)
+    source, tokenizer = open_source(config.data, config.run.seed), load_tokenizer(config.model.path)
+    if config.environment.played:
+        check_environment(config.environment, Chat(tokenizer, config.environment.calls).knows_tools)
+    encode = row_encoder(config, tokenizer, source)
     for row in range(len(source)):
         with suppress(DataError):
             prompt = encode_row(source, encode, row, row)
+            if config.environment.played and prompt.media:
+                raise ConfigError(
+                    f"environment={config.environment.function or config.environment.command} is given text alone, and "
+                    f"{source.origin(row)} has images; use rows without"
+                )
             check_rewards(config.reward, Item(prompt.text, "", prompt.answer, dict(prompt.metadata)))
             return
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from yatt.config.algorithms import Rows
 from yatt.config.columns import ABSENT, find_column
+from yatt.config.image_tokens import image_tokens
 from yatt.config.schema import Config, DataConfig
 from yatt.data.layouts import TALKS
 from yatt.errors import ConfigError
@@ -53,8 +54,18 @@ KNOWN = {
 """Names of these columns in other trainers and well-known datasets."""
 UNREAD = ("tools", "history", "images", "image", "videos", "video", "audio", "audios")
 """Columns that other trainers make part of the prompt."""
+IMAGES = ("images", "image")
+"""Columns of a row's images, where no setting names one."""
 _MARKED = re.compile(r"(?:^|\n)####\s*\S.*\s*$")
 _SHOWN = 20
+
+
+def media_column(row: Mapping[str, Any], key: str | None, *, sees: bool) -> str | None:
+    """The column of a row's images: the one that `data.media_key` names; without one, of a model that sees, the first
+    of the usual names that holds something."""
+    if key is not None or not sees:
+        return key
+    return next((name for name in IMAGES if row.get(name)), None)
 
 
 def paths(row: dict[str, Any]) -> Iterator[str]:
@@ -123,8 +134,8 @@ class Columns:
     def _set(self) -> Iterator[tuple[str, str]]:
         """The settings that name a column, where they are not their defaults: a saved config has those too."""
         data, kind = self._config.data, self._config.algorithm.recipe.rows
-        others = {"prompts": ("media_key",), "pairs": ("margin_key",)}.get(kind, ())
-        for name in (*ROLES[kind], *others, "system_key"):
+        others = ("margin_key",) if kind == "pairs" else ()
+        for name in (*ROLES[kind], *others, "media_key", "system_key"):
             key = getattr(data, name)
             if key is not None and key != type(data).model_fields[name].default:
                 yield f"data.{name}", key
@@ -182,7 +193,9 @@ class Columns:
 
     def _warnings(self) -> Iterator[str]:
         data, kind = self._config.data, self._config.algorithm.recipe.rows
-        unread = [name for name in UNREAD if any(row.get(name) for row in self._rows) and name != data.media_key]
+        sees = image_tokens(self._config.model.path) is not None
+        seen = {media_column(row, data.media_key, sees=sees) for row in self._rows}
+        unread = [name for name in UNREAD if any(row.get(name) for row in self._rows) and name not in seen]
         if unread:
             yield f"{self._what}: no prompt is made of {', '.join(map(repr, unread))}; other trainers read such columns"
         if kind != "prompts":

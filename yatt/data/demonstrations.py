@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -13,12 +13,29 @@ from transformers import PreTrainedTokenizerFast
 from yatt.config.algorithms import Rows
 from yatt.config.schema import DataConfig
 from yatt.data.columns import missing
+from yatt.data.images import Found, ImagePlaces
 from yatt.data.masks import AssistantMask
 from yatt.data.prompts import PromptEncoder, as_messages, tokenize
 from yatt.data.rows import Row
 from yatt.data.turns import Messages, Turn
 from yatt.errors import BadRow
-from yatt.types import Sample, SampleKey
+from yatt.types import Media, Sample, SampleKey
+
+
+class Asked(NamedTuple):
+    """A prompt with marks in the places of its images, these images, and the number of its row."""
+
+    prompt: Any
+    images: list[Found]
+    row: int
+
+
+class Encoded(NamedTuple):
+    """A prompt and a response to it: tokens [T] int32, the loss mask [T], and the prompt's images."""
+
+    tokens: np.ndarray
+    mask: np.ndarray
+    media: tuple[Media, ...] = ()
 
 
 class ResponseEncoder:
@@ -32,21 +49,26 @@ class ResponseEncoder:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int, *, scored: bool = False
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        data: DataConfig,
+        context_length: int,
+        *,
+        scored: bool = False,
+        images: ImagePlaces | None = None,
     ) -> None:
         self._tokenizer, self._data, self._length = tokenizer, data, context_length
-        self._prompts = PromptEncoder(tokenizer, data, context_length, 1)
+        self._prompts = PromptEncoder(tokenizer, data, context_length, 1, images=images)
         self._turn, self._scored = Turn(tokenizer), scored
         self._assistant = AssistantMask(tokenizer, self._turn)
         self.layout = self._prompts.layout
 
-    def __call__(
-        self, prompt: Any, response: str, *, what: str = "response", every_turn: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [T] int32 and loss mask [T]. With `every_turn` the loss is on the assistant's turns in the prompt too.
-        Raises BadRow as `PromptEncoder` does, and where the response is empty, goes on after an end, or both do not fit
-        the context."""
-        text, head = self._prompts.encode(prompt)
+    def __call__(self, asked: Asked, response: str, *, what: str = "response", every_turn: bool = False) -> Encoded:
+        """The prompt and the response as one sequence. With `every_turn` the loss is on the assistant's turns in the
+        prompt too. Raises BadRow as `PromptEncoder` does, and where the response is empty, goes on after an end, or
+        both do not fit the context."""
+        prompt = asked.prompt
+        text, head = self._prompts.encode(prompt, len(asked.images))
         if self._prompts.templated(prompt):
             body = self._turn.body(self._prompts.opened(as_messages(prompt)), text, response)
             after = self._turn.rest if self._scored else self._turn.end
@@ -55,14 +77,25 @@ class ResponseEncoder:
         read = partial(self._behind, text, head, special=not self._prompts.templated(prompt))
         tail = self._ended(read, body, after, what)
         tokens = np.concatenate([head, tail])
+        mask = np.arange(len(tokens)) >= len(head)
+        if every_turn and any(message["role"] == "assistant" for message in as_messages(prompt)):
+            mask[: len(head)] = self._assistant(self._prompts.opened(as_messages(prompt)))
+        media = self._prompts.read(asked.images, head, asked.row)
+        if self._prompts.images is not None:
+            media, (tokens, mask) = self._prompts.images.place(media, tokens, mask)
         if len(tokens) > self._length:
             raise BadRow(
                 f"prompt and {what} have {len(tokens)} tokens; the most is model.context_length={self._length}"
             )
-        mask = np.arange(len(tokens)) >= len(head)
-        if every_turn and any(message["role"] == "assistant" for message in as_messages(prompt)):
-            mask[: len(head)] = self._assistant(self._prompts.opened(as_messages(prompt)))
-        return tokens, mask
+        return Encoded(tokens, mask, media)
+
+    def hold(self, media: Sequence[Media]) -> tuple[Media, ...]:
+        """The images of a row, in the store."""
+        return () if self._prompts.images is None else self._prompts.images.hold(media)
+
+    def asked(self, prompt: Any, row: Row, index: int) -> Asked:
+        """The prompt of row `index`, with its images."""
+        return Asked(*self._prompts.marked(prompt, row), index)
 
     def _ended(self, read: Callable[[str], np.ndarray], body: str, after: str, what: str) -> np.ndarray:
         """Tokens of a response, and of what comes `after` it where it has no end of its own: an eos_token for "".
@@ -92,38 +125,46 @@ class ResponseEncoder:
                 return whole[len(line) :]
         return tokenize(self._tokenizer, text, special=False)
 
-    def split(self, row: Row, kind: Rows = "demonstrations") -> tuple[Any, str, bool]:
-        """A row's prompt, its response, and whether both come from one talk, under the prompt's column, `messages` or
-        `conversations`, that ends with the assistant's turn. Raises BadRow where there is neither that nor a column of
-        each."""
+    def split(self, row: Row, index: int, kind: Rows = "demonstrations") -> tuple[Asked, str, bool]:
+        """The prompt of row `index`, its response, and whether both come from one talk, under the prompt's column,
+        `messages` or `conversations`, that ends with the assistant's turn. Raises BadRow where there is neither that
+        nor a column of each."""
         data, given = self._data, row
         row = self.layout.demonstration(row)
         if row.get(data.prompt_key) is not None and row.get(data.response_key) is not None:
             response = row[data.response_key]
             if not isinstance(response, str):
                 raise BadRow(f"column {data.response_key!r} holds a {type(response).__name__}; it must be text")
-            return row[data.prompt_key], response, False
+            return self.asked(row[data.prompt_key], row, index), response, False
         talk = row.get(data.prompt_key)
         if not isinstance(talk, list):
             raise BadRow(missing(given, data, kind, *_lacking(row, data)))
-        messages = as_messages(talk)
+        asked = self.asked(talk, row, index)
+        messages = as_messages(asked.prompt)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise BadRow("the messages do not end with the assistant's turn; there is nothing to imitate")
-        return *last_turn(messages), True
+        prompt, response = last_turn(messages)
+        return asked._replace(prompt=prompt), response, True
 
 
 class DemonstrationEncoder:
     """Encodes rows as samples to imitate: a prompt and a response column, or chat messages whose last is the
     assistant's. Of a talk, every turn of the assistant's is imitated."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataConfig, context_length: int) -> None:
-        self._responses = ResponseEncoder(tokenizer, data, context_length)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        data: DataConfig,
+        context_length: int,
+        images: ImagePlaces | None = None,
+    ) -> None:
+        self._responses = ResponseEncoder(tokenizer, data, context_length, images=images)
 
     def __call__(self, row: Row, uid: int, index: int) -> Sample:
         """Raises BadRow as `ResponseEncoder` does, ConfigError where a talk's template has no assistant mask."""
-        prompt, response, talk = self._responses.split(row)
-        tokens, mask = self._responses(prompt, response, every_turn=talk)
-        return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=mask)
+        asked, response, talk = self._responses.split(row, index)
+        tokens, mask, media = self._responses(asked, response, every_turn=talk)
+        return Sample(key=SampleKey(uid, 0), tokens=tokens, loss_mask=mask, media=self._responses.hold(media))
 
 
 def _lacking(row: Row, data: DataConfig) -> list[str]:

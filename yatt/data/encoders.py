@@ -6,31 +6,47 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from yatt.config.image_tokens import image_tokens
 from yatt.config.schema import Config
 from yatt.data.demonstrations import DemonstrationEncoder
+from yatt.data.images import ImagePlaces
 from yatt.data.loader import Encode, share_of_rows
 from yatt.data.preferences import LabelEncoder, PairEncoder
 from yatt.data.prompts import PromptEncoder
 from yatt.data.rows import RowSource
 from yatt.data.source import open_evaluation
 from yatt.protocols import MediaStore
+from yatt.vision.images import ImageReader
 
 
 def row_encoder(
     config: Config, tokenizer: PreTrainedTokenizerFast, source: RowSource, store: MediaStore | None = None
 ) -> Encode[Any]:
-    """The encoder of the rows of `source`, to prompts or to samples, as the algorithm asks. Prompts' images go into
+    """The encoder of the rows of `source`, to prompts or to samples, as the algorithm asks. Their images go into
     `store`. Raises ConfigError or DataError where no row could be encoded."""
     data, length = config.data, config.model.context_length
+    images = image_places(config, tokenizer, source, store)
     match config.algorithm.recipe.rows:
         case "prompts":
-            return PromptEncoder(tokenizer, data, length, config.rollout.max_tokens, store)
+            return PromptEncoder(tokenizer, data, length, config.rollout.max_tokens, store, images)
         case "demonstrations":
-            return DemonstrationEncoder(tokenizer, data, length)
+            return DemonstrationEncoder(tokenizer, data, length, images)
         case "pairs":
-            return PairEncoder(tokenizer, data, length, scored=config.algorithm.name == "reward_model")
+            scored = config.algorithm.name == "reward_model"
+            return PairEncoder(tokenizer, data, length, scored=scored, images=images)
         case "labels":
-            return LabelEncoder(tokenizer, data, length, source)
+            return LabelEncoder(tokenizer, data, length, source, images)
+
+
+def image_places(
+    config: Config, tokenizer: PreTrainedTokenizerFast, source: RowSource, store: MediaStore | None
+) -> ImagePlaces | None:
+    """What finds the images of the rows of `source`; None for a model that sees none."""
+    tokens = image_tokens(config.model.path)
+    if tokens is None:
+        return None
+    reader = ImageReader(config.model.path, config.data.max_pixels)
+    return ImagePlaces(config.data, tokens, reader, tokenizer, folder=source.folder, store=store)
 
 
 def held_out_rows(

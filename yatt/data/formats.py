@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from array import array
 from collections import Counter
@@ -90,6 +91,9 @@ class CsvRows:
     def origin(self, index: int) -> str:
         return f"{self._path}:{self._numbers[index]}"
 
+    def folder(self, index: int) -> str:
+        return os.path.dirname(self._path)
+
 
 def _is_text(cell: str) -> bool:
     try:
@@ -125,6 +129,9 @@ class ListRows:
 
     def origin(self, index: int) -> str:
         return f"{self._path}:{index + 1}"
+
+    def folder(self, index: int) -> str:
+        return os.path.dirname(self._path)
 
 
 def listed(file: BinaryIO, *, whole: bool) -> list[Any] | None:

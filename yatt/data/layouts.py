@@ -60,7 +60,7 @@ class Layout:
     def demonstration(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row with a prompt and a response as text; or with a whole talk as the prompt, and no response."""
         data = self._data
-        row = named(row, data.prompt_key, data.response_key)
+        row = named(row, data.prompt_key, data.response_key, data.media_key)
         response = self._messages(row.get(data.response_key), data.response_key)
         if response is not None and row.get(data.prompt_key) is not None:
             return {**self._with_prompt(row), data.response_key: _reply(response, data.response_key)}
@@ -77,7 +77,7 @@ class Layout:
         """A row with two texts or two lists of messages, and the prompt before them where they do not begin with it."""
         data = self._data
         keys = (data.chosen_key, data.rejected_key)
-        row = named(row, data.prompt_key, *keys, data.margin_key)
+        row = named(row, data.prompt_key, *keys, data.margin_key, data.media_key)
         row |= {key: self._messages(row[key], key) for key in keys if key in row}
         if row.get(data.prompt_key) is None and not self._chat and all(_is_spoken(row.get(key)) for key in keys):
             (before, better), (other, worse) = (_cut(row[key]) for key in keys)

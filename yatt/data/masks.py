@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.data.turns import Messages, Turn, render
+from yatt.data.turns import Messages, Turn, render, with_parts
 from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
 
@@ -55,7 +55,7 @@ class AssistantMask:
 
     def _marks(self, messages: Messages) -> np.ndarray | str:
         marked: Any = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_assistant_tokens_mask=True
+            with_parts(messages), add_generation_prompt=True, return_dict=True, return_assistant_tokens_mask=True
         )
         mask = np.array(marked["assistant_masks"], dtype=bool)
         return mask if mask.any() else "its generation marks hold no token"

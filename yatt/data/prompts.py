@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 from yatt.config.schema import DataConfig
 from yatt.data.answers import answer_text
-from yatt.data.columns import column_names, missing
+from yatt.data.columns import column_names, media_column, missing
+from yatt.data.images import TAG, Found, ImagePlaces
 from yatt.data.layouts import Layout
-from yatt.data.media import read_media
+from yatt.data.media import listed_media, read_image
 from yatt.data.rows import Row
-from yatt.data.turns import Messages, render
+from yatt.data.turns import MARK, Messages, render
 from yatt.data.values import without_nulls
 from yatt.errors import BadRow, ConfigError
 from yatt.protocols import MediaStore
@@ -32,8 +34,8 @@ class PromptEncoder:
 
     Chat messages, and text where the tokenizer has a chat template and `data.chat_template` allows it, go through the
     template with its generation prompt; other text is tokenised as it stands, with the tokenizer's own special tokens.
-    `data.system_prompt` opens every chat that brings no system message of its own. Images go into `store`; without one
-    they are only looked at.
+    `data.system_prompt` opens every chat that brings no system message of its own. `images` puts the images of rows in
+    their places, for a model that sees; the rows of another carry what `data.media_key` names into `store`, as it is.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class PromptEncoder:
         context_length: int,
         max_tokens: int,
         store: MediaStore | None = None,
+        images: ImagePlaces | None = None,
     ) -> None:
-        self._tokenizer, self._data, self._store = tokenizer, data, store
+        self._tokenizer, self._data, self._store, self.images = tokenizer, data, store, images
         self._template = data.chat_template == "auto" and tokenizer.chat_template is not None
         self.layout = Layout(data, chat=self._template)
         room = context_length - max_tokens
@@ -63,30 +66,65 @@ class PromptEncoder:
         data, given, row = self._data, row, self.layout.prompt(row)
         if data.prompt_key not in row:
             raise BadRow(missing(given, data, "prompts", "prompt_key"))
-        text, tokens = self.encode(row[data.prompt_key])
+        prompt, found = self.marked(row[data.prompt_key], row)
+        text, tokens = self.encode(prompt, len(found))
+        media = self.read(found, tokens, index)
+        if self.images is None:
+            media = self._carried(row)
+        else:
+            media, (tokens,) = self.images.place(media, tokens)
+            media = self.images.hold(media)
         answer = answer_text(row.get(data.answer_key), data.answer_key, data.answer_after)
         return Prompt(
             uid=uid,
             text=text,
             tokens=tokens,
-            question=encodable(_question(row[data.prompt_key]), data.prompt_key),
+            question=encodable(_question(prompt), data.prompt_key),
             answer=encodable(answer, data.answer_key),
             metadata=self._metadata(row),
-            media=self._media(row),
+            media=media,
+            messages=tuple(self.opened(as_messages(prompt))),
         )
 
-    def encode(self, prompt: Any) -> tuple[str, np.ndarray]:
-        """The prompt as the policy reads it: text, and token ids [P] int32."""
+    def marked(self, prompt: Any, row: Row) -> tuple[Any, list[Found]]:
+        """The prompt with a mark in the place of each image, and the row's images in that order; for a model that sees
+        none, as it is."""
+        if self.images is None:
+            return prompt, []
+        return self.images.marked(prompt, row, templated=self.templated(prompt))
+
+    def encode(self, prompt: Any, images: int = 0) -> tuple[str, np.ndarray]:
+        """The prompt as the policy reads it: text, and token ids [P] int32, one in the place of each image. Raises
+        BadRow where it has not so many."""
         if prompt == "":
             raise BadRow("the prompt is empty")
         templated = self.templated(prompt)
         text = self._render(as_messages(prompt)) if templated else prompt
+        if self.images is not None and not templated:
+            text = self.images.written(text)
         tokens = tokenize(self._tokenizer, text, special=not templated)
         if not len(tokens):
             raise BadRow("the prompt has no tokens")
-        if len(tokens) > self._limit:
-            raise BadRow(f"the prompt has {len(tokens)} tokens; the most is {self._limit} ({self._rule})")
+        if self.images is not None:
+            self.images.check_places(tokens, images)
+        self._check_length(len(tokens))
         return text, tokens
+
+    def read(self, found: Sequence[Found], tokens: np.ndarray, index: int) -> tuple[Media, ...]:
+        """The images of row `index`, looked at; `tokens` are the prompt's, which with all of theirs must fit. Raises
+        BadRow: an image is never cut."""
+        if self.images is None or not found:
+            return ()
+        images = self.images.read(found, index)
+        self._check_length(len(tokens) - len(images) + sum(image.tokens for image in images), images)
+        return tuple(images)
+
+    def _check_length(self, length: int, images: Sequence[Media] = ()) -> None:
+        if length <= self._limit:
+            return
+        shares = f", {sum(image.tokens for image in images)} of them of {len(images)} image(s)" if images else ""
+        remedy = "; a lower data.max_pixels makes images smaller" if images else ""
+        raise BadRow(f"the prompt has {length} tokens{shares}; the most is {self._limit} ({self._rule}){remedy}")
 
     def templated(self, prompt: Any) -> bool:
         """Whether a prompt goes through the chat template."""
@@ -106,19 +144,23 @@ class PromptEncoder:
             return messages
         return [{"role": "system", "content": system}, *messages]
 
-    def _media(self, row: Row) -> tuple[Media, ...]:
+    def _carried(self, row: Row) -> tuple[Media, ...]:
+        """The images of a model that sees none, as they are."""
         key = self._data.media_key
         if key is None:
             return ()
         if key not in row:
             raise BadRow(f"no column {key!r} (it has {column_names(row)}); see data.media_key")
-        images = read_media(row[key], key)
-        return () if self._store is None else self._store.hold(images)
+        images = [read_image(one, f"column {key!r}") for one in listed_media(row[key])]
+        if self._store is None or not images:
+            return ()
+        return self._store.hold([Media(handle=image, nbytes=image.nbytes) for image in images])
 
     def _metadata(self, row: Row) -> dict[str, Any]:
         data = self._data
         if data.metadata_keys is None:
-            taken = (data.prompt_key, data.answer_key, data.media_key)
+            media_key = media_column(row, data.media_key, sees=self.images is not None)
+            taken = (data.prompt_key, data.answer_key, media_key)
             return {key: value for key, value in row.items() if key not in taken and value is not None}
         for key in data.metadata_keys:
             if key not in row:
@@ -221,6 +263,8 @@ def as_messages(prompt: Any) -> Messages:
     for number, message in enumerate(messages, start=1):
         if isinstance(message, dict) and message.get("tool_calls"):
             message.setdefault("content", "")  # a turn that only calls tools may have none
+        if isinstance(message, dict) and isinstance(message.get("content"), list) and message.get("role"):
+            raise BadRow(f"message {number} has parts other than text, and the model sees no images; give text")
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise BadRow(f"message {number} has no text under 'role' and 'content'")
     return messages
@@ -230,5 +274,5 @@ def _question(prompt: Any) -> str:
     """The question for a judge to read: the text, the only message, or the turns of a talk; no system message."""
     turns = [message for message in as_messages(prompt) if message["role"] != "system"]
     if len(turns) == 1:
-        return str(turns[0]["content"])
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+        return str(turns[0]["content"]).replace(MARK, TAG)
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns).replace(MARK, TAG)

@@ -33,6 +33,10 @@ class RowSource(Protocol):
         """Where the row stands, such as `train.jsonl:12`."""
         ...
 
+    def folder(self, index: int) -> str:
+        """Where the paths in the row start: at its file."""
+        ...
+
 
 class BadRows:
     """Counts the rows that cannot be used, and keeps the first few places, by reason."""
@@ -112,6 +116,9 @@ class JsonlRows:
     def origin(self, index: int) -> str:
         return f"{self._path}:{self._lines[index]}"
 
+    def folder(self, index: int) -> str:
+        return os.path.dirname(self._path)
+
 
 class JoinedRows:
     """Sources end to end."""
@@ -137,13 +144,17 @@ class JoinedRows:
         part, inner = self._find(index)
         return part.origin(inner)
 
+    def folder(self, index: int) -> str:
+        part, inner = self._find(index)
+        return part.folder(inner)
+
 
 class FirstRows:
     """The first `size` rows of a source, or all where it has fewer."""
 
     def __init__(self, source: RowSource, size: int) -> None:
         self._source, self._size = source, min(size, len(source))
-        self.row, self.origin = source.row, source.origin
+        self.row, self.origin, self.folder = source.row, source.origin, source.folder
 
     def __len__(self) -> int:
         return self._size

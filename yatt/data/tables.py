@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow
 import pyarrow.parquet
-from datasets import Dataset, Image, Value, load_from_disk
+from datasets import Dataset, Value, load_from_disk
 
 from yatt.data.values import without_nulls
 
@@ -23,15 +24,14 @@ class TableRows:
 
     def __init__(self, table: Dataset, path: str) -> None:
         table = table.with_format(None)  # a folder keeps the format that rows were last shown in, and hides columns
-        for name, feature in table.features.items():
-            if isinstance(feature, Image):
-                table = table.cast_column(name, Image(decode=False))
+        _leave_encoded(table.info.features)
         self._short = {
             name: np.dtype(feature.dtype).type
             for name, feature in table.features.items()
             if isinstance(feature, Value) and feature.dtype in ("float16", "float32")
         }
         self._table, self._path = table, path
+        self._folder = path if os.path.isdir(path) else os.path.dirname(path)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -45,6 +45,23 @@ class TableRows:
 
     def origin(self, index: int) -> str:
         return f"{self._path}:{index + 1}"
+
+    def folder(self, index: int) -> str:
+        return self._folder
+
+
+def _leave_encoded(feature: Any) -> None:
+    """Have images within a feature, at any depth, and whatever else would be decoded, given as they are stored."""
+    if hasattr(feature, "decode_example") and hasattr(feature, "decode"):
+        feature.decode = False
+    elif isinstance(feature, dict):
+        for inner in feature.values():
+            _leave_encoded(inner)
+    elif isinstance(feature, list):
+        for inner in feature:
+            _leave_encoded(inner)
+    elif hasattr(feature, "feature"):
+        _leave_encoded(feature.feature)
 
 
 def open_parquet(path: str) -> TableRows:

@@ -46,6 +46,9 @@ class TaskRows:
     def origin(self, index: int) -> str:
         return f"{self._names[int(self._choice[index])]}:{index + 1}"
 
+    def folder(self, index: int) -> str:
+        return ""
+
 
 def _create(task: TaskConfig, size: int, seed: int) -> reasoning_gym.dataset.ProceduralDataset:
     if task.name not in DATASETS:

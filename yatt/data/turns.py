@@ -17,6 +17,8 @@ from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
 
 Messages = list[dict[str, Any]]
+MARK = "\ufdd0"
+"""The place of an image in a message's text. It is no character: no text of others has it."""
 _PROBE = "Yes, 1 + 1 is 2."
 _OPENING = re.compile(r"^|(?<=[\n>\]])|(?=[<\[])")
 """Where a piece of an opened turn may begin: a line, or a tag such as `<think>`."""
@@ -28,9 +30,24 @@ def render(tokenizer: PreTrainedTokenizerFast, messages: Messages, *, opened: bo
     """The messages in the chat template, with `opened` up to where the assistant goes on. Raises BadRow where the
     template refuses them, whatever it raises."""
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened))
+        shown = with_parts(messages)
+        return str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=opened))
     except Exception as error:  # a template raises whatever its expressions raise
         raise BadRow(f"the chat template refuses the messages: {one_line(error)}") from None
+
+
+def with_parts(messages: Messages) -> Messages:
+    """The messages as a chat template takes them: text with images in it as parts. The assistant's has none."""
+    seen = [message["role"] != "assistant" and MARK in message["content"] for message in messages]
+    return [
+        {**message, "content": _parts(message["content"])} if sees else message
+        for message, sees in zip(messages, seen, strict=True)
+    ]
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    first, *others = [[{"type": "text", "text": words}] if words else [] for words in text.split(MARK)]
+    return [*first, *(part for words in others for part in ({"type": "image"}, *words))]
 
 
 class Turn:
@@ -102,7 +119,7 @@ class Turn:
             closed = ""
         if closed and prompt != closed and prompt.startswith(closed):
             return prompt[len(closed) :]
-        last = str(messages[-1]["content"]).strip()
+        last = str(messages[-1]["content"]).rpartition(MARK)[2].strip()
         return prompt.rpartition(last)[2] if last and last in prompt else ""
 
 

@@ -35,11 +35,12 @@ from yatt.reports import EvaluationReport, Interval
 READ = (
     *("run.seed", "model.path", "model.dtype", "model.context_length", "cluster", "evaluate.path", "evaluate.size"),
     *("data.path", "data.tasks", "data.prompt_key", "data.system_prompt", "data.chat_template", "data.bad_rows"),
-    *("data.max_prompt_tokens", "data.metadata_keys", "train.tp", "train.pp"),
+    *("data.media_key", "data.max_pixels", "data.fetch_images", "data.max_prompt_tokens"),
+    *("data.metadata_keys", "train.tp", "train.pp"),
 )
 """Settings, and sections, that an evaluation looks at."""
 READ_DRAWN = (
-    *("data.answer_key", "data.media_key", "reward", "placement", "log.samples", "evaluate.temperature"),
+    *("data.answer_key", "reward", "placement", "log.samples", "evaluate.temperature"),
     *("evaluate.correct_at", "evaluate.by", "rollout.engine", "rollout.max_tokens", "rollout.top_p", "rollout.top_k"),
     *("rollout.stop", "rollout.engine_args"),
 )

@@ -13,6 +13,8 @@ from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport,
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
 ASIDE_PHASES = ("evaluate", "checkpoint")
+CONVERSATION = ("conversations", "turns", "tool_calls", "tool_failures", "outside_seconds", "forks", "ended_by")
+"""Counts of conversations, which only some runs have."""
 NOT_SHOWN = ("_sum", "_sums", "_counts", "_deviations", "_lengths")
 
 
@@ -100,7 +102,8 @@ def union(spans: Iterable[PhaseSpan]) -> float:
 
 def _rollout_numbers(counts: RolloutCounts) -> dict[str, Any]:
     responses = max(1, counts.responses)
-    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(NOT_SHOWN)}
+    unplayed = () if counts.conversations else CONVERSATION
+    sums = {name: n for name, n in asdict(counts).items() if not name.endswith(NOT_SHOWN) and name not in unplayed}
     return sums | {
         "reward_mean": counts.rewards.mean if counts.scored else None,
         "reward_std": math.sqrt(counts.rewards.variance) if counts.scored else None,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from yatt.generation.kind import EngineShape
-from yatt.types import Finish, SamplingParams, WeightManifest
+from yatt.types import Finish, Media, SamplingParams, WeightManifest
 
 
 class Sampled(NamedTuple):
@@ -25,6 +27,14 @@ class Read(NamedTuple):
     logit: float
 
 
+class Image(NamedTuple):
+    """An image of a request, and its patches [P, D] uint8, not normalised. Its digest names it: the tower reads images
+    of the same digest once."""
+
+    media: Media
+    patches: np.ndarray
+
+
 class Step(NamedTuple):
     """The results of one step."""
 
@@ -37,15 +47,24 @@ class Engine(Protocol):
 
     It is built with keywords: `model`, `config` (of which it uses `engine_args` and `sleep`), `context_length`,
     `dtype`, `device`, `seed`, `setting` (where its user wrote `config`, for messages) and `classifies`.
+
+    An engine of a model with a vision tower normalises patches itself. Where an image lies is in its `media`: tokens
+    of the request that look like an image's and lie elsewhere were sampled, and are text.
     """
 
     shape: EngineShape
 
     def add(
-        self, id: str, tokens: Sequence[int], params: SamplingParams, seed: int, stop_token_ids: Sequence[int]
+        self,
+        id: str,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        seed: int,
+        stop_token_ids: Sequence[int],
+        images: Sequence[Image] = (),
     ) -> None:
-        """Queue a request for a response. The same tokens, settings and seed give the same response, whatever else
-        runs, up to round-off. Logprobs are those of the distribution a token is drawn from: temperature, top-k and
+        """Queue a request for a response. The same tokens, images, settings and seed give the same response, whatever
+        else runs, up to round-off. Logprobs are those of the distribution a token is drawn from: temperature, top-k and
         top-p applied; of a greedy token the model's own. Stop strings are not the engine's business."""
         ...
 
@@ -67,8 +86,8 @@ class Engine(Protocol):
         ...
 
     def load(self, manifest: WeightManifest) -> None:
-        """Write checked weights into the model and forget what the old ones computed; requests go on, their prefix
-        recomputed. A sleeping engine takes back the memory of its weights for it, and no other."""
+        """Write checked weights into the model and forget what the old ones computed, of images too; requests go on,
+        their prefix recomputed. A sleeping engine takes back the memory of its weights for it, and no other."""
         ...
 
     def sleep(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from yatt.generation.engine import Image
 from yatt.types import Completion, Finish, Request, Span
 
 
@@ -42,6 +43,7 @@ class Running:
     logprobs: list[float] = field(default_factory=list)
     stops: StopStrings | None = None
     reads: int = 0  # tokens of a prompt that is read for it; its siblings find them in the cache
+    images: Sequence[Image] = ()
 
     def completion(self, finish: Finish, logit: float | None = None) -> Completion:
         ends = [start for start, _ in self.versions[1:]] + [len(self.tokens)]
@@ -54,6 +56,12 @@ class Running:
             finish=finish,
             logit=logit,
         )
+
+
+def same_prompt(one: Request, other: Request) -> bool:
+    """Whether two requests read the same."""
+    digests = ([image.digest for image in request.media] for request in (one, other))
+    return np.array_equal(one.tokens, other.tokens) and next(digests) == next(digests)
 
 
 class StopStrings:

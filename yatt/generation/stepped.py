@@ -11,27 +11,33 @@ import gc
 import importlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from yatt.config.schema import EngineName, RolloutConfig
 from yatt.data.prompts import load_tokenizer
 from yatt.data.turns import Turn, named_ends
 from yatt.errors import BackendError, ConfigError, WaitTimeout, YattError
-from yatt.generation.engine import Engine, Read, Sampled
+from yatt.generation.engine import Engine, Image, Read, Sampled
+from yatt.generation.facts import served_facts
 from yatt.generation.kind import Device
-from yatt.generation.running import Running, StopStrings, Stream
+from yatt.generation.running import Running, StopStrings, Stream, same_prompt
 from yatt.generation.table import ENGINES
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
+
+if TYPE_CHECKING:
+    from yatt.generation.images import ImageQueue
 
 R = TypeVar("R")
 
 # Seconds a command may wait for the engine's thread: far beyond the longest step or load.
 PATIENCE = 1800.0
+# Imported only for a model that sees.
+IMAGES = "yatt.generation.images"
 
 
 class SteppedGenerator:
@@ -42,6 +48,8 @@ class SteppedGenerator:
     temperature 1. A response ends with one of `stop_token_ids` (by default `end_tokens`), as its request asks, or at
     the context length. The same seed gives the same tokens up to round-off, which depends on
     what else is running.
+
+    A request with images waits, running, until their patches are made; others are stepped meanwhile.
     """
 
     classifies = False
@@ -78,7 +86,9 @@ class SteppedGenerator:
         self._tokenizer: Tokenizer | None = None
         self._engine: Engine
         self._thread: ThreadPoolExecutor | None = None
+        self._images: ImageQueue | None = None
         self._running: dict[str, Running] = {}
+        self._waiting: set[str] = set()  # those of them that are not in the engine: their images are being read
         self._next_id = 0
         self._version = 0
         self._paused = False
@@ -108,8 +118,8 @@ class SteppedGenerator:
                     f"request {request.key}: its prompt of {len(request.tokens)} tokens leaves no room "
                     f"in the context length, {self._context_length}"
                 )
-            if request.media:
-                raise BackendError(f"request {request.key} has images, and engine={self._engine_name} takes none yet")
+            if request.media and self._images is None:
+                raise BackendError(f"request {request.key} has images, and {self._model} sees none")
         stream, pending = Stream(), len(requests)
         try:
             await self._call(self._admit, requests, stream)
@@ -155,6 +165,8 @@ class SteppedGenerator:
             return
         if self._failure is None:
             await self._call(self._close)
+        if self._images is not None:
+            await asyncio.to_thread(self._images.close)
         await asyncio.to_thread(self._thread.shutdown)
         self._thread = None
 
@@ -182,14 +194,14 @@ class SteppedGenerator:
 
     def _go_on(self) -> None:
         """Queue the next step, behind whatever was asked for in the meantime."""
-        if self._running and not self._paused and not self._stepping:
+        if len(self._running) > len(self._waiting) and not self._paused and not self._stepping:
             assert self._thread is not None
             self._stepping = True
             self._thread.submit(self._work)
 
     def _work(self) -> None:
         self._stepping = False
-        if not self._running or self._paused:
+        if len(self._running) == len(self._waiting) or self._paused:
             return
         try:
             self._step()
@@ -205,6 +217,9 @@ class SteppedGenerator:
             build = getattr(importlib.import_module(module), name)
             gc.freeze()
             self._engine = build(**self._arguments)
+            facts = served_facts(self._model, self._arguments["setting"], classifies=self.classifies)
+            if facts.vision is not None:
+                self._images = importlib.import_module(IMAGES).ImageQueue(self._model)
         except YattError:
             raise
         except Exception as error:
@@ -216,16 +231,39 @@ class SteppedGenerator:
         for last, request in zip((None, *requests), requests, strict=False):
             id, self._next_id = str(self._next_id), self._next_id + 1
             running = Running(request, stream, versions=[(0, self._version)])
-            if last is None or not np.array_equal(last.tokens, request.tokens):
+            if last is None or not same_prompt(last, request):
                 running.reads = len(request.tokens)
             if request.params.stop:
                 running.stops = StopStrings(self._load_tokenizer(), request.tokens.tolist(), request.params.stop)
-            self._queue(id, request)
             self._running[id] = running
+            if request.media:
+                assert self._images is not None
+                self._waiting.add(id)
+                self._images.ask(request.media, partial(self._on_thread, self._begin, id))
+            else:
+                self._queue(id, request)
 
-    def _queue(self, id: str, request: Request) -> None:
+    def _on_thread(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Have `action` run on the engine's thread, later."""
+        assert self._thread is not None
+        self._thread.submit(self._obey, action, *arguments)
+
+    def _begin(self, id: str, read: Future[list[Image]]) -> None:
+        """Queue a request whose images are read, unless it was ended meanwhile."""
+        if id not in self._waiting:
+            return
+        running = self._running[id]
+        try:
+            running.images = read.result()
+        except BackendError as error:
+            running.stream.put(BackendError(f"request {running.request.key}: {error}"))
+            return  # its caller leaves the stream
+        self._waiting.discard(id)
+        self._queue(id, running.request, running.images)
+
+    def _queue(self, id: str, request: Request, images: Sequence[Image] = ()) -> None:
         stops = (*self._stop_token_ids, *request.params.stop_token_ids)
-        self._engine.add(id, request.tokens.tolist(), request.params, request.seed, stops)
+        self._engine.add(id, request.tokens.tolist(), request.params, request.seed, stops, images)
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -273,13 +311,14 @@ class SteppedGenerator:
         batches: dict[Stream, list[Completion]] = {}
         for id, finish in ended:
             running = self._running.pop(id)
+            self._waiting.discard(id)
             completion = running.completion(finish, (logits or {}).get(id))
             batches.setdefault(running.stream, []).append(completion)
         for stream, batch in batches.items():
             stream.put(batch)
 
     def _end(self, ids: Sequence[str]) -> None:
-        self._engine.abort(ids)
+        self._engine.abort([id for id in ids if id not in self._waiting])
         self._answer([(id, "aborted") for id in ids])
 
     def _abort(self, keys: frozenset[SampleKey]) -> None:
@@ -326,6 +365,7 @@ class SteppedGenerator:
         for stream in {running.stream for running in self._running.values()}:
             stream.put(failure)
         self._running.clear()
+        self._waiting.clear()
         self._failure = failure
         return failure
 
@@ -348,7 +388,7 @@ class SteppedClassifier(SteppedGenerator):
 
     classifies = True
 
-    def _queue(self, id: str, request: Request) -> None:
+    def _queue(self, id: str, request: Request, images: Sequence[Image] = ()) -> None:
         self._engine.classify(id, request.tokens.tolist())
 
 

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from yatt.models.vision import VisionFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageCost:
+    """Cost of a patch of an image, and of each two patches of one image, in those of a token of text."""
+
+    patch: float
+    pair: float
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -21,10 +31,16 @@ class ModelFacts:
     tied: bool
     architecture: str = ""
     padding: int | None = None
+    vision: VisionFacts | None = None
 
     @property
     def parameters(self) -> int:
         """Weights of the matrices and embeddings; norms and biases, under a thousandth, are left out."""
+        return self.language_parameters + (0 if self.vision is None else self.vision.parameters)
+
+    @property
+    def language_parameters(self) -> int:
+        """Those of the language model alone."""
         return self._layers + (1 if self.tied else 2) * self.embedding_rows * self.hidden_size
 
     @property
@@ -41,5 +57,16 @@ class ModelFacts:
         half of the T^2 pairs: 2 * layers * heads * head_dim. Matrices do so once per parameter: 2 * parameters, of q
         and o, of grouped k and v, of a gated MLP and of the head over the vocabulary. Backward both take twice as much.
         """
-        matrices = self._layers + self.hidden_size * self.vocab_size
-        return self.layers * self.heads * self.head_dim / matrices
+        return self.layers * self.heads * self.head_dim / self._matrices
+
+    @property
+    def _matrices(self) -> int:
+        """Multiplications of a token with all matrices, in one forward pass."""
+        return self._layers + self.hidden_size * self.vocab_size
+
+    def image_cost(self, *, trained: bool) -> ImageCost:
+        """What images add to a sample's cost; a frozen tower has no backward pass, which takes twice a forward one."""
+        if self.vision is None:
+            return ImageCost(patch=0.0, pair=0.0)
+        part = (1.0 if trained else 1 / 3) / self._matrices
+        return ImageCost(patch=self.vision.per_patch * part, pair=self.vision.per_pair * part)

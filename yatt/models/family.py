@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from yatt.models.vision import PLAIN_PREFIXES, Prefixes, Tower, named
+
 Config = Mapping[str, Any]
 """A config.json, or the same fields as transformers completes them."""
 Names = tuple[str, ...]
@@ -67,6 +69,10 @@ class Family:
     name: str
     """How the names of its architectures begin."""
     model_type: str
+    language_type: str = ""
+    """The model_type of its language model, where that has a config of its own."""
+    tower: Tower | None = None
+    """What it sees with."""
     parts: Mapping[str, Names] = field(default_factory=lambda: PLAIN)
     """Part of a layer -> its names in a Hugging Face folder."""
     optional: Mapping[str, str] = field(default_factory=dict)
@@ -92,6 +98,9 @@ class Family:
     """Whether it turns neighbours, and not a head's first half with its second."""
     whole_qk_norm: bool = False
     """Whether the norms of q and k go over all heads, and not over each."""
+    sections: Literal["none", "apart", "interleaved"] = "none"
+    """Whether positions have three axes (time, row, column), and which pairs of dimensions each of them turns: one
+    section of them after another, or every third."""
     unit_offset: bool = False
     """Whether norms multiply by 1 + weight."""
     scaled_embedding: bool = False
@@ -102,12 +111,12 @@ class Family:
     @property
     def causal(self) -> str:
         """The architecture that predicts tokens."""
-        return f"{self.name}ForCausalLM"
+        return f"{self.name}{'ForCausalLM' if self.tower is None else 'ForConditionalGeneration'}"
 
     @property
     def scoring(self) -> str:
-        """The architecture that scores."""
-        return self.classifier or f"{self.name}ForSequenceClassification"
+        """The architecture that scores; empty where transformers has none."""
+        return self.classifier or (f"{self.name}ForSequenceClassification" if self.tower is None else "")
 
     def value(self, config: Config, name: str) -> Any:
         """A field as transformers reads it."""
@@ -178,8 +187,9 @@ def layer_shapes(config: Config, family: Family) -> dict[str, list[Shape]]:
     }
 
 
-def tensors(config: Config, family: Family, architecture: str) -> dict[str, Shape]:
-    """Name -> shape of every tensor that the model of this config.json has. A head that is tied is not among them."""
+def tensors(config: Config, family: Family, architecture: str, prefixes: Prefixes = PLAIN_PREFIXES) -> dict[str, Shape]:
+    """Name -> shape of every tensor that the model of this config.json has (its language model's fields at the top). A
+    head that is tied is not among them. `prefixes` are its folder's."""
     shapes = layer_shapes(config, family)
     layer: dict[str, Shape] = {}
     for part, names in family.layer(config).items():
@@ -195,4 +205,6 @@ def tensors(config: Config, family: Family, architecture: str) -> dict[str, Shap
         every[SCORE] = (1, hidden)
     elif not tied(config, family):
         every[HEAD] = (vocabulary, hidden)
-    return every
+    if family.tower is not None:
+        every |= {f"visual.{name}": shape for name, shape in family.tower.tensors(config["vision_config"]).items()}
+    return {named(name, prefixes): shape for name, shape in every.items()}

@@ -70,7 +70,7 @@ SLIDING = "sliding_attention"
 
 
 def obeyed(family: Family) -> tuple[str, ...]:
-    """Fields that the forward pass depends on: what makes two models the same."""
+    """Fields that the language model's forward pass depends on: with the tower's, what makes two models the same."""
     return (*COMMON, family.activation_field, *family.optional.values(), *family.obeys)
 
 
@@ -82,7 +82,8 @@ def allowed(family: Family) -> dict[str, tuple[Any, ...]]:
 
 
 def config_mistakes(config: Config, family: Family, architecture: str) -> Iterator[str]:
-    """One line for each field of a config.json that asks for what is not trained here."""
+    """One line for each field of a config.json that asks for what is not trained here. The language model's fields are
+    at the top (`vision.language`)."""
     if config.get("model_type") != family.model_type:
         yield f"{shown('model_type', config.get('model_type'))} is not {architecture}'s; set it to {family.model_type}"
     for name, some in allowed(family).items():

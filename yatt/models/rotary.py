@@ -18,6 +18,8 @@ ROPE: dict[str, tuple[str, ...]] = {
 }
 """Rotary embeddings whose angles depend on the position alone, and the parameters of each."""
 ROPE_NEEDS = {"linear": ("factor",), "llama3": ROPE["llama3"][:3], "yarn": ("factor",)}
+SECTIONS = ("mrope_section", "mrope_interleaved")
+"""Parameters of positions with three axes."""
 ROPE_COMMON = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
@@ -49,6 +51,8 @@ def _one(rope: Config, at: str, config: Config, family: Family) -> Iterator[str]
     if not number(theta):
         yield f"{shown('rope_theta', theta)} is no number above 0"
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if family.sections == "apart" and (kind, rope.get("type", kind)) in (("mrope", "mrope"), ("default", "mrope")):
+        rope, kind = {**rope, "type": "default"}, "default"  # the older name of the same
     if rope.get("type", kind) != kind:
         yield f"{at} has {shown('rope_type', kind)} and {shown('type', rope['type'])}; keep one of them"
     elif kind not in family.rope_types:
@@ -56,7 +60,21 @@ def _one(rope: Config, at: str, config: Config, family: Family) -> Iterator[str]
         yield f"{at} has {shown('rope_type', kind)}, which cannot be trained; use one of {able}"
     else:
         yield from _partial(rope, at, config, family)
-        yield from _angles(rope, kind, at, config)
+        own = {name: value for name, value in rope.items() if family.sections == "none" or name not in SECTIONS}
+        yield from _angles(own, kind, at, config)
+        if family.sections != "none":
+            yield from _sections(rope, at, config, family)
+
+
+def _sections(rope: Config, at: str, config: Config, family: Family) -> Iterator[str]:
+    """Transformers and engines read the sections each in its own way where they are not as the family has them."""
+    sections, half = rope.get("mrope_section"), head_size(config, family) // 2
+    whole = isinstance(sections, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in sections)
+    if not whole or len(sections) != 3 or min(sections) < 1 or sum(sections) != half:
+        yield f"{at} has {shown('mrope_section', sections)}, which are not three whole numbers that add up to {half}"
+    interleaved = family.sections == "interleaved"
+    if rope.get("mrope_interleaved", False) is not interleaved:
+        yield f"{at} needs {shown('mrope_interleaved', interleaved)}, as a {family.name} has it"
 
 
 def _partial(rope: Config, at: str, config: Config, family: Family) -> Iterator[str]:

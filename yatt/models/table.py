@@ -11,18 +11,21 @@ from yatt.models.mistral import MISTRAL
 from yatt.models.olmo2 import OLMO2
 from yatt.models.phi3 import PHI3
 from yatt.models.qwen2 import QWEN2
+from yatt.models.qwen2_5_vl import QWEN2_5_VL
 from yatt.models.qwen3 import QWEN3
+from yatt.models.qwen3_vl import QWEN3_VL
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, OLMO2, PHI3, GLM4, GEMMA2, GEMMA3)
-}
-"""model_type -> family."""
-ARCHITECTURES = tuple(family.causal for family in FAMILIES.values())
+_ALL = (LLAMA, QWEN2, QWEN3, MISTRAL, OLMO2, PHI3, GLM4, GEMMA2, GEMMA3, QWEN2_5_VL, QWEN3_VL)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
+"""model_type of a folder -> family."""
+LANGUAGES: dict[str, Family] = {family.language_type or family.model_type: family for family in _ALL}
+"""model_type of the language model -> family."""
+ARCHITECTURES = tuple(family.causal for family in _ALL)
 """The architectures that can be trained."""
-CLASSIFIERS = tuple(family.scoring for family in FAMILIES.values())
+CLASSIFIERS = tuple(family.scoring for family in _ALL if family.scoring)
 """The architectures that can be trained to score: with one label."""
 
 
 def family_of(architecture: str) -> Family | None:
     """The family of an architecture that is trained; None for others."""
-    return next((family for family in FAMILIES.values() if architecture in (family.causal, family.scoring)), None)
+    return next((family for family in _ALL if architecture in (family.causal, family.scoring)), None)

@@ -10,15 +10,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_context, judge_facts
-from yatt.config.schema import JudgeConfig
+from yatt.config.schema import DataConfig, JudgeConfig
+from yatt.data.images import ImagePlaces
 from yatt.data.prompts import load_tokenizer, tokenize
-from yatt.data.turns import Messages, ResponseText, render
+from yatt.data.turns import MARK, Messages, ResponseText, render
 from yatt.errors import BadRow, ConfigError
 from yatt.reward.judge import Failure
 from yatt.reward.judge import render as fill
-from yatt.types import Completion, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
+from yatt.types import Completion, Media, Prompt, Request, SampleKey, SamplingParams, Score, Trajectory
+from yatt.vision.images import ImageReader
 
+Asked = tuple[np.ndarray, tuple[Media, ...]]
+"""What an engine is to read: token ids [P], and the images among them."""
 Ask = Callable[[Sequence[Request]], AsyncIterator[list[Completion]]]
 """As `Router.generate`."""
 
@@ -39,6 +44,8 @@ class Engines:
         self._uids = itertools.count(index, count)
         self._context = 0
         self.padding: int | None = None
+        self.places: ImagePlaces | None = None
+        """Of a judge that sees."""
 
     def open(self) -> None:
         """Load the tokenizer. Raises ConfigError where the folder has none, or no judge of its kind."""
@@ -46,7 +53,11 @@ class Engines:
         self._context = judge_context(self.name, self.config)
         self.tokenizer = load_tokenizer(str(self.config.path), at)
         self.text = ResponseText(self.tokenizer)
-        self.padding = judge_facts(self.name, self.config, weights=False).padding
+        facts = judge_facts(self.name, self.config, weights=False)
+        self.padding = facts.padding
+        if facts.vision is not None and (tokens := image_tokens(str(self.config.path), at)) is not None:
+            reader = ImageReader(str(self.config.path), setting=at)
+            self.places = ImagePlaces(DataConfig(), tokens, reader, self.tokenizer)
 
     def chat(self, messages: Messages, *, answer: bool) -> np.ndarray:
         """Token ids [P] of a talk in the judge's own template, with `answer` up to where the judge goes on. Raises
@@ -64,19 +75,33 @@ class Engines:
             tokens = tokenize(self.tokenizer, text, special=special, closed=closed)
         except BadRow as error:
             raise ValueError(str(error)) from None
-        if len(tokens) >= self._context:
-            raise ValueError(f"{len(tokens)} tokens to read leave no room in its context of {self._context}")
+        self._check_length(tokens)
         return tokens
 
-    async def answer(
-        self, prompts: Sequence[np.ndarray], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Completion]:
+    def showing(self, tokens: np.ndarray, images: Sequence[Media]) -> Asked:
+        """Tokens with one in the place of each image, and the images, as a judge that sees reads them. Raises
+        ValueError where these are not all places, or nothing more would fit behind them."""
+        if self.places is None:
+            return tokens, ()
+        try:
+            self.places.check_places(tokens, len(images))
+            placed, (tokens,) = self.places.place(self.places.measured(images), tokens)
+        except BadRow as error:
+            raise ValueError(str(error)) from None
+        self._check_length(tokens)
+        return tokens, placed
+
+    def _check_length(self, tokens: np.ndarray) -> None:
+        if len(tokens) >= self._context:
+            raise ValueError(f"{len(tokens)} tokens to read leave no room in its context of {self._context}")
+
+    async def answer(self, prompts: Sequence[Asked], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
         """The completion of each prompt, in order; they travel together. Waits for the engines, as long as their router
         does."""
         uid = next(self._uids)
         requests = [
-            Request(key=SampleKey(uid, number), tokens=tokens, params=params, seed=seed)
-            for number, (tokens, seed) in enumerate(zip(prompts, seeds, strict=True))
+            Request(key=SampleKey(uid, number), tokens=tokens, params=params, seed=seed, media=media)
+            for number, ((tokens, media), seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         ended = {c.key: c async for batch in self._ask(requests) for c in batch} if requests else {}
         return [ended[request.key] for request in requests]
@@ -97,6 +122,8 @@ class EngineAsker:
     token is left out.
     """
 
+    sees = False
+
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
         config = engines.config
@@ -105,25 +132,33 @@ class EngineAsker:
     async def start(self) -> None:
         """Asks nothing yet. Raises ConfigError where the folder does not serve."""
         self._engines.open()
+        self.sees = self._engines.places is not None
 
-    async def ask(self, texts: Sequence[str], seeds: Sequence[int]) -> list[str | Failure]:
+    async def ask(
+        self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Media] = ()
+    ) -> list[str | Failure]:
         """Waits for the engines. Texts that are the same share their prompt's cache."""
-        tokens: dict[str, np.ndarray] = {}
+        prompts: dict[str, Asked] = {}
         failures: dict[str, Failure] = {}
         for text in dict.fromkeys(texts):
             try:
-                tokens[text] = something(self.encode(text))
+                prompts[text] = self.encode(text, images)
             except ValueError as error:
                 failures[text] = Failure("failed", str(error))
-        fit = [(tokens[text], seed) for text, seed in zip(texts, seeds, strict=True) if text in tokens]
-        ended = iter(await self._engines.answer([t for t, _ in fit], self._params, [seed for _, seed in fit]))
+        fit = [(prompts[text], seed) for text, seed in zip(texts, seeds, strict=True) if text in prompts]
+        ended = iter(await self._engines.answer([asked for asked, _ in fit], self._params, [seed for _, seed in fit]))
         return [failures[text] if text in failures else self._read(next(ended)) for text in texts]
 
-    def encode(self, text: str) -> np.ndarray:
-        """The judge's prompt: token ids [P]. Raises ValueError where it cannot."""
-        if self._engines.tokenizer.chat_template is None:
-            return self._engines.plain(text)
-        return self._engines.chat([{"role": "user", "content": text}], answer=True)
+    def encode(self, text: str, images: Sequence[Media] = ()) -> Asked:
+        """The judge's prompt. Raises ValueError where it cannot be made."""
+        places = self._engines.places
+        if places is not None:
+            text = MARK.join(map(places.unseen, text.split(MARK)))
+        if self._engines.tokenizer.chat_template is not None:
+            tokens = self._engines.chat([{"role": "user", "content": text}], answer=True)
+        else:
+            tokens = self._engines.plain(text if places is None else places.written(text))
+        return self._engines.showing(something(tokens), images)
 
     async def close(self) -> None:
         """The engines are the runtime's."""
@@ -166,7 +201,9 @@ class ClassifierScorer:
                 tokens[number] = something(self.encode(trajectory.prompt, trajectory.text))
             except ValueError as error:
                 scores[number] = self._failed(str(error))
-        ended = await self._engines.answer(list(tokens.values()), SamplingParams(max_tokens=1), [0] * len(tokens))
+        ended = await self._engines.answer(
+            [(each, ()) for each in tokens.values()], SamplingParams(max_tokens=1), [0] * len(tokens)
+        )
         scores |= zip(tokens, map(self._read, ended), strict=True)
         return [scores[number] for number in range(len(trajectories))]
 

@@ -12,9 +12,11 @@ from typing import Literal, Protocol
 
 from yatt.config.judges import FIELD
 from yatt.config.schema import JudgeConfig
+from yatt.data.images import TAG
+from yatt.data.turns import MARK
 from yatt.reward.function import BadResult, as_number, shown
 from yatt.reward.parsers import load_parser
-from yatt.types import Prompt, Score, Status, Trajectory
+from yatt.types import Media, Prompt, Score, Status, Trajectory
 from yatt.user_functions import describe
 
 UNPARSED_BEFORE_WARNING = 32
@@ -32,26 +34,43 @@ class Failure:
 
 
 class Asker(Protocol):
-    """Answers a judge's questions: engines, or an endpoint."""
+    """Answers a judge's questions: engines, or an endpoint. `sees` says, once it is started, whether the judge is shown
+    images."""
+
+    sees: bool
 
     async def start(self) -> None:
         """Returns once questions can be asked."""
         ...
 
-    async def ask(self, texts: Sequence[str], seeds: Sequence[int]) -> list[str | Failure]:
-        """The judge's answer to each text, sampled with its seed, in order. Never raises for one that fails."""
+    async def ask(
+        self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Media] = ()
+    ) -> list[str | Failure]:
+        """The judge's answer to each text, sampled with its seed, in order. Never raises for one that fails. A judge
+        that sees is shown the images at the text's `MARK`s."""
         ...
 
     async def close(self) -> None: ...
 
 
-def render(template: str, prompt: Prompt, response: str) -> str:
-    """The template with its fields filled in, in one pass: what stands in braces in a response stays as it is.
-    Raises ValueError where it asks for an answer and the row has none."""
+def render(template: str, prompt: Prompt, response: str, *, shown: bool = False) -> str:
+    """The template with its fields filled in, in one pass: what stands in braces in a response stays as it is. With
+    `shown`, a `MARK` stands for each image of the prompt: in its place in the question, or before all where that is not
+    known, or the template does not name the question. Raises ValueError where it asks for an answer and the row has
+    none."""
     values = {"question": prompt.question or prompt.text, "response": response, "answer": prompt.answer}
-    if prompt.answer is None and "answer" in FIELD.findall(template):
+    named = FIELD.findall(template)
+    if prompt.answer is None and "answer" in named:
         raise ValueError("the template names {answer}, and the row has none; see data.answer_key")
-    return FIELD.sub(lambda field: values.get(field[1]) or "", template)
+    values = {name: value and value.replace(MARK, "\ufffd") for name, value in values.items()}
+    before = ""
+    if shown:
+        question, count = values["question"] or "", len(prompt.media)
+        if named.count("question") == 1 and question.count(TAG) == count:
+            values["question"] = question.replace(TAG, MARK)
+        else:
+            before = MARK * count
+    return before + FIELD.sub(lambda field: values.get(field[1]) or "", template)
 
 
 def judge_seed(name: str, trajectory: Trajectory, judgement: int, attempt: int) -> int:
@@ -100,14 +119,15 @@ class JudgeScorer:
 
     async def _judge(self, trajectory: Trajectory) -> Score:
         try:
-            text = render(self._config.template or "", trajectory.prompt, trajectory.text)
+            images = trajectory.prompt.media if self._asker.sees else ()
+            text = render(self._config.template or "", trajectory.prompt, trajectory.text, shown=bool(images))
         except ValueError as error:
             return Score(status="failed", detail=f"{self._name}: {error}")
         judgements: dict[int, float | Failure] = {}
         wanted, unparsed = list(range(self._config.judgements)), 0
         for attempt in range(self._config.retries + 1):
             seeds = [judge_seed(self._name, trajectory, judgement, attempt) for judgement in wanted]
-            answers = await self._asker.ask([text] * len(seeds), seeds)
+            answers = await self._asker.ask([text] * len(seeds), seeds, images)
             judgements |= zip(wanted, map(self._read, answers), strict=True)
             wanted = [j for j in wanted if isinstance(given := judgements[j], Failure) and given.unparsed]
             unparsed += len(wanted)

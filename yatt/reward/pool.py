@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import pickle
 import secrets
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +18,7 @@ from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.reward.channel import TOKEN_BYTES, Channel, Rubbish
 from yatt.reward.function import FunctionSpec, Item
+from yatt.reward.process import ask_to_end, end, ending, spawn
 from yatt.reward.worker import Reply
 from yatt.types import Score, Trajectory
 
@@ -200,44 +197,22 @@ class Worker:
 
     def kill(self) -> None:
         """Let the process end with all it started; `end` waits for that."""
-        # Before it is waited for: until then, a dead process's id cannot belong to anyone else.
-        if (process := self._process) is not None and process.returncode is None:
-            for sign in (signal.SIGTERM, signal.SIGCONT):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, sign)
+        if (process := self._process) is not None:
+            ask_to_end(process)
 
     def end(self, grace: float = 0.0) -> str:
         """End the process, dead or alive, with all it started, and say how it ended where it did so by itself within
         `grace` seconds. Waits at most END_SECONDS more, then kills what is in its group."""
         if self._process is None:
             return ""
-        process, how = self._process, ""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            status = process.wait(grace)
-            how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
-        self.kill()
-        try:
-            process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        how = ending(self._process, grace)
+        end(self._process, END_SECONDS)
         self._channel.close()
         self._process = None
         return how or "its socket was closed"
 
     def _spawn(self) -> None:
-        """The worker sees modules where this process does, and is in a session of its own: an interrupt at the terminal
-        does not reach it. It ends with the thread that calls this."""
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
-        # Not by PYTHONPATH, which would also reach the interpreters that a reward function starts.
-        path = [entry or os.getcwd() for entry in sys.path]
-        code = f"import sys; sys.path = {path!r}; from yatt.reward.worker import main; main()"
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a reward function prints goes to our stderr
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            self._process = spawn("yatt.reward.worker:main", theirs)

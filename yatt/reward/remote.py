@@ -19,6 +19,7 @@ from yatt.config.schema import JudgeConfig
 from yatt.config.secrets import masked
 from yatt.errors import ConfigError
 from yatt.reward.judge import Failure
+from yatt.types import Media
 
 PROBE_SECONDS = 10.0
 FIRST_PAUSE = 0.5
@@ -32,7 +33,10 @@ for _name in ("httpx", "httpx2", "openai"):  # they would write a line for every
 
 class RemoteAsker:
     """Implements `yatt.reward.judge.Asker`. `concurrency` requests are under way at most. An error that may pass is
-    tried again, after the pause that the endpoint asks for or a growing one of our own, as long as `timeout` allows."""
+    tried again, after the pause that the endpoint asks for or a growing one of our own, as long as `timeout` allows. It
+    is asked in text."""
+
+    sees = False
 
     def __init__(self, name: str, config: JudgeConfig) -> None:
         self._at = f"reward.models.{name}"
@@ -53,7 +57,9 @@ class RemoteAsker:
             base_url=self._config.url, api_key=self._key or "none", timeout=self._config.timeout, max_retries=0
         )
 
-    async def ask(self, texts: Sequence[str], seeds: Sequence[int]) -> list[str | Failure]:
+    async def ask(
+        self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Media] = ()
+    ) -> list[str | Failure]:
         """Waits for the endpoint: for each text at most `timeout` seconds after its turn has come."""
         return await asyncio.gather(*map(self._ask, texts, seeds))
 

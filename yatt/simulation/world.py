@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,7 +45,8 @@ from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Simu
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
 from yatt.simulation.standing import divided
-from yatt.types import Group, Prompt, SampleKey, Score, Share
+from yatt.simulation.witness import Witness
+from yatt.types import Prompt
 
 R = TypeVar("R")
 Event = tuple[Any, ...]
@@ -70,22 +71,8 @@ class EndlessRows:
     def origin(self, index: int) -> str:
         return f"row {index}"
 
-
-class Witness:
-    """Called with the events of a run, for a check of them. This one does nothing."""
-
-    def scored(self, key: SampleKey, score: Score) -> None: ...
-
-    def accepted(self, step: int, groups: Sequence[Group]) -> None: ...
-
-    def trained(self, step: int, share: Share) -> None: ...
-
-    def reported(self, report: StepReport) -> None: ...
-
-    def saved(self, cursor: Mapping[str, Any], carried: Sequence[CarriedGroup]) -> None: ...
-
-    def rewound(self, step: int) -> None:
-        """The run goes on from the end of `step`: what came after is done again."""
+    def folder(self, index: int) -> str:
+        return ""
 
 
 def remembering() -> Callable[..., Assignment]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yatt.errors import BackendError
 from yatt.training.attention import Packing, packing
+from yatt.training.images import Eyes, Sight
 from yatt.types import Denominator, Pair, Sample, Share
 
 
@@ -23,7 +24,8 @@ class PackedBatch:
     [S], float64, has each sequence's. Where one sequence is of a pair, all are, the two of a pair in turn.
     `ref_sums` [S] are the reference's log-probabilities of each sequence, where they were worked out beforehand.
     `fresh` [T] are the trained tokens that were sampled under the policy's version now, where the sampler's
-    log-probabilities are there."""
+    log-probabilities are there. `turn_rewards` [T], float64, are the parts of rewards that came for a turn, where any
+    did."""
 
     tokens: Tensor
     position_ids: Tensor
@@ -35,12 +37,14 @@ class PackedBatch:
     denominator: Denominator
     ref_sums: Tensor | None = None
     fresh: Tensor | None = None
+    turn_rewards: Tensor | None = None
 
 
 @dataclass(slots=True)
 class MicroBatch:
     """A packed batch with what the model needs beside it. `tokens`, `position_ids` [1, P]: the batch's T tokens and,
-    for sequence parallelism, up to tp - 1 more that lengthen its last sequence. `trained` counts the loss mask.
+    for sequence parallelism, up to tp - 1 more that lengthen its last sequence. `trained` counts the loss mask. `sight`
+    is there where the policy sees.
 
     The other columns [T] are what the step's models say of it before the first update, on the last pipeline stage:
     log-probabilities of the policy, the reference and the teacher, the critic's values; and what follows from them."""
@@ -51,6 +55,7 @@ class MicroBatch:
     packing: Packing
     trained: int
     advantages: Tensor
+    sight: Sight | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     teacher_logprobs: Tensor | None = None
@@ -84,8 +89,15 @@ def merge(shares: Sequence[Share]) -> list[tuple[Denominator, list[list[Sample |
     return updates
 
 
-def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: torch.device, multiple: int) -> MicroBatch:
-    """Lay samples and both sequences of pairs end to end, the whole padded to a `multiple` of tokens."""
+def pack(
+    samples: Sequence[Sample | Pair],
+    denominator: Denominator,
+    device: torch.device,
+    multiple: int,
+    eyes: Eyes | None = None,
+) -> MicroBatch:
+    """Lay samples and both sequences of pairs end to end, the whole padded to a `multiple` of tokens. Their images are
+    for `eyes` alone."""
     sequences = [sequence for sample in samples for sequence in sample.sequences]
     lengths = [len(sequence.tokens) for sequence in sequences]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
@@ -106,6 +118,13 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
     reference = None
     if sequences[0].reference is not None:
         reference = put(np.array([s.reference for s in sequences], dtype=np.float32))
+    early = None
+    if any(sequence.turn_rewards for sequence in sequences):
+        column = np.zeros(int(bounds[-1]), dtype=np.float64)
+        for start, sequence in zip(bounds, sequences, strict=False):
+            for place, value in sequence.turn_rewards:
+                column[start + place] += value
+        early = put(column)
     total = int(bounds[-1])
     all_tokens, all_positions = put(tokens), put(positions)
     batch = PackedBatch(
@@ -119,6 +138,7 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
         denominator=denominator,
         ref_sums=reference,
         fresh=fresh,
+        turn_rewards=early,
     )
     return MicroBatch(
         batch=batch,
@@ -127,6 +147,7 @@ def pack(samples: Sequence[Sample | Pair], denominator: Denominator, device: tor
         packing=packing(padded, device),
         trained=int(mask.sum()),
         advantages=batch.advantages,
+        sight=None if eyes is None else eyes.see(sequences, padded, device),
     )
 
 

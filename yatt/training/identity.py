@@ -8,14 +8,21 @@ from typing import Any
 
 from yatt.errors import CheckpointError
 from yatt.models.fields import obeyed
-from yatt.models.table import FAMILIES
+from yatt.models.table import LANGUAGES
+from yatt.models.vision import SIZES
 
 DESCRIPTION = "trainer.json"
 
 
 def identity(hf: Any, dtype: str) -> dict[str, Any]:
-    """The fields in which a checkpoint and a model must agree."""
-    return {name: getattr(hf, name, None) for name in obeyed(FAMILIES[hf.model_type])} | {"dtype": dtype}
+    """The fields in which a checkpoint and a model must agree. `hf` is the language model's config, with the tower's
+    `vision_config` where there is one."""
+    family = LANGUAGES[hf.model_type]
+    described = {name: getattr(hf, name, None) for name in obeyed(family)} | {"dtype": dtype}
+    if family.tower is not None:
+        names = (*SIZES, *family.tower.obeys)
+        described["vision_config"] = {name: getattr(hf.vision_config, name, None) for name in names}
+    return described
 
 
 def verify(path: str, described: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.errors import BackendError
 from yatt.reports import UpdateReport
 from yatt.training import export
 from yatt.training.identity import verify
+from yatt.training.images import Eyes
 from yatt.training.layout import Layout
 from yatt.training.memory import keep_freed_memory, release_freed_memory
 from yatt.training.model import Backend, Model
@@ -144,7 +146,7 @@ class TrainerRank:
 def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
     """All models of a run, on this rank. Collective; raises ConfigError for one that cannot be read or trained."""
     train, start, loads = config.train, config.model.path, config.algorithm.loads
-    objective = open_objective(config, layout)
+    objective, vision = open_objective(config, layout), policy_facts(config, weights=False).vision
     updates = train.updates_per_step * train.epochs_per_step
     warmup = config.critic.warmup_steps if "critic" in loads else 0
 
@@ -186,4 +188,5 @@ def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
         reference=frozen("reference", config.model.reference or untrained),
         teacher=frozen("teacher", config.model.teacher),
         critic=critic,
+        eyes=None if vision is None else Eyes(start, merge=vision.merge, reads=layout.first_stage),
     )

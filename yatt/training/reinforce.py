@@ -87,6 +87,9 @@ class Reinforcement:
             parts = [known(column(micro)) for micro in micro_batches]
             return torch.cat(parts) if parts else torch.zeros(0, device=device)
 
+        def zeros(micro: MicroBatch) -> Tensor:
+            return micro.batch.rewards.new_zeros(len(micro.batch.tokens))
+
         mask = joined(lambda m: m.batch.loss_mask).bool()
         lengths = joined(lambda m: m.batch.cu_seqlens.diff()).long()
         bounds = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -98,8 +101,11 @@ class Reinforcement:
                 distance = kl(known(old), joined(lambda m: m.ref_logprobs), settings.kl.kind)
                 seen.add(penalty=distance[mask].sum(), prepared=mask.sum())
                 penalty = self.coefficient.value * distance
+            early = None
+            if any(micro.batch.turn_rewards is not None for micro in micro_batches):
+                early = joined(lambda m: zeros(m) if m.batch.turn_rewards is None else m.batch.turn_rewards)
             outcomes = TokenOutcomes(
-                token_rewards=token_rewards(joined(lambda m: m.batch.rewards), mask, bounds, penalty),
+                token_rewards=token_rewards(joined(lambda m: m.batch.rewards), mask, bounds, penalty, early),
                 loss_mask=mask,
                 cu_seqlens=bounds,
                 values=None if first.values is None else joined(lambda m: m.values),

@@ -13,6 +13,7 @@ from yatt.algorithm.preference import PAIR_LOSSES
 from yatt.config.schema import Config
 from yatt.reports import UpdateReport
 from yatt.training.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
+from yatt.training.images import Eyes
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
 from yatt.training.model import Learner, Model
@@ -45,9 +46,11 @@ class Training:
         reference: Model | None = None,
         teacher: Model | None = None,
         critic: Learner | None = None,
+        eyes: Eyes | None = None,
     ) -> None:
+        """`eyes` are there where the policy sees."""
         self.config, self.layout, self.objective, self.policy = config, layout, objective, policy
-        self.reference, self.teacher, self.critic = reference, teacher, critic
+        self.reference, self.teacher, self.critic, self._eyes = reference, teacher, critic, eyes
 
     @property
     def models(self) -> list[Model]:
@@ -140,11 +143,14 @@ class Training:
         return updates, seen
 
     def _pack(self, shares: Sequence[Share]) -> list[Update]:
-        multiple = self.layout.tp.size() if self.config.train.sequence_parallel else 1
-        return [
-            Update([pack(samples, total, self.layout.device, multiple) for samples in micro_batches], total)
+        multiple, device = self.layout.tp.size() if self.config.train.sequence_parallel else 1, self.layout.device
+        updates = [
+            Update([pack(samples, total, device, multiple, self._eyes) for samples in micro_batches], total)
             for total, micro_batches in merge(shares)
         ]
+        if self._eyes is not None:
+            self._eyes.forget()
+        return updates
 
     def _annotate(
         self, network: Model, micro_batches: list[MicroBatch], column: str, part: str, seen: Measurements

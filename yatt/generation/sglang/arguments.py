@@ -30,6 +30,7 @@ ALWAYS: dict[str, Any] = dict(
 DEFAULTS: dict[Device, dict[str, Any]] = {
     "cpu": dict(
         attention_backend="torch_native",
+        mm_attention_backend="sdpa",
         chunked_prefill_size=-1,
         disable_custom_all_reduce=True,
         mem_fraction_static=0.9,  # of what is free: a bound that the cache, given in tokens, stays below
@@ -56,6 +57,9 @@ RESERVED = {
     "pp_size": None,
     "dp_size": None,
     "nnodes": None,
+    # Of a model that sees: patches are made by us, as the trainer's are, and the tower is called by us.
+    **dict.fromkeys(("enable_multimodal", "mm_process_config", "limit_mm_data_per_request", "mm_enable_dp_encoder")),
+    **dict.fromkeys(("language_model_only", "language_only", "encoder_only")),
 }
 
 AS_IT_STANDS: dict[str, tuple[Any, ...]] = {

@@ -3,13 +3,12 @@ its settings and groups of ranks in globals."""
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
 import shutil
 import tempfile
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yatt.generation.sglang.standins
@@ -22,10 +21,11 @@ from sglang.srt.sampling.sampling_params import SamplingParams as SglangParams
 from sglang.srt.server_args import ServerArgs
 
 import yatt.generation.sglang.attention  # noqa: F401  (takes the place of SGLang's)
-from yatt.config.facts import model_facts, tensor_shapes
+from yatt.config.facts import tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError, ConfigError
-from yatt.generation.engine import Read, Sampled, Step
+from yatt.generation.engine import Image, Read, Sampled, Step
+from yatt.generation.facts import served_facts
 from yatt.generation.kind import Device
 from yatt.generation.sglang.arguments import arguments, shape
 from yatt.generation.sglang.ranks import end_ranks, start_ranks
@@ -44,6 +44,8 @@ MEETING = "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"
 """The variable that says where ranks find each other."""
 CORES = "SGLANG_CPU_OMP_THREADS_BIND"
 """The variable that gives each rank its cores."""
+VISION = "yatt.generation.sglang.vision"
+"""Imported only for a model that sees."""
 ONLY_LIKELIEST = 1e-9
 """A top-p that leaves one token. SGLang cannot tell top-k 1 from temperature 0, whose logprobs are others."""
 
@@ -79,7 +81,7 @@ class SglangEngine:
             enable_memory_saver=config.sleep and device == "cuda",
             enable_weights_cpu_backup=config.sleep and device == "cuda",
         )
-        facts = model_facts(model, setting, weights=False, judge="classifier" if classifies else "generative")
+        facts = served_facts(model, setting, classifies=classifies)
         if device == "cpu":
             chosen["max_total_tokens"] = self._cache_tokens(facts, dtype, context_length, setting)
         self._context_length = context_length
@@ -89,14 +91,16 @@ class SglangEngine:
         self._resumes = False  # paused, and to go on with the next step
         self._live: set[str] = set()
         self._shapes = tensor_shapes(model)
-        self._tied = bool(json.loads((Path(model) / "config.json").read_text()).get("tie_word_embeddings", False))
+        self._tied = facts.tied
+        self._vision: Any = None if facts.vision is None else importlib.import_module(VISION)
+        self._merge = 1 if facts.vision is None else facts.vision.merge
         self._meeting = tempfile.mkdtemp(prefix="yatt-ranks-")
         os.environ[MEETING] = f"file://{self._meeting}/store"
         if device == "cpu":  # else there may be no more ranks than NUMA nodes; without its kernels nothing is bound
             os.environ[CORES] = "|".join([f"0-{(os.cpu_count() or 1) - 1}"] * self.shape.tensor_parallel)
         settings = ServerArgs(**chosen)
-        self._ranks = start_ranks(settings, facts.architecture, self.shape.tensor_parallel)
-        self._scheduler = build(settings, facts.architecture, rank=0)
+        self._ranks = start_ranks(settings, facts, self.shape.tensor_parallel)
+        self._scheduler = build(settings, facts, rank=0)
 
     def _cache_tokens(self, facts: ModelFacts, dtype: str, context_length: int, setting: str) -> int:
         """Tokens of the KV cache on a CPU: as given, or what the default bytes hold. Raises ConfigError where the
@@ -112,7 +116,13 @@ class SglangEngine:
         return tokens
 
     def add(
-        self, id: str, tokens: Sequence[int], params: SamplingParams, seed: int, stop_token_ids: Sequence[int]
+        self,
+        id: str,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        seed: int,
+        stop_token_ids: Sequence[int],
+        images: Sequence[Image] = (),
     ) -> None:
         only = params.top_k == 1 and params.temperature > 0
         sampling = SglangParams(
@@ -129,7 +139,7 @@ class SglangEngine:
             input_text=None,
             input_ids=array("q", tokens),
             input_embeds=None,
-            mm_inputs=None,
+            mm_inputs=self._vision.inputs(images, len(tokens), self._merge) if images else None,
             token_type_ids=None,
             sampling_params=sampling,
             return_logprob=True,

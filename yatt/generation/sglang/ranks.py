@@ -15,26 +15,27 @@ from sglang.srt.server_args import ServerArgs
 
 import yatt.generation.sglang.attention  # noqa: F401  (as on rank 0)
 from yatt.generation.sglang.scheduler import build
+from yatt.models.facts import ModelFacts
 
 PR_SET_PDEATHSIG = 1
 
 
-def start_ranks(arguments: ServerArgs, architecture: str, count: int) -> list[BaseProcess]:
+def start_ranks(arguments: ServerArgs, facts: ModelFacts, count: int) -> list[BaseProcess]:
     """Begin to start ranks 1 to `count` - 1; they wait for rank 0 to load its model with them."""
     spawn = multiprocessing.get_context("spawn")
     processes: list[BaseProcess] = []
     for rank in range(1, count):
-        process = spawn.Process(target=follow, args=(arguments, architecture, rank), daemon=True)
+        process = spawn.Process(target=follow, args=(arguments, facts, rank), daemon=True)
         process.start()
         processes.append(process)
     return processes
 
 
-def follow(arguments: ServerArgs, architecture: str, rank: int) -> None:
+def follow(arguments: ServerArgs, facts: ModelFacts, rank: int) -> None:
     """Be a rank until the process is ended, by its parent or with it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        scheduler = build(arguments, architecture, rank)
+        scheduler = build(arguments, facts, rank)
         while True:
             scheduler.advance()
     except Exception:  # rank 0 sees its connections close

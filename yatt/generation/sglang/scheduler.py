@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from sglang.srt.managers import io_struct
+from sglang.srt.managers import io_struct, mm_schedule
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 from sglang.srt.managers.scheduler_components.request_receiver import SchedulerRequestReceiver
@@ -27,10 +27,13 @@ from yatt.generation.kind import folder_of
 from yatt.generation.memory import device_bytes, free_pages
 from yatt.generation.sglang.environment import model_files
 from yatt.generation.sglang.sampler import SeededSampler
+from yatt.models.facts import ModelFacts
 from yatt.types import WeightManifest
 from yatt.weights import read
 
 NOWHERE = "ipc:///dev/null"
+VISION = "yatt.generation.sglang.vision"
+"""Imported only for a model that sees."""
 SLEEPING = ("kv_cache", "weights")
 """The parts that an engine on CUDA gives back, by the names of SGLang's memory saver."""
 
@@ -195,6 +198,8 @@ class SteppedScheduler(Scheduler):
     def _forget(self) -> None:
         if not self.flush_cache():
             raise RuntimeError("the cache is in use and cannot be emptied")
+        if mm_schedule.embedding_cache is not None:  # what the tower made of images
+            mm_schedule.embedding_cache.clear()
 
     def _together(self, action: Any) -> Done:
         """Run `action` on this rank; the sum of all ranks' amounts, and whether one of them failed. Waits for the
@@ -218,10 +223,10 @@ def _register(architecture: str) -> None:
         ModelRegistry.models[architecture] = getattr(importlib.import_module(module), architecture)
 
 
-def build(arguments: ServerArgs, architecture: str, rank: int) -> SteppedScheduler:
+def build(arguments: ServerArgs, facts: ModelFacts, rank: int) -> SteppedScheduler:
     """The scheduler of one tensor-parallel rank, its model loaded. Waits for the other ranks."""
     logging.getLogger("sglang").setLevel(logging.ERROR)
-    _register(architecture)
+    _register(facts.architecture)
     arguments.resolve_once()
     arguments.check_server_args()
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank, gpu_id=rank))
@@ -242,4 +247,6 @@ def build(arguments: ServerArgs, architecture: str, rank: int) -> SteppedSchedul
     bias = getattr(getattr(runner.model, "score", None), "bias", None)
     if bias is not None:  # transformers' heads have none: it was drawn at random, and stays
         torch.nn.init.zeros_(bias)
+    if facts.vision is not None:
+        importlib.import_module(VISION).see(runner.model, arguments.model_path)
     return scheduler

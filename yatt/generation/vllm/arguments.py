@@ -50,10 +50,13 @@ RESERVED = {
     "override_generation_config": SAMPLING,
     "skip_tokenizer_init": None,
     "worker_extension_cls": None,
+    # Of a model that sees: patches are made by us, as the trainer's are.
+    **dict.fromkeys(("mm_device_do_normalize", "mm_processor_kwargs", "mm_processor_cache_gb", "limit_mm_per_prompt")),
+    **dict.fromkeys(("enable_mm_embeds", "language_model_only", "mm_encoder_only", "skip_mm_profiling")),
 }
 AS_IT_STANDS: dict[str, tuple[Any, ...]] = {
     "load_format": ("auto", "hf", "safetensors"),
-    **dict.fromkeys(("quantization", "hf_config_path"), (None,)),
+    **dict.fromkeys(("quantization", "hf_config_path", "mm_encoder_attn_dtype", "mm_encoder_fp8_scale_path"), (None,)),
     "hf_overrides": (None, {}),
     "config_format": ("auto", "hf"),
     "model_impl": ("auto", "vllm"),

@@ -6,10 +6,10 @@ are taken as they leave the scheduler, which spares the Python objects and strin
 
 from __future__ import annotations
 
-import json
+import importlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -22,7 +22,8 @@ from vllm.v1.executor import Executor
 from yatt.config.facts import tensor_shapes
 from yatt.config.schema import RolloutConfig
 from yatt.errors import BackendError
-from yatt.generation.engine import Read, Sampled, Step
+from yatt.generation.engine import Image, Read, Sampled, Step
+from yatt.generation.facts import served_facts
 from yatt.generation.kind import Device
 from yatt.generation.table import check_options
 from yatt.generation.vllm.arguments import arguments, shape
@@ -30,6 +31,8 @@ from yatt.types import Finish, SamplingParams, WeightManifest
 from yatt.weights import check_names, verify
 
 FINISHES: dict[FinishReason, Finish] = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
+VISION = "yatt.generation.vllm.vision"
+"""Imported only for a model that sees."""
 
 
 class VllmEngine:
@@ -63,6 +66,11 @@ class VllmEngine:
             worker_extension_cls="yatt.generation.vllm.worker.WorkerExtension",
             disable_log_stats=True,
         )
+        facts = served_facts(model, setting, classifies=classifies)
+        self._vision: Any = None if facts.vision is None else importlib.import_module(VISION)
+        if self._vision is not None:
+            self._vision.prepare(facts.architecture)
+            chosen |= self._vision.OPTIONS
         vllm_config: VllmConfig = EngineArgs(**chosen).create_engine_config()
         self._core = InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False)
         self._executor = self._core.engine_core.model_executor
@@ -70,12 +78,18 @@ class VllmEngine:
         self._on_cpu = device == "cpu"
         self._sleeps = config.sleep
         self._shapes = tensor_shapes(model)
-        self._tied = bool(json.loads((Path(model) / "config.json").read_text()).get("tie_word_embeddings", False))
+        self._tied = facts.tied
 
     def add(
-        self, id: str, tokens: Sequence[int], params: SamplingParams, seed: int, stop_token_ids: Sequence[int]
+        self,
+        id: str,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        seed: int,
+        stop_token_ids: Sequence[int],
+        images: Sequence[Image] = (),
     ) -> None:
-        self._queue(id, tokens, sampling_params=_sampling(params, seed, stop_token_ids))
+        self._queue(id, tokens, sampling_params=_sampling(params, seed, stop_token_ids), images=images)
 
     def classify(self, id: str, tokens: Sequence[int]) -> None:
         self._queue(id, tokens, pooling_params=PoolingParams(task="classify", use_activation=False))
@@ -87,11 +101,12 @@ class VllmEngine:
         *,
         sampling_params: VllmParams | None = None,
         pooling_params: PoolingParams | None = None,
+        images: Sequence[Image] = (),
     ) -> None:
         request = EngineCoreRequest(
             request_id=id,
             prompt_token_ids=list(tokens),
-            mm_features=None,
+            mm_features=self._vision.features(images) if images else None,
             sampling_params=sampling_params,
             pooling_params=pooling_params,
             arrival_time=time.time(),
@@ -119,8 +134,11 @@ class VllmEngine:
         self._core.abort_requests(list(ids))
 
     def forget_prefixes(self) -> None:
-        """Drop every cached key and value; running requests are queued again and recompute theirs."""
+        """Drop every cached key and value, and what the tower made of images; running requests are queued again and
+        recompute theirs."""
         self._core.reset_prefix_cache(reset_running_requests=True)
+        if self._vision is not None:
+            self._core.reset_encoder_cache()
 
     def check(self, manifest: WeightManifest) -> None:
         check_names(manifest, self._shapes, self._tied)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,10 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from yatt.errors import ConfigError
 from yatt.models.family import Attention, Family, head_size
-from yatt.models.table import FAMILIES
+from yatt.models.table import LANGUAGES
 from yatt.training.attention import Packing, packed_attention
+from yatt.training.batch import MicroBatch
+from yatt.training.images import PackedImages
 from yatt.training.kernels import Kernel
 from yatt.training.operations import rotary_tables, rotate
 
@@ -26,19 +28,25 @@ Angles = tuple[Tensor, Tensor]
 @dataclass
 class Turned(PackedSeqParams):
     """What Megatron hands to each layer: how a micro-batch's T tokens lie, and the rotary angles of one model, made
-    once for all its layers, by their kind where a family has several. `kernel` of attention: the device's when None."""
+    once for all its layers, by their kind where a family has several. `kernel` of attention: the device's when None.
+
+    `images` are the micro-batch's; `deepstack` [P (/ tp), 1, H] is what the first stage's first layers add to what they
+    return, 0 outside of images."""
 
     packing: Packing | None = None
     kernel: Kernel | None = None
     angles: dict[str, Angles] = field(default_factory=dict)
+    images: PackedImages | None = None
+    deepstack: tuple[Tensor, ...] = ()
 
 
 class Rotary:
     """Rotary frequencies of a Hugging Face config."""
 
     def __init__(self, hf: Any, device: torch.device, dtype: torch.dtype) -> None:
-        family = FAMILIES[hf.model_type]
+        family = LANGUAGES[hf.model_type]
         self.dtype, self.interleaved = dtype, family.interleaved
+        self.axes = None if family.sections == "none" else _axes(hf.rope_parameters, family).to(device)
         self.tables = {
             kind: (frequencies.to(device), scale)
             for kind in family.rope_layers or ("",)
@@ -46,16 +54,33 @@ class Rotary:
         }
 
     def __call__(self, position_ids: Tensor) -> dict[str, Angles]:
+        """Of positions [T], or [3, T] where they have three axes: each pair of dimensions turns with one of them."""
+        columns = position_ids[:, None] if self.axes is None else position_ids[self.axes].T
         angles_of = {}
         for kind, (frequencies, scale) in self.tables.items():
-            angles = position_ids[:, None, None].float() * frequencies
+            angles = columns[:, None].float() * frequencies
             cos, sin = ((turn * scale).to(self.dtype) for turn in (angles.cos(), angles.sin()))
             angles_of[kind] = rotary_tables(cos, sin, self.interleaved)
         return angles_of
 
-    def turned(self, packing: Packing, position_ids: Tensor, kernel: Kernel | None) -> Turned:
-        """This layout with this model's angles at positions [T]."""
-        return Turned(qkv_format="thd", packing=packing, kernel=kernel, angles=self(position_ids))
+    def turned(self, micro: MicroBatch, kernel: Kernel | None) -> Turned:
+        """How a micro-batch lies, with this model's angles."""
+        sight, position_ids = micro.sight, micro.position_ids[0]
+        if self.axes is not None:
+            position_ids = position_ids.expand(3, -1) if sight is None else sight.positions
+        images = None if sight is None or self.axes is None else sight.images
+        return Turned(qkv_format="thd", packing=micro.packing, kernel=kernel, angles=self(position_ids), images=images)
+
+
+def _axes(rope: Mapping[str, Any], family: Family) -> Tensor:
+    """The axis of the positions (time, row, column) that each pair of dimensions turns with."""
+    sections = rope["mrope_section"]
+    if family.sections == "apart":
+        return torch.repeat_interleave(torch.arange(3), torch.tensor(sections))
+    axes = torch.zeros(sum(sections), dtype=torch.long)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
 
 
 def _frequencies(hf: Any, family: Family, kind: str) -> tuple[Tensor, float]:

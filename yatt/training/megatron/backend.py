@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from yatt.config.schema import Config, OptimizerConfig
+from yatt.config.weight_files import stored
 from yatt.training.export import write_folder
 from yatt.training.identity import identity, verify
 from yatt.training.layout import Layout
@@ -61,6 +62,7 @@ def export_checkpoint(config: Config, checkpoint_path: str, out: str) -> None:
         head = open_objective(config, layout).head
         policy = model.build(hf, model.transformer_config(hf, config), layout, head)
         checkpoint.load_model(checkpoint_path, policy, described, layout)
-        write_folder(Converter(hf, policy, layout, head).export(), config, out, writer=True, head=head)
+        names = stored(config.model.path)
+        write_folder(Converter(hf, policy, layout, head, names=names).export(), config, out, writer=True, head=head)
     finally:
         parallel.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from yatt.config.weight_files import weight_files
 from yatt.errors import ConfigError
 from yatt.models.family import CUTS, EMBEDDING, HEAD, NORM, SCORE, Cut, Names, Shape, layer_shapes
-from yatt.models.table import FAMILIES
+from yatt.models.table import LANGUAGES
+from yatt.models.vision import named, prefixes_of
 from yatt.training.layout import Layout
 from yatt.training.megatron.model import shard_rows
 from yatt.training.model import Head
@@ -54,12 +55,16 @@ class Entry(NamedTuple):
 
 
 class Converter:
-    """Knows every parameter of the model on all stages. Construction is collective over the pipeline."""
+    """Knows every parameter of the model on all stages. Construction is collective over the pipeline. `names` are those
+    in the folder, whose spelling is kept."""
 
-    def __init__(self, hf: Any, model: GPTModel, layout: Layout, head: Head = "tokens") -> None:
+    def __init__(
+        self, hf: Any, model: GPTModel, layout: Layout, head: Head = "tokens", *, names: Collection[str] = ()
+    ) -> None:
         self.hf, self.model, self.layout, self.head = hf, model, layout, head
         config = hf.to_dict()
-        self.family = FAMILIES[hf.model_type]
+        self.family = LANGUAGES[hf.model_type]
+        self._prefixes = prefixes_of(names, self.family.tower)
         self._layer, self._shapes = self.family.layer(config), layer_shapes(config, self.family)
         offset = get_transformer_layer_offset(model.config)
         self.parameters = {
@@ -77,6 +82,13 @@ class Converter:
     def names(self, name: str) -> tuple[Names, Cut, list[Shape]]:
         """The Hugging Face names that make up this parameter, how it is cut, and the shapes of its matrices, where it
         has several."""
+        names, cut, shapes = self._plain(name)
+        return tuple(named(one, self._prefixes) for one in names), cut, shapes
+
+    def _plain(self, name: str) -> tuple[Names, Cut, list[Shape]]:
+        """As `names`, in the spelling of `yatt.models.family`."""
+        if name.startswith("visual."):
+            return (name,), "whole", []
         if name == "output_layer.weight" and self.head == "value":
             return (SCORE,), "whole", []
         if name == "output_layer.weight" and self.tied:

@@ -23,7 +23,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from yatt.models.family import Config, Family
-from yatt.training.megatron.attention import PackedAttention
+from yatt.training.megatron.attention import PackedAttention, Turned
 from yatt.training.operations import ACTIVATIONS, gated, rms_norm
 
 Add = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
@@ -111,6 +111,17 @@ class Layer(TransformerLayer):
             self.mlp_bda = partial(_adding, self.post_mlp_layernorm)
 
 
+class DeepLayer(TransformerLayer):
+    """Megatron's layer; the first ones add what the tower saw deep inside to what they return (deepstack)."""
+
+    def forward(self, *given: Any, packed_seq_params: Turned, **more: Any) -> tuple[Tensor, Any]:
+        hidden, context = super().forward(*given, packed_seq_params=packed_seq_params, **more)
+        deepstack = packed_seq_params.deepstack
+        if self.layer_number <= len(deepstack):
+            hidden = hidden + deepstack[self.layer_number - 1]
+        return hidden, context
+
+
 def _adding(norm: RMSNorm, training: bool, fused: bool) -> Add:
     """In place of Megatron's function that adds bias and residual; there is neither bias nor dropout here."""
     return lambda output, residual, dropout: residual + norm(output[0])
@@ -126,6 +137,8 @@ def layer_spec(config: Config, family: Family) -> ModuleSpec:
     after = ("attention_norm" in parts, "mlp_norm" in parts)
     if any(after):
         spec.module, spec.params = Layer, {"after": after, "norm": norm}
+    elif family.tower is not None:
+        spec.module = DeepLayer
     inner.mlp.submodules.activation_func = ModuleSpec(module=Gate, params={"activation": family.activation})
     attention = inner.self_attention.submodules
     attention.core_attention = ModuleSpec(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from yatt.config.facts import no_folder, padding_row
 from yatt.config.schema import Config
 from yatt.errors import ConfigError
 from yatt.models.family import head_size
-from yatt.models.table import FAMILIES
+from yatt.models.table import FAMILIES, LANGUAGES
 from yatt.training.layout import Layout
 from yatt.training.megatron.layer import NORMS, layer_spec
+from yatt.training.megatron.vision import SeeingModel
 from yatt.training.model import Head
+from yatt.vision.tower import open_tower
 
 PADDED = -1e30
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -51,8 +54,9 @@ class ValueHead(torch.nn.Module):
 
 
 def read_hf_config(path: str, setting: str = "model.path") -> Any:
-    """The Hugging Face config in `path`. Raises ConfigError for an architecture that cannot be trained; what else it
-    may say, `yatt.config.folders` has seen."""
+    """The Hugging Face config in `path`, of a model that sees that of its language model, with the tower's beside it as
+    `vision_config`. Raises ConfigError for an architecture that cannot be trained; what else it may say,
+    `yatt.config.folders` has seen."""
     if not os.path.isdir(path):  # else transformers takes it for a name on the Hub
         raise ConfigError(no_folder(setting, path))
     try:
@@ -63,7 +67,11 @@ def read_hf_config(path: str, setting: str = "model.path") -> Any:
         raise ConfigError(
             f"{setting}={path}: model_type={hf.model_type!r} cannot be trained; use {', '.join(FAMILIES)}"
         )
-    return hf
+    if FAMILIES[hf.model_type].tower is None:
+        return hf
+    language = hf.text_config
+    language.tie_word_embeddings, language.vision_config = hf.tie_word_embeddings, hf.vision_config
+    return language
 
 
 def shard_rows(hf: Any, layout: Layout) -> int:
@@ -91,7 +99,7 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
     """Megatron's settings for this model and layout. Gradients are summed, never averaged: the loss carries its own
     denominator."""
     described = hf.to_dict()
-    family = FAMILIES[hf.model_type]
+    family = LANGUAGES[hf.model_type]
     layer = family.layer(described)
     dtype = DTYPES[config.model.dtype]
     train = config.train
@@ -133,10 +141,12 @@ def transformer_config(hf: Any, config: Config) -> TransformerConfig:
 
 def build(hf: Any, settings: TransformerConfig, layout: Layout, head: Head = "tokens") -> GPTModel:
     """This rank's part of the model, weights not yet set. Rotary embedding is left to the core attention."""
-    spec = layer_spec(hf.to_dict(), FAMILIES[hf.model_type])
-    norm = NORMS[FAMILIES[hf.model_type].unit_offset]
+    family = LANGUAGES[hf.model_type]
+    spec = layer_spec(hf.to_dict(), family)
+    norm = NORMS[family.unit_offset]
     block = TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(settings), layer_norm=norm)
-    model = GPTModel(
+    make = GPTModel if family.tower is None else partial(SeeingModel, tower=_tower(hf, settings, layout))
+    model = make(
         settings,
         block,
         vocab_size=settings.tensor_model_parallel_size * shard_rows(hf, layout),
@@ -155,9 +165,16 @@ def build(hf: Any, settings: TransformerConfig, layout: Layout, head: Head = "to
     return model.to(layout.device)
 
 
+def _tower(hf: Any, settings: TransformerConfig, layout: Layout) -> torch.nn.Module | None:
+    """The first stage has it, whole on each of its ranks."""
+    if not layout.first_stage:
+        return None
+    return open_tower(hf.vision_config, settings.params_dtype, recompute=settings.recompute_granularity == "full")
+
+
 def _scale(embedding: VocabParallelEmbedding, hf: Any) -> None:
     """Multiply embeddings as their family does, in their own precision."""
-    scale = FAMILIES[hf.model_type].embedding_scale(hf.to_dict())
+    scale = LANGUAGES[hf.model_type].embedding_scale(hf.to_dict())
     if scale != 1:
         rounded = torch.tensor(scale, dtype=embedding.weight.dtype).item()
         embedding.register_forward_hook(lambda module, given, output: output * rounded)

@@ -12,7 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from yatt.config.schema import Config, OptimizerConfig
-from yatt.models.table import FAMILIES
+from yatt.models.table import LANGUAGES
 from yatt.training.batch import MicroBatch
 from yatt.training.identity import identity
 from yatt.training.kernels import Kernel
@@ -20,6 +20,7 @@ from yatt.training.layout import Layout
 from yatt.training.megatron import checkpoint, model, optimizer
 from yatt.training.megatron.attention import Rotary
 from yatt.training.megatron.convert import Converter, Reader
+from yatt.training.megatron.vision import SeeingModel
 from yatt.training.memory import Shelf
 from yatt.training.model import Head, OnOutput
 from yatt.training.schedule import learning_rate
@@ -41,14 +42,17 @@ class Network:
         """Collective over the pipeline. Raises ConfigError for a folder that cannot be read or trained."""
         self.hf = model.read_hf_config(path, setting)
         self.identity = identity(self.hf, config.model.dtype)
-        self.layout, self._cap = layout, FAMILIES[self.hf.model_type].soft_cap(self.hf.to_dict())
+        self.layout, self._cap = layout, LANGUAGES[self.hf.model_type].soft_cap(self.hf.to_dict())
         self._predicts = head == "tokens" and layout.last_stage
         self._kernel: Kernel | None = None if config.train.attention == "auto" else config.train.attention
         self._rotary = Rotary(self.hf, layout.device, model.DTYPES[config.model.dtype])
         self.module: Any = model.build(self.hf, model.transformer_config(self.hf, config), layout, head)
-        self.converter = Converter(self.hf, self.module, layout, head)
-        self.converter.load(Reader(path, setting))
+        reader = Reader(path, setting)
+        self.converter = Converter(self.hf, self.module, layout, head, names=reader.where)
+        self.converter.load(reader)
         self.module.requires_grad_(learns)
+        if isinstance(self.module, SeeingModel) and config.train.vision == "frozen":
+            self.module.freeze_tower()
         # What a CPU rank put away would go into the same memory.
         self._moves = config.train.offload and layout.device.type == "cuda"
         self.shelf = Shelf(self.module.parameters)
@@ -69,7 +73,7 @@ class Network:
 
         def forward(batches: Iterator[MicroBatch], part: torch.nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
             micro = next(batches)
-            packing = self._rotary.turned(micro.packing, micro.position_ids[0], self._kernel)
+            packing = self._rotary.turned(micro, self._kernel)
             output = part(micro.tokens, micro.position_ids, None, packed_seq_params=packing)
             if self._predicts:
                 output = model.without_padding(model.soft_capped(output, self._cap), self.hf, self.layout)
@@ -146,7 +150,7 @@ class LearningNetwork(Network):
 
     def step(self) -> tuple[float, bool]:
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
-        norm, applied = optimizer.step(self.optimizer, self.rate)
+        norm, applied = optimizer.step(self.optimizer, self.rate, self._settings.vision_rate)
         self.updates += 1
         return norm, applied
 

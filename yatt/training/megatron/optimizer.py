@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    ChainedOptimizer,
+    OptimizerConfig,
+    ParamKey,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
@@ -22,28 +29,34 @@ def wrap(model: GPTModel) -> DistributedDataParallel:
 
 
 def build(settings: Settings, dtype: torch.dtype, model: DistributedDataParallel) -> ChainedOptimizer:
-    """The optimizer of this rank. Biases and norms get no weight decay."""
+    """The optimizer of this rank. Biases and norms get no weight decay. A vision tower has groups of its own, which are
+    marked."""
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.learning_rate,
+        min_lr=settings.min_learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_eps=settings.eps,
+        clip_grad=settings.clip_grad,
+        use_distributed_optimizer=True,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+    )
+    of_tower: Any = {VISION: True}
     optimizer = get_megatron_optimizer(
-        OptimizerConfig(
-            optimizer="adam",
-            lr=settings.learning_rate,
-            min_lr=settings.min_learning_rate,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.betas[0],
-            adam_beta2=settings.betas[1],
-            adam_eps=settings.eps,
-            clip_grad=settings.clip_grad,
-            use_distributed_optimizer=True,
-            bf16=dtype == torch.bfloat16,
-            params_dtype=dtype,
-        ),
+        config,
         [model],
+        config_overrides={**get_standard_config_overrides(config), ParamKey(name="*visual.*"): of_tower},
         use_gloo_process_groups=False,
     )
     _fill(optimizer)
     return optimizer
 
 
+VISION = "vision"
+"""Marks the optimizer's groups of a vision tower."""
 FUSED = ("cuda",)
 """Devices on which AdamW is one kernel. Elsewhere it is several, which would hold a copy of the weights in between."""
 
@@ -77,14 +90,15 @@ def tensors(optimizer: ChainedOptimizer) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def step(optimizer: ChainedOptimizer, rate: float) -> tuple[float, bool]:
-    """Clip and apply the gradients; returns their norm over the whole model and whether they were applied.
+def step(optimizer: ChainedOptimizer, rate: float, vision_rate: float) -> tuple[float, bool]:
+    """Clip and apply the gradients; returns their norm over the whole model and whether they were applied. A vision
+    tower learns at `rate` times `vision_rate`.
 
     Gradients whose norm is not finite are dropped, on every rank alike. Collective over all ranks."""
     settings = optimizer.config
     for group in optimizer.param_groups:
         # The settings', every time: Megatron leaves two to its own scheduler, and a checkpoint brings all of its own.
-        group["lr"] = rate
+        group["lr"] = rate * (vision_rate if group.get(VISION) else 1.0)
         group["weight_decay"] = settings.weight_decay * group["wd_mult"]
         group["betas"], group["eps"] = (settings.adam_beta1, settings.adam_beta2), settings.adam_eps
         if "fused" in group:  # torch's
