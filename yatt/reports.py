@@ -82,6 +82,16 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """What happened to a process of the run, or was done about it, in words; `at` seconds since the epoch, by the
+    driver's clock."""
+
+    at: float
+    process: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutCounts:
     """Numbers of one step's rollout on one controller; they add up over controllers.
 

@@ -68,12 +68,14 @@ class SimulatedGenerator:
         self._still: list[asyncio.Future[None]] = []
         self._going, self._asleep, self._cold, self._closed = not asleep, asleep, False, False
         self.dead: ProcessDied | None = None
+        self.died = asyncio.Event()
+        self.hangs = False
         self._slowness = 1.0
         self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
 
     async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
-        self._check()
+        await self._check()
         answers = Answers()
         drawings = [self._drawing(request, answers) for request in requests]
         for drawing in drawings:
@@ -94,21 +96,21 @@ class SimulatedGenerator:
             self._end([d for d in drawings if self._drawings.get(d.request.key) is d])
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
-        self._check()
+        await self._check()
         self._end([self._drawings[key] for key in keys if key in self._drawings])
 
     async def pause(self) -> None:
-        self._check()
+        await self._check()
         self._going = False
         if self._batch:
             self._interrupt()
             still = asyncio.get_running_loop().create_future()
             self._still.append(still)
             await still
-            self._check()
+            await self._check()
 
     async def resume(self) -> None:
-        self._check()
+        await self._check()
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
@@ -118,7 +120,7 @@ class SimulatedGenerator:
         self._interrupt()
 
     async def load(self, manifest: WeightManifest) -> int:
-        self._check()
+        await self._check()
         if self._going or self._batch:
             raise BackendError(f"{self.name}: weights can only be loaded into a paused generator; pause it first")
         await self._spend("load", self._costs.load)
@@ -138,13 +140,13 @@ class SimulatedGenerator:
         return self._costs.kv_tokens
 
     async def wake(self) -> None:
-        self._check()
+        await self._check()
         if self._asleep:
             await self._spend("wake", self._costs.wake)
             self._asleep = False
 
     async def pulse(self) -> Pulse:
-        self._check()
+        await self._check()
         now = self._now()
         steps = self._done_by(now)
         return Pulse(
@@ -163,12 +165,21 @@ class SimulatedGenerator:
 
     def die(self) -> None:
         """Every open and later call raises ProcessDied."""
+        if self.dead is not None:
+            return
         self.dead = ProcessDied(f"{self.name} died")
+        self.died.set()
         self._log(self.name, "died")
         for drawing in self._drawings.values():
             drawing.answers.put_nowait(None)
         self._drawings.clear()
         self._waiting.clear()
+        self._halt()
+
+    def hang(self) -> None:
+        """Nothing is sampled and no call answered any more, until it is dead."""
+        self._log(self.name, "hangs")
+        self.hangs = True
         self._halt()
 
     def slow(self, factor: float) -> None:
@@ -195,7 +206,10 @@ class SimulatedGenerator:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _check(self) -> None:
+    async def _check(self) -> None:
+        """Raises for one that is dead or closed; one that hangs gives no answer until it is dead."""
+        if self.hangs:
+            await self.died.wait()
         if self.dead is not None:
             raise self.dead
         if self._closed:
@@ -205,7 +219,7 @@ class SimulatedGenerator:
         if seconds:
             start = self._now()
             await asyncio.sleep(seconds)
-            self._check()
+            await self._check()
             self.spans.append(self._span(name=name, start=start, stop=self._now()))
 
     def _time(self, steps: int) -> float:
@@ -243,7 +257,7 @@ class SimulatedGenerator:
 
     def _interrupt(self) -> None:
         """Act at the end of the step under way; at once where there is none."""
-        if self.dead is not None:
+        if self.dead is not None or self.hangs:
             return
         now = self._now()
         if self._batch == 0 or now < self._start:

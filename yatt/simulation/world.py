@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -34,7 +34,8 @@ from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.cost import served, size_setting
 from yatt.placement.plan import POLICY, EngineSite, Role
-from yatt.reports import EvaluationReport, PhaseSpan, StepReport
+from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
+from yatt.revival import Engine, Revival
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
@@ -44,11 +45,16 @@ from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Simu
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
 from yatt.simulation.standing import divided
-from yatt.types import Group, Prompt, SampleKey, Score, Share
+from yatt.simulation.witness import Witness
+from yatt.types import Prompt
 
 R = TypeVar("R")
 Event = tuple[Any, ...]
 """(seconds, actor, what, details ...)"""
+START = 20.0
+"""Seconds until an engine's process is up and has loaded its model."""
+SILENCE = 120.0
+"""Seconds without an answer after which an engine is ended."""
 ROWS = 1 << 40
 """Rows of the data: no run comes to their end."""
 
@@ -69,23 +75,6 @@ class EndlessRows:
         return ""
 
 
-class Witness:
-    """Called with the events of a run, for a check of them. This one does nothing."""
-
-    def scored(self, key: SampleKey, score: Score) -> None: ...
-
-    def accepted(self, step: int, groups: Sequence[Group]) -> None: ...
-
-    def trained(self, step: int, share: Share) -> None: ...
-
-    def reported(self, report: StepReport) -> None: ...
-
-    def saved(self, cursor: Mapping[str, Any], carried: Sequence[CarriedGroup]) -> None: ...
-
-    def rewound(self, step: int) -> None:
-        """The run goes on from the end of `step`: what came after is done again."""
-
-
 def remembering() -> Callable[..., Assignment]:
     """`balance.assign`, computed once where all controllers of a step ask for the same."""
     last: dict[tuple[bytes, bytes], Assignment] = {}
@@ -101,7 +90,8 @@ def remembering() -> Callable[..., Assignment]:
 
 
 class World:
-    """The parts of a cluster of `devices`, and the crew of its controllers (`yatt.supervisor.Crew`). Controllers are
+    """The parts of a cluster of `devices`, the crew of its controllers (`yatt.supervisor.Crew`), and the hosts of its
+    engines (`yatt.revival.Hosts`). Controllers are
     spread over the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and
     ranks."""
 
@@ -145,7 +135,10 @@ class World:
         nodes = self.network.nodes
         self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
         self.scorers: list[SimulatedScorer] = []
+        self.assemblies: list[Assembly] = []
         self.controllers = self._assemble()
+        self.revival = Revival(self, VirtualClock(), self._incident)
+        self._watches = False
         self.reports: list[StepReport] = []
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._deaths: dict[int, ProcessDied] = {}
@@ -171,11 +164,22 @@ class World:
         if controller in self._tasks:
             self._tasks[controller].cancel()
 
+    def _incident(self, incident: Incident) -> None:
+        self.log(incident.process, incident.text.split()[0], incident.text)
+
+    def hang(self, engine: SimulatedGenerator) -> None:
+        """It answers nobody any more: what is silent for so long is ended."""
+        engine.hang()
+        asyncio.get_running_loop().call_later(SILENCE, engine.die)
+
     async def step(self, step: int) -> StepReport:
+        if not self._watches:
+            self._watch()
         for lengths in self.lengths.values():
             lengths.step = step
         self.log("driver", "step", step)
         self.reports = await self._all(lambda controller: controller.step(step))
+        self.revival.step_done()
         return self.reports[0]
 
     async def evaluate(self, step: int) -> EvaluationReport:
@@ -193,24 +197,60 @@ class World:
         step, state, carried = self._saved
         while True:
             self.log("driver", "recovers", step, str(error))
+            await self.revival.close()
             await asyncio.gather(*(controller.close() for controller in self.controllers))
-            self._start_anew()
             self.witness.rewound(step)
             try:
+                await self._start_anew()
                 if len(self.engines) > 1:  # they come up asleep
                     await asyncio.gather(*(engine.sleep() for engines in self.engines.values() for engine in engines))
                 await self._all(lambda controller: controller.restore(state, carried))
             except ProcessDied as again:
                 error = again
             else:
+                self._watch()
                 return step
 
-    def _start_anew(self) -> None:
-        for role, engines in self.engines.items():
-            for number, engine in enumerate(engines):
-                if engine.dead:
-                    self.gone.append(engine)
-                    engines[number] = self._engine(EngineSite(role=role, slots=engine.slots), number)
+    def _watch(self) -> None:
+        self._watches = True
+        self.revival.watch((role, number) for role, engines in self.engines.items() for number in range(len(engines)))
+
+    def name(self, engine: Engine) -> str:
+        return self._of(engine).name
+
+    def _of(self, engine: Engine) -> SimulatedGenerator:
+        role, number = engine
+        return self.engines[role][number]
+
+    async def death(self, engine: Engine) -> ProcessDied:
+        one = self._of(engine)
+        await one.died.wait()
+        return one.dead or ProcessDied(one.name)
+
+    async def start(self, engine: Engine) -> None:
+        role, number = engine
+        before = self._of(engine)
+        self.gone.append(before)
+        new = self.engines[role][number] = self._engine(EngineSite(role=role, slots=before.slots), number, asleep=True)
+        await asyncio.sleep(START)
+        if new.dead is not None:
+            raise new.dead
+
+    async def join(self, engine: Engine) -> None:
+        role, number = engine
+        for site, assembly in zip(self.sites, self.assemblies, strict=True):
+            await assembly.join(role, number, RemoteGenerator(self._of(engine), site))
+
+    async def end(self, engine: Engine) -> None:
+        self._of(engine).die()
+
+    async def give_up(self, engine: Engine, error: ProcessDied) -> None:
+        for assembly in self.assemblies:
+            assembly.give_up(*engine, error)
+
+    async def _start_anew(self) -> None:
+        dead = [(role, n) for role, engines in self.engines.items() for n, engine in enumerate(engines) if engine.dead]
+        await asyncio.gather(*(self.start(engine) for engine in dead))
         self.ranks.revive()
         self._deaths.clear()
         for scorer in self.scorers:
@@ -244,7 +284,7 @@ class World:
                 raise self._deaths[index] from None
             raise
 
-    def _engine(self, site: EngineSite, number: int) -> SimulatedGenerator:
+    def _engine(self, site: EngineSite, number: int, *, asleep: bool = False) -> SimulatedGenerator:
         return SimulatedGenerator(
             self.costs.of(site.role),
             name=f"{'generator' if site.role == POLICY else site.role} {number}",
@@ -253,7 +293,7 @@ class World:
             length=self.lengths[site.role],
             log=self.log,
             role=site.role,
-            asleep=len(self.layout.sizes) > 1,
+            asleep=asleep or len(self.layout.sizes) > 1,
         )
 
     def _scorer(self, routers: Mapping[Role, Router]) -> SimulatedScorer:
@@ -277,6 +317,7 @@ class World:
         )
 
     def _assemble(self) -> list[Controller]:
+        self.assemblies = []
         hub, assign = Hub(len(self.sites), self.config.cluster.step_timeout), remembering()
         return [self._controller(site, hub, assign) for site in self.sites]
 
@@ -304,8 +345,10 @@ class World:
             mode=self.mode,
             generators={role: [RemoteGenerator(e, site) for e in engines] for role, engines in self.engines.items()},
             resident=resident(config, trains=True),
+            coming=True,
         )
         assembly = Assembly(parts, engines)
+        self.assemblies.append(assembly)
         self.scorers.append(self._scorer(assembly.routers))
         reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1])
         source = Loader[Prompt](
