@@ -34,8 +34,9 @@ from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.cost import served, size_setting
 from yatt.placement.plan import POLICY, EngineSite, Role
+from yatt.recovery import Recovery
 from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
-from yatt.revival import Engine, Revival
+from yatt.revival import Engine
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
@@ -90,10 +91,9 @@ def remembering() -> Callable[..., Assignment]:
 
 
 class World:
-    """The parts of a cluster of `devices`, the crew of its controllers (`yatt.supervisor.Crew`), and the hosts of its
-    engines (`yatt.revival.Hosts`). Controllers are
-    spread over the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and
-    ranks."""
+    """The parts of a cluster of `devices`, the crew of its controllers (`yatt.supervisor.Crew`), the hosts of its
+    engines (`yatt.revival.Hosts`) and the builder of all else (`yatt.recovery.Builder`). Controllers are spread over
+    the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and ranks."""
 
     def __init__(
         self,
@@ -137,8 +137,7 @@ class World:
         self.scorers: list[SimulatedScorer] = []
         self.assemblies: list[Assembly] = []
         self.controllers = self._assemble()
-        self.revival = Revival(self, VirtualClock(), self._incident)
-        self._watches = False
+        self.recovery = Recovery(self, self, VirtualClock(), self._incident, most=config.train.max_recoveries)
         self.reports: list[StepReport] = []
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._deaths: dict[int, ProcessDied] = {}
@@ -173,13 +172,12 @@ class World:
         asyncio.get_running_loop().call_later(SILENCE, engine.die)
 
     async def step(self, step: int) -> StepReport:
-        if not self._watches:
-            self._watch()
+        self.recovery.watch()
         for lengths in self.lengths.values():
             lengths.step = step
         self.log("driver", "step", step)
         self.reports = await self._all(lambda controller: controller.step(step))
-        self.revival.step_done()
+        self.recovery.step_done(step)
         return self.reports[0]
 
     async def evaluate(self, step: int) -> EvaluationReport:
@@ -192,28 +190,31 @@ class World:
         self.witness.saved(states[0][0]["source"], self._saved[2])
 
     async def recover(self, error: ProcessDied) -> int:
-        """Every dead engine, rank and controller starts anew; all controllers go back to the last checkpoint. What dies
-        on the way there is started anew too."""
-        step, state, carried = self._saved
-        while True:
-            self.log("driver", "recovers", step, str(error))
-            await self.revival.close()
-            await asyncio.gather(*(controller.close() for controller in self.controllers))
-            self.witness.rewound(step)
-            try:
-                await self._start_anew()
-                if len(self.engines) > 1:  # they come up asleep
-                    await asyncio.gather(*(engine.sleep() for engines in self.engines.values() for engine in engines))
-                await self._all(lambda controller: controller.restore(state, carried))
-            except ProcessDied as again:
-                error = again
-            else:
-                self._watch()
-                return step
+        return await self.recovery.recover(error)
 
-    def _watch(self) -> None:
-        self._watches = True
-        self.revival.watch((role, number) for role, engines in self.engines.items() for number in range(len(engines)))
+    def revivable(self) -> list[Engine]:
+        return [(role, number) for role, engines in self.engines.items() for number in range(len(engines))]
+
+    async def tear_down(self) -> None:
+        self.log("driver", "recovers", self._saved[0])
+        await asyncio.gather(*(controller.close() for controller in self.controllers))
+        self.witness.rewound(self._saved[0])
+
+    async def build(self) -> None:
+        self.ranks.revive()
+        self._deaths.clear()
+        for scorer in self.scorers:
+            scorer.leave()
+        self.scorers = []
+        self.controllers = self._assemble()
+        if len(self.engines) > 1:  # they come up asleep
+            alive = [engine for engines in self.engines.values() for engine in engines if not engine.dead]
+            await asyncio.gather(*(engine.sleep() for engine in alive), return_exceptions=True)
+
+    async def go_back(self) -> int:
+        step, state, carried = self._saved
+        await self._all(lambda controller: controller.restore(state, carried))
+        return step
 
     def name(self, engine: Engine) -> str:
         return self._of(engine).name
@@ -247,16 +248,6 @@ class World:
     async def give_up(self, engine: Engine, error: ProcessDied) -> None:
         for assembly in self.assemblies:
             assembly.give_up(*engine, error)
-
-    async def _start_anew(self) -> None:
-        dead = [(role, n) for role, engines in self.engines.items() for n, engine in enumerate(engines) if engine.dead]
-        await asyncio.gather(*(self.start(engine) for engine in dead))
-        self.ranks.revive()
-        self._deaths.clear()
-        for scorer in self.scorers:
-            scorer.leave()
-        self.scorers = []
-        self.controllers = self._assemble()
 
     async def _all(self, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> list[R]:
         """One call to every controller. The first failure ends all of them."""
