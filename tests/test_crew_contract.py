@@ -41,6 +41,9 @@ class Rank(BenchmarkRank):
     def begin_save(self, path: str) -> None:
         self.path = path
 
+    def load(self, path: str) -> None:
+        assert Path(path).is_dir()
+
     def end_save(self) -> None:
         path = self.path
         if (Path(path).parents[1] / FULL).exists():

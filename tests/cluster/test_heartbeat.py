@@ -17,7 +17,7 @@ import pytest
 
 from yatt.cluster import heartbeat as heartbeat_module
 from yatt.cluster.calls import WAITS
-from yatt.cluster.heartbeat import GRACE, Heartbeat
+from yatt.cluster.heartbeat import GRACE, QUESTIONS, Heartbeat
 from yatt.cluster.process import DUMP, Beat
 from yatt.reports import Incident
 from yatt.simulation.loop import VirtualClock, run
@@ -74,7 +74,7 @@ def test_who_is_silent_is_ended_and_nobody_else(monkeypatch):
     told, killed = heard({"rank 0": never, "rank 1": well, "controller 0": waits}, 1000, monkeypatch)
     assert killed == ["rank 0"]
     (incident,) = told
-    assert (incident.process, incident.kind, incident.at) == ("rank 0", "silent", SILENCE + GRACE)
+    assert (incident.process, incident.kind, incident.at) == ("rank 0", "silent", SILENCE * (1 - 1 / QUESTIONS) + GRACE)
     assert incident.text == (
         "no sign of life for 40 s; it is ended, and the stacks of all are in the run's log/ "
         "(controller 0 for rank 0 (update of step 3, 40 s))"
@@ -83,7 +83,7 @@ def test_who_is_silent_is_ended_and_nobody_else(monkeypatch):
 
 def test_an_answer_that_comes_late_is_an_answer(monkeypatch):
     async def late() -> Beat:
-        await asyncio.sleep(SILENCE + GRACE - 1)
+        await asyncio.sleep(SILENCE * (1 - 1 / QUESTIONS) + GRACE - 1)
         return BEAT
 
     assert heard({"rank 0": late}, 1000, monkeypatch) == ([], [])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,8 @@ class ClusterCrew:
         self._train_slots: list[Slot] = []
         self._models: dict[Role, str] = {}
         self._parameters: dict[Role, float] = {}
+        self._weights_dir = config.weights.dir or str(self._run_path / "weights")
+        self._token = ""  # what the names of the ranks' weights begin with
         self._heartbeat = Heartbeat(config.cluster.silence, WallClock(), tell)
         self._hosts = EngineHosts(config.cluster, self._place_anew, self._heartbeat.listen)
         self._recovery = Recovery(self, self._hosts, WallClock(), tell, most=config.train.max_recoveries)
@@ -103,6 +106,8 @@ class ClusterCrew:
             await self._start_engines(judge)
         await self._wire(ranks)
         self._up = True
+        if train:
+            self._recovery.watch()
 
     def _place_ranks_and_controllers(self) -> None:
         """Start their processes, at once."""
@@ -167,11 +172,13 @@ class ClusterCrew:
         endpoint = self._ranks["rank 0"].endpoint.remote()
         host, port = await wait_one("starting ranks", "rank 0", endpoint, self._config.cluster.start_timeout)
         writers = {slot.node: index for index, slot in reversed(list(enumerate(self._train_slots)))}
-        run_token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        folder = self._config.weights.dir or str(self._run_path / "weights")
+        self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
         calls = {
             name: actor.start.remote(
-                host, port, token=f"{run_token}-{i}" if self._writes(i, writers) else None, weights_dir=folder
+                host,
+                port,
+                token=f"{self._token}-{i}" if self._writes(i, writers) else None,
+                weights_dir=self._weights_dir,
             )
             for i, (name, actor) in enumerate(self._ranks.items())
         }
@@ -259,7 +266,6 @@ class ClusterCrew:
         return answers[0]
 
     async def step(self, step: int) -> StepReport:
-        self._recovery.watch()
         reports: list[StepReport] = await self._on_controllers("step", step)
         self._recovery.step_done(step)
         spans = tuple(span for report in reports for span in report.spans) + await self.take_spans()
@@ -294,6 +300,8 @@ class ClusterCrew:
         self._heartbeat.leave([*self._ranks, *self._controllers])
         await end_all(self._ranks | self._controllers)
         remove_stale(SHARED_MEMORY)
+        for folder in Path(self._weights_dir).glob(f"{self._token}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     async def build(self) -> None:
         self._place_ranks_and_controllers()

@@ -19,7 +19,7 @@ from yatt.cluster.process import DUMP, Beat
 from yatt.protocols import Clock
 from yatt.reports import Incident
 
-GRACE = 5.0
+GRACE = 2.0
 """Seconds more for an answer: the driver itself may have stood still."""
 QUESTIONS = 8
 """How often a process is asked within the time that it may be silent."""
@@ -81,7 +81,7 @@ class Heartbeat:
         seen, since = None, self._clock.now()
         while True:
             call = asyncio.ensure_future(_answer(one.actor.beat.remote()))
-            done, _ = await asyncio.wait([call], timeout=self._silence)
+            done, _ = await asyncio.wait([call], timeout=self._silence * (1 - 1 / QUESTIONS))
             if not done:
                 done, _ = await asyncio.wait([call], timeout=GRACE)
             if not done:
@@ -116,8 +116,8 @@ async def _answer(call: Any) -> Beat:
 
 
 def _signal(beat: Beat | None, number: int) -> None:
-    """Send a signal to a process of this machine; to those of others, nothing."""
-    if beat is not None and beat.host == os.uname().nodename:
+    """Send a signal to another process of this machine; to those of other machines, nothing."""
+    if beat is not None and beat.host == os.uname().nodename and beat.pid != os.getpid():
         with suppress(ProcessLookupError, PermissionError):
             os.kill(beat.pid, number)
 
