@@ -158,7 +158,7 @@ def cell(place: Path, name: str, calm: bytes) -> dict[str, Any]:
         for kind in ("died", "back")
     }
     back_to = [int(step) for told in text["back"] for step in re.findall(r"end of step (\d+)", told)]
-    return {
+    row = {
         "process": victim,
         "phase": phase,
         "signal": how,
@@ -170,6 +170,8 @@ def cell(place: Path, name: str, calm: bytes) -> dict[str, Any]:
         "seconds": round(time.monotonic() - began),
         "said": text["died"][:3] if status or run.model() != calm else [],
     }
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
 
 
 def _undone(run: Run, step: int) -> list[int]:

@@ -170,7 +170,8 @@ def test_whoever_dies_or_hangs_the_run_goes_on_and_ends_with_the_same_model(plac
     hit(6, "GeneratorActor", -2, signal.SIGSTOP, "generator 1: back after")
     started = descendants(driver.pid)
     said = ends(driver, started, 0, 600)
-    assert "no sign of life for 40 s: it is stopped" in said and "generator 1 (" in said, said
+    assert "generator 1: no sign of life for 40 s: it is stopped" in said, said
+    assert "(the driver for controller 0, controller 1 (step on the controllers, " in said, "who waited for whom"
 
     table = rows(place, "mortal")
     assert [row["step"] for row in table] == list(range(1, 9)), "each step once"

@@ -260,6 +260,17 @@ async def test_a_death_while_evaluating_at_the_start_or_at_the_very_end_is_recov
     ]
 
 
+async def test_a_run_that_is_stopped_while_it_recovers_ends_at_its_checkpoint():
+    class Slow(Crew):
+        async def recover(self, error):
+            assert self.supervisor.stop() is True
+            return await super().recover(error)
+
+    crew = Slow(events := [], dies_at=[3])
+    assert await supervised(settings("train.steps=9", "checkpoint.every=2"), crew).run(1) == 2
+    assert events[-2:] == ["back to 2", "goes on from 2"]
+
+
 async def test_a_death_ends_the_run_where_nothing_can_be_brought_up_anew():
     with pytest.raises(ProcessDied, match="rank 0 died in step 2"):
         await play(settings("train.steps=4"), dies_at=[2], recovers=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from yatt.cluster.kinds import Slot, controller_kind, generator_kind, rank_kind
 from yatt.cluster.payload import payload_bytes
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
+from yatt.cluster.rankhosts import RankHosts
 from yatt.cluster.session import find_slots, place
 from yatt.config.facts import model_facts, parameters
 from yatt.config.placement import train_slots
@@ -39,8 +38,6 @@ from yatt.recovery import Recovery
 from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
 from yatt.revival import Engine
 from yatt.simulation.standing import costs_for, divided
-from yatt.weights import SHARED_MEMORY
-from yatt.weights.flat import remove_stale
 
 T = TypeVar("T")
 
@@ -70,17 +67,15 @@ class ClusterCrew:
         self._run_path = run_path.absolute()
         self._on_phase = on_phase
         self._controllers: dict[str, Any] = {}
-        self._ranks: dict[str, Any] = {}
         self._trainer: RemoteTrainer | None = None
         self._up = False
         self.slots: list[Slot] = []
-        self._train_slots: list[Slot] = []
         self._models: dict[Role, str] = {}
         self._parameters: dict[Role, float] = {}
-        self._weights_dir = config.weights.dir or str(self._run_path / "weights")
-        self._token = ""  # what the names of the ranks' weights begin with
         self._heartbeat = Heartbeat(config.cluster.silence, WallClock(), tell)
         self._hosts = EngineHosts(config.cluster, self._place_anew, self._heartbeat.listen)
+        weights_dir = config.weights.dir or str(self._run_path / "weights")
+        self._ranks = RankHosts(config, weights_dir, self._place_rank, self._start)
         self._recovery = Recovery(self, self._hosts, WallClock(), tell, most=config.train.max_recoveries)
         self._world = 0  # how many times controllers and ranks were started
         self.payload = 0
@@ -99,9 +94,9 @@ class ClusterCrew:
         self._hosts.asleep = bool(judges)
         if generate:
             self._place_engines(mode_of(self._config, layout, self._parameters))
-        self._train_slots = self.slots[-train_slots(self._config, len(self.slots)) :] if train else []
+        self._ranks.slots = self.slots[-train_slots(self._config, len(self.slots)) :] if train else []
         self._place_ranks_and_controllers()
-        ranks, _ = await asyncio.gather(self._start_ranks(), self._start_engines(POLICY))
+        ranks, _ = await asyncio.gather(self._ranks.start(), self._start_engines(POLICY))
         for judge in judges:  # one after another: each takes memory of its slots before it sleeps
             await self._start_engines(judge)
         await self._wire(ranks)
@@ -113,7 +108,7 @@ class ClusterCrew:
         """Start their processes, at once."""
         count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
         nodes = list(dict.fromkeys(slot.node for slot in self.slots))
-        self._ranks = {f"rank {i}": self._place_rank(i, slot) for i, slot in enumerate(self._train_slots)}
+        self._ranks.place()
         self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
 
     async def _start_engines(self, role: Role) -> None:
@@ -151,7 +146,7 @@ class ClusterCrew:
         await self.trainer.on_all("forget_reference")
         self._on_phase("reference", "ready")
 
-    async def _start(self, what: str, calls: dict[str, Any], actors: Mapping[str, Any]) -> dict[str, Any]:
+    async def _start(self, what: str, calls: Mapping[str, Any], actors: Mapping[str, Any]) -> dict[str, Any]:
         """Wait for actors to come up."""
         timeout = self._config.cluster.start_timeout
         waits = {name: wait_one(f"starting {what}", name, call, timeout) for name, call in calls.items()}
@@ -165,34 +160,6 @@ class ClusterCrew:
         self._on_phase(name, "ready")
         self._heartbeat.listen(name, actor)
         return answer
-
-    async def _start_ranks(self) -> tuple[RankHandle, ...]:
-        if not self._ranks:
-            return ()
-        endpoint = self._ranks["rank 0"].endpoint.remote()
-        host, port = await wait_one("starting ranks", "rank 0", endpoint, self._config.cluster.start_timeout)
-        writers = {slot.node: index for index, slot in reversed(list(enumerate(self._train_slots)))}
-        self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        calls = {
-            name: actor.start.remote(
-                host,
-                port,
-                token=f"{self._token}-{i}" if self._writes(i, writers) else None,
-                weights_dir=self._weights_dir,
-            )
-            for i, (name, actor) in enumerate(self._ranks.items())
-        }
-        places = await self._start("ranks", calls, self._ranks)
-        return tuple(
-            RankHandle(actor=actor, name=name, node=slot.node, dp_rank=places[name][0])
-            for (name, actor), slot in zip(self._ranks.items(), self._train_slots, strict=True)
-        )
-
-    def _writes(self, rank: int, writers: dict[str, int]) -> bool:
-        """Through shared memory one rank per node writes; on disk rank 0 does."""
-        if not self._config.algorithm.recipe.reinforces:
-            return False
-        return rank == 0 if self._config.weights.transport == "disk" else rank in writers.values()
 
     def _layout(self) -> Layout:
         """How the slots can be divided. Raises ConfigError where a block would lie on two nodes."""
@@ -219,6 +186,15 @@ class ClusterCrew:
     def _engines(self) -> list[GeneratorHandle]:
         return list(self._hosts.handles.values())
 
+    @property
+    def _on_slots(self) -> dict[str, Any]:
+        """Engines and ranks, by name."""
+        return {engine.name: engine.actor for engine in self._engines} | self._ranks.actors
+
+    @property
+    def _actors(self) -> list[Any]:
+        return [*self._on_slots.values(), *self._controllers.values()]
+
     def _process(self, name: str, device: Any, role: str = "", slots: Sequence[Slot] = ()) -> SlotProcess:
         log = self._run_path / "log" / f"{name.replace(' ', '-')}.log"
         where = tuple(slot.index for slot in slots)
@@ -235,7 +211,7 @@ class ClusterCrew:
 
     def _place_rank(self, rank: int, slot: Slot) -> Any:
         process = self._process(f"rank {rank}", slot.device, TRAINER, [slot])
-        place_of = {"rank": rank, "world_size": len(self._train_slots)}
+        place_of = {"rank": rank, "world_size": len(self._ranks.slots)}
         kind, backend = rank_kind(slot, self._backends), self._backends.trainer
         return place(RankActor, slot.node, kind, process, self._config, backend, **place_of)
 
@@ -247,12 +223,16 @@ class ClusterCrew:
         return place(ControllerActor, node, kind, process, self._config, self._backends, **keywords)
 
     async def _on_controllers(self, method: str, *arguments: Any) -> list[Any]:
-        """Raises ProcessDied where a rank or a controller is dead, though another's call failed first; and where they
-        have waited for too long, which is taken for a death."""
+        """Raises ProcessDied at once where a rank or a controller dies, though nobody may need it yet, or another's
+        call failed first; and where they have waited for too long, which is taken for a death."""
         calls = {name: getattr(actor, method).remote(*arguments) for name, actor in self._controllers.items()}
         timeout = self._config.cluster.step_timeout
+        work = asyncio.ensure_future(wait_all(f"{method} on the controllers", calls, timeout))
         try:
-            return list((await wait_all(f"{method} on the controllers", calls, timeout)).values())
+            await asyncio.wait([work, *self._ranks.deaths], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise next(death.result() for death in self._ranks.deaths if death.done())
+            return list(work.result().values())
         except (BackendError, WaitTimeout) as error:
             if not isinstance(error, ProcessDied):
                 await self.roll_call()
@@ -260,6 +240,8 @@ class ClusterCrew:
                 self._heartbeat.dump()
                 raise ProcessDied(f"{error}; the stacks of all are in the run's log/") from error
             raise
+        finally:
+            work.cancel()
 
     def _receive(self, answers: Sequence[T]) -> T:
         self.payload += payload_bytes(answers)
@@ -275,8 +257,7 @@ class ClusterCrew:
         """The spans of engines and ranks since the last call, numbers only. It costs one empty call to each of them,
         all at once, and an answer of about 100 bytes per span. Those that do not answer within PATIENCE seconds, or are
         dead, are left out: a picture is not worth a step."""
-        on_slots = {engine.name: engine.actor for engine in self._engines} | self._ranks
-        calls = {name: actor.take_spans.remote() for name, actor in on_slots.items()}
+        calls = {name: actor.take_spans.remote() for name, actor in self._on_slots.items()}
         waits = (wait_one("spans", name, call, PATIENCE) for name, call in calls.items())
         answers = [a for a in await asyncio.gather(*waits, return_exceptions=True) if isinstance(a, tuple)]
         self.payload += payload_bytes(answers)
@@ -285,8 +266,7 @@ class ClusterCrew:
     async def roll_call(self) -> None:
         """Raises ProcessDied where a rank or a controller is gone. Asked of Ray, which notices late on a machine out of
         memory."""
-        everyone = self._ranks | self._controllers
-        calls = {name: actor.__ray_ready__.remote() for name, actor in everyone.items()}
+        calls = {n: actor.__ray_ready__.remote() for n, actor in (self._ranks.actors | self._controllers).items()}
         with contextlib.suppress(WaitTimeout):
             await wait_all("roll call", calls, ROLL_CALL)
 
@@ -297,15 +277,15 @@ class ClusterCrew:
         return list(self._hosts.handles)
 
     async def tear_down(self) -> None:
-        self._heartbeat.leave([*self._ranks, *self._controllers])
-        await end_all(self._ranks | self._controllers)
-        remove_stale(SHARED_MEMORY)
-        for folder in Path(self._weights_dir).glob(f"{self._token}-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        everyone = self._ranks.actors | self._controllers
+        self._ranks.leave()
+        self._heartbeat.leave(everyone)
+        await end_all(everyone)
+        self._ranks.remove_weights()
 
     async def build(self) -> None:
         self._place_ranks_and_controllers()
-        ranks, _ = await asyncio.gather(self._start_ranks(), self._hosts.forget_all())
+        ranks, _ = await asyncio.gather(self._ranks.start(), self._hosts.forget_all())
         await self._wire(ranks)
 
     async def go_back(self) -> int:
@@ -346,15 +326,15 @@ class ClusterCrew:
         """End every actor; what an actor started ends with it. Once all are up, waits ten seconds for their goodbye."""
         await self._recovery.close()
         await self._heartbeat.close()
-        engines = {engine.name: engine.actor for engine in self._engines}
-        actors = (engines | self._ranks | self._controllers).values()
+        self._ranks.leave()
+        actors = self._actors
         if self._up:
             farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(actors)}
             with contextlib.suppress(Exception):  # one that is gone or stuck is killed like the rest
                 await wait_all("closing", farewells, 10.0)
         for actor in actors:
             ray.kill(actor)
-        self._ranks, self._controllers = {}, {}
+        self._ranks.actors, self._controllers = {}, {}
         self._hosts.handles.clear()
 
 
