@@ -22,6 +22,7 @@ from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import BackendError, ProcessDied, RunEnded, WaitTimeout
+from yatt.faces.card import record_command, write_card
 from yatt.faces.checkpoints import Checkpoints, Resume, in_thread
 from yatt.faces.command import command
 from yatt.faces.contents import contents
@@ -59,6 +60,7 @@ def train(config: Config) -> int:
         checkpoints.sweep(passed)
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
+        record_command(run)
         kind: Literal["rl", "offline"] = "rl" if config.algorithm.recipe.reinforces else "offline"
         with Progress(config.train.steps, kind) as progress:
             checkpoints.warn = progress.warn
@@ -105,9 +107,8 @@ async def _train(
                         )
                     await crew.begin(resume)
                     progress.note(f"resumed after step {resume.step}")
-                last = await supervisor.run(
-                    first, partial(export_model, crew, run) if config.checkpoint.export else None
-                )
+                finish = partial(export_model, crew, run, config) if config.checkpoint.export else None
+                last = await supervisor.run(first, finish)
                 journal.spans(last, await crew.take_spans())
                 await checkpoints.copied()
         finally:
@@ -145,11 +146,12 @@ def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[
     return lines
 
 
-async def export_model(crew: ClusterCrew, run: RunDirectory) -> None:
+async def export_model(crew: ClusterCrew, run: RunDirectory, config: Config) -> None:
     """Write the policy as RUN/model, aside first."""
     aside = run.path / ".model.part"
     shutil.rmtree(aside, ignore_errors=True)
     await crew.trainer.on_all("save_folder", str(aside.absolute()))
+    write_card(aside, config, run.path, config.train.steps)
     shutil.rmtree(run.path / "model", ignore_errors=True)
     aside.rename(run.path / "model")
 
