@@ -150,6 +150,10 @@ def test_values_of_words(word, value):
             "train.learning_rate=1e-6",
             "unknown setting train.learning_rate; did you mean train.optimizer.learning_rate?",
         ),
+        (
+            "train.learning_rat=1e-6",
+            "unknown setting train.learning_rat; did you mean train.optimizer.learning_rate?",
+        ),
         ("optimizer.betas=[0,0]", "unknown setting optimizer.betas; did you mean train.optimizer.betas?"),
         (
             "learning_rate=1",

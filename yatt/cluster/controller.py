@@ -46,6 +46,7 @@ from yatt.data.encoders import held_out_rows, row_encoder
 from yatt.data.loader import Encode, Loader, good_rows
 from yatt.data.rows import RowSource
 from yatt.data.source import open_source
+from yatt.data.template import with_arguments
 from yatt.data.turns import ResponseText
 from yatt.environments.chat import Chat
 from yatt.environments.hosted import HostedEnvironment
@@ -132,7 +133,8 @@ class ControllerActor(Hosted):
             exchange=self._exchange(peers, wiring),
             clock=WallClock(),
         )
-        tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
+        plain: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
+        tokenizer = with_arguments(plain, config.data.template_arguments)
         place = {"index": self._index, "count": self._count}
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)

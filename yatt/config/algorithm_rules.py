@@ -11,6 +11,7 @@ from yatt.config import folders
 from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS, TOKEN_ADVANTAGES
 from yatt.config.facts import differing_token
 from yatt.config.models import facts_beside, models_beside, scores
+from yatt.config.paths import OBJECT
 from yatt.config.schema import (
     AlgorithmConfig,
     Config,
@@ -146,7 +147,7 @@ def _functions(config: Config) -> Iterator[str]:
         file = (name or "").rpartition(":")[0]
         if name and not file:
             yield f"algorithm.{setting}={name} names no function; use FILE.py:NAME"
-        elif file.endswith(".py") and not os.path.isfile(file):
+        elif file.endswith((".py", OBJECT)) and not os.path.isfile(file):
             yield f"algorithm.{setting}={name}: no such file, from {os.getcwd()}"
 
 

@@ -18,6 +18,7 @@ from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import facts_beside, models_beside, policy_facts
+from yatt.config.paths import file_of
 from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
@@ -214,10 +215,10 @@ _FILTERS = ("none", "all_equal", "band")
 
 
 def _sampling(case: Case) -> Iterator[str]:
-    rollout, file = case.config.rollout, case.config.rollout.filter.rpartition(":")[0]
-    if file.endswith(".py") and not os.path.isfile(file):
+    rollout, file = case.config.rollout, file_of(case.config.rollout.filter)
+    if file is not None and not os.path.isfile(file):
         yield f"rollout.filter={rollout.filter}: no such file, from {os.getcwd()}"
-    elif not file and rollout.filter not in _FILTERS:
+    elif not rollout.filter.rpartition(":")[0] and rollout.filter not in _FILTERS:
         yield f"rollout.filter={rollout.filter} is not one of {', '.join(_FILTERS)}; use FILE.py:NAME for your own"
     band = rollout.reward_band
     if (band is None) == (rollout.filter == "band"):
@@ -290,12 +291,14 @@ def _data(case: Case) -> Iterator[str]:
                 yield f"data.{setting}={value}: model.path={config.model.path} sees no images; unset it"
         if data.fetch_images:
             yield f"data.fetch_images=true: model.path={config.model.path} sees no images; unset it"
-    if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
-        yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
-    elif evaluate.size and evaluate.path is None and not data.tasks:
-        yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
-    if evaluate.by is not None and evaluate.path is None and not (data.tasks and evaluate.size):
-        yield f"evaluate.by={evaluate.by} has nothing to evaluate on; set evaluate.path, or unset it"
+    if evaluate.path is None and not (data.tasks and evaluate.size):
+        asked = {"every": evaluate.every, "size": evaluate.size, "by": evaluate.by}
+        if told := [f"evaluate.{name}={value}" for name, value in asked.items() if value]:
+            verb = "has" if len(told) == 1 else "have"
+            yield (
+                f"{' and '.join(told)} {verb} nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate "
+                "nothing"
+            )
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
 
@@ -321,8 +324,8 @@ def _reward(case: Case) -> Iterator[str]:
     if environment.function is not None:
         functions["environment.function"] = environment.function
     for setting, name in functions.items():
-        file = name.rpartition(":")[0]
-        if file.endswith(".py") and not os.path.isfile(file):
+        file = file_of(name)
+        if file is not None and not os.path.isfile(file):
             yield f"{setting}={name}: no such file, from {os.getcwd()}"
     weights = [*(one.weight for one in reward.functions.values()), *(one.weight for one in reward.models.values())]
     if weights and not any(weights) and reward.function is None and not case.config.algorithm.recipe.teacher:

@@ -76,6 +76,9 @@ class DataConfig(Section):
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the chat template, such as {enable_thinking: false}."
+    )
     shuffle: bool = Field(True, description="Shuffle rows anew each epoch.")
     bad_rows: Literal["fail", "skip"] = Field("fail", description="What a row that cannot be used does.")
     max_prompt_tokens: int | None = Field(None, ge=1, description="Longest prompt; by default what the context leaves.")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,7 @@ from yatt.faces.card import record_command, write_card
 from yatt.faces.checkpoints import Checkpoints, Resume, in_thread
 from yatt.faces.command import command
 from yatt.faces.contents import contents
+from yatt.faces.given import copy, kept
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
@@ -40,15 +42,21 @@ from yatt.training.meeting import reserve_port
 from yatt.watch import Watch, unscored
 
 
-def train(config: Config) -> int:
-    """Run `config`; returns the exit status. Raises YattError for whatever the user should read."""
+def train(config: Config, *, overwrite: bool = False) -> int:
+    """Run `config`; returns the exit status. With `overwrite`, the run that its folder holds is removed first. Raises
+    YattError for whatever the user should read."""
     warnings = check_data(config)
     check_scoring(config)
     reserve_port().close()
-    run = ready(config)
+    run = ready(config, overwrite=overwrite)
     with run.lock():
-        checkpoints = Checkpoints(ready(config), config)  # asked again: another process may have had the folder
-        checkpoints.contents = contents(config)
+        ready(config, overwrite=overwrite)  # asked again: another process may have had the folder
+        if overwrite:
+            run.clear()
+        described = contents(config)
+        config, moves = kept(config, run.given)
+        checkpoints = Checkpoints(run, config)
+        checkpoints.contents = described
         checkpoints.warn = warnings.append
         fetched = checkpoints.fetch()
         resume, passed = choice = checkpoints.choose()
@@ -57,6 +65,7 @@ def train(config: Config) -> int:
             verify(resume.trainer, identity(hf, config.model.dtype))
             resume.check(config, checkpoints.contents)
         run.create()
+        copy(moves)
         checkpoints.sweep(passed)
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
@@ -294,7 +303,11 @@ class RunJournal:
 @contextmanager
 def interruptible(stop: Callable[[], bool], save: Callable[[], object], say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C, SIGTERM, or the terminal going away during a step: `stop`, at its end. At any other time, and twice:
-    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on."""
+    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on. In a thread
+    that is not the main one, no signal comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     terminals = [file for file in (1, 2) if os.isatty(file)]
