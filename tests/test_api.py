@@ -195,7 +195,7 @@ MADE = """
 
     def outer(weight):
         def judged(response, answer):
-            return weight * helper(response) + offset[0]
+            return weight * sum(helper(text) for text in [response]) + offset[0]
         return judged
 
     class Adder:
@@ -244,7 +244,7 @@ def test_a_class_is_found_as_an_environment(made: list[str]) -> None:
 
 def test_the_source_is_kept_beside(made: list[str]) -> None:
     text = source_of(Path(made[0].rpartition(":")[0])).read_text()
-    assert "def judged(response, answer):\n    return weight * helper(response) + offset[0]" in text
+    assert "def judged(response, answer):\n    return weight * sum(helper(text)" in text
     assert "closes over: helper, offset, weight." in text
 
 

@@ -207,7 +207,7 @@ def test_the_heart_imports_contracts_only() -> None:
 
 
 ENGINE_NAMES = re.compile(r"vllm|sglang", re.IGNORECASE)
-WHAT_ONE_MAY_CHOOSE = ("yatt/config/drawing.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
+WHAT_ONE_MAY_CHOOSE = ("yatt/config/rollout.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
 """What outside `yatt/generation` lists the engines, and says which one is the default."""
 
 

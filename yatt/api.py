@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from yatt.config.load import leaves, load_config, merged
 from yatt.config.load import save_config as write_config
@@ -24,7 +24,7 @@ from yatt.faces.keywords import nested
 from yatt.faces.plot import Plot, plot
 from yatt.faces.rundir import RunDirectory
 
-Settings = Config | str | os.PathLike[str] | Mapping[str, Any] | None
+Settings: TypeAlias = Config | str | os.PathLike[str] | Mapping[str, Any] | None
 """What a call may begin with: a config, the file of one, or nested settings."""
 
 
@@ -118,7 +118,7 @@ def save_config(config: Config, path: str | os.PathLike[str]) -> None:
     into a folder of its name beside."""
     mine, moves = kept(config, Path(path).absolute().with_suffix(".given"))
     copy(moves)
-    write_config(mine, path)
+    write_config(mine, Path(path))
 
 
 class Run:

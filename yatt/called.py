@@ -18,7 +18,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> NoReturn:
     """Entry point of the process: as the command line, but that errors go to a pipe, and it ends with its parent."""
     pipe, parent = int(sys.argv[1]), int(sys.argv[2])
-    sys.argv = ["yatt", *sys.argv[3:]]
+    sys.argv = ["yatt.api", *sys.argv[3:]]  # no command line that would do it again
     os.set_inheritable(pipe, False)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # a run is saved first

@@ -11,6 +11,7 @@ import inspect
 import json
 import sys
 import textwrap
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,20 @@ def _closed_over(value: Any) -> Iterator[tuple[str, Any]]:
         function = inspect.unwrap(member) if callable(member) else member
         if not inspect.isfunction(function):
             continue
-        used = inspect.getclosurevars(function)
-        for name, inner in {**used.globals, **used.nonlocals}.items():
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        outer = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
+        used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+        for name, inner in {**used, **outer}.items():
             if not inspect.ismodule(inner) and inner is not value:
                 yield name, inner
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names that code uses, that of comprehensions and functions inside it too."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _names(inner)
 
 
 def _source(value: Any) -> str | None:

@@ -39,7 +39,7 @@ from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.offline import OfflineController
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.player import Setting
+from yatt.controller.player import ConversationSetup
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.step import Controller
 from yatt.data.encoders import held_out_rows, row_encoder
@@ -100,7 +100,7 @@ class ControllerActor(Hosted):
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
         self._scorer: HostedScorer | None = None
-        self._setting: Setting | None = None
+        self._setup: ConversationSetup | None = None
         self._controller: Controller | OfflineController | None = None
         self._evaluator: Evaluator | OfflineController | None = None
         self._assembly: Assembly | None = None
@@ -146,8 +146,10 @@ class ControllerActor(Hosted):
         scorer: HostedScorer = load(self._backends.scorer)(config.reward, ask, **place)
         self._scorer = scorer
         await scorer.start()
-        self._setting = await self._open_environment(tokenizer)
-        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer, setting=self._setting)
+        self._setup = await self._open_environment(tokenizer)
+        text = ResponseText(tokenizer)
+        reading = Reading(decode=text, scorer=scorer, setup=self._setup)
+        self._log.decode = text.whole
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
@@ -157,7 +159,7 @@ class ControllerActor(Hosted):
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
-    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> Setting | None:
+    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> ConversationSetup | None:
         """What conversations are played in, its workers started."""
         config, environment = self._config, self._config.environment
         if not environment.played:
@@ -165,7 +167,7 @@ class ControllerActor(Hosted):
         hosted = HostedEnvironment(environment)
         await hosted.start()
         limits = Limits(turns=environment.max_turns, tokens=environment.max_tokens, context=config.model.context_length)
-        return Setting(
+        return ConversationSetup(
             environment=hosted,
             chat=Chat(tokenizer, environment.calls),
             limits=limits,
@@ -280,8 +282,8 @@ class ControllerActor(Hosted):
     async def close(self) -> None:
         if self._scorer is not None:
             await self._scorer.close()
-        if self._setting is not None:
-            await self._setting.environment.close()
+        if self._setup is not None:
+            await self._setup.environment.close()
 
 
 async def _first(work: Awaitable[R]) -> R:

@@ -69,8 +69,9 @@ def media_column(row: Mapping[str, Any], key: str | None, *, sees: bool) -> str 
 
 
 def marked(answers: Sequence[Any]) -> bool:
-    """Whether each answer stands behind a `####`, as in GSM8K."""
-    return bool(answers) and all(isinstance(one, str) and _MARKED.search(one) for one in answers)
+    """Whether each answer that is there stands behind a `####`, as in GSM8K."""
+    told = [one for one in answers if one is not None]
+    return bool(told) and all(isinstance(one, str) and _MARKED.search(one) for one in told)
 
 
 def paths(row: dict[str, Any]) -> Iterator[str]:

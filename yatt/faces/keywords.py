@@ -119,7 +119,8 @@ def _rewards(value: Any) -> Any:
 def _rows(value: Any) -> Iterator[Mapping[str, Any]] | None:
     """The rows of a list of them, a `datasets` dataset or a data frame; None where it is none of these."""
     if hasattr(value, "to_json") and hasattr(value, "columns"):
-        return iter(json.loads(value.to_json(orient="records")))
+        rows: list[dict[str, Any]] = json.loads(value.to_json(orient="records"))
+        return iter(rows)
     sequence = hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | Mapping)
     return iter(value) if sequence and len(value) and isinstance(value[0], Mapping) else None
 

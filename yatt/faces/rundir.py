@@ -26,7 +26,7 @@ from yatt.reports import PhaseSpan
 COMPLETE = "complete.json"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-FILES = ("config.yaml", "metrics.jsonl", "timeline.json", "report.html", "calibration.json")
+FILES = ("config.yaml", "metrics.jsonl", "timeline.json", "report.html", "calibration.json", "commands.txt")
 FOLDERS = ("samples", CHECKPOINTS, "log", "model", "evaluations", "tensorboard", "weights")
 OWN = (*FILES, *FOLDERS)
 """What a run, and commands on it, write into its folder; `given/` may be what the next one is given."""

@@ -19,6 +19,7 @@ from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
+from yatt.config.models import any_family
 from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
@@ -37,7 +38,7 @@ from yatt.faces.timeline import mark, mark_incident
 from yatt.faces.trackers import Trackers
 from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
-from yatt.training.identity import identity, verify
+from yatt.training.identity import identity, transformers_identity, verify
 from yatt.training.meeting import reserve_port
 from yatt.watch import Watch, unscored
 
@@ -62,7 +63,8 @@ def train(config: Config, *, overwrite: bool = False) -> int:
         resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-            verify(resume.trainer, identity(hf, config.model.dtype))
+            described = transformers_identity if any_family(config) else identity
+            verify(resume.trainer, described(hf, config.model.dtype))
             resume.check(config, checkpoints.contents)
         run.create()
         copy(moves)
