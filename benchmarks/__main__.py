@@ -34,6 +34,7 @@ BENCHMARKS = {
     "rewards": "the reward pool against a plain call",
     "trainer": "a Megatron rank against Hugging Face and AdamW, and TRL where it is installed",
     "checkpoint": "memory and time while a checkpoint is saved",
+    "chaos": "real runs in which a process is killed or stopped, by kind of process and phase (an hour)",
     "generator": "the generator against Hugging Face generate",
     "overhead": "the controllers' own share of a finished run",
     "algorithms": "what each algorithm makes of the same policy in 40 steps (an hour; goes on where it stopped)",

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
+from typing import Literal
 
 from yatt.moments import Moments
 
@@ -79,6 +80,22 @@ class Decision:
     at: float
     text: str
     slots: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """What happened to a process of the run, or was done about it, in words; `at` seconds since the epoch, by the
+    driver's clock. The process "run" are all ranks and controllers together."""
+
+    at: float
+    process: str
+    kind: Literal["silent", "died", "back", "given up"]
+    text: str
+
+    @property
+    def line(self) -> str:
+        """In words, with the process."""
+        return self.text if self.text.startswith(self.process) else f"{self.process}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

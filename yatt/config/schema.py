@@ -210,6 +210,9 @@ class CriticConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(..., ge=1, description="Steps of the whole run.")
     idle_steps: int = Field(3, ge=0, description="Steps in a row that teach nothing, after which a run ends; 0: none.")
+    max_recoveries: int = Field(
+        3, ge=0, description="Deaths of ranks or controllers, with no new step in between, that a run goes on after."
+    )
     batch_size: int = Field(..., ge=1, description="Prompts per step (sft: sequences), over all controllers.")
     updates_per_step: int = Field(1, ge=1, description="Optimizer updates a step's samples are divided into.")
     epochs_per_step: int = Field(1, ge=1, description="Passes over a step's samples.")
@@ -242,6 +245,7 @@ class ClusterConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads per slot process; cores / slots when unset.")
     start_timeout: float = Field(600.0, gt=0, description="Seconds for engines and ranks to come up.")
     step_timeout: float = Field(3600.0, gt=0, description="Seconds any wait within a step may take.")
+    silence: float = Field(120.0, gt=0, description="Seconds without a sign of life after which a process is ended.")
 
 
 class PlacementConfig(Section):

@@ -17,6 +17,7 @@ from yatt.reports import PhaseSpan
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.drawing import Answers, Drawing
 from yatt.simulation.kept import KeptTurns
+from yatt.simulation.mortal import Mortal
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 Log = Callable[..., None]
@@ -27,7 +28,7 @@ HEARD = -2
 """The id of what a conversation has from its environment."""
 
 
-class SimulatedGenerator:
+class SimulatedGenerator(Mortal):
     """Implements `yatt.protocols.Generator` on a virtual loop.
 
     All running requests share a counter of decode steps, so the next end is the top of a heap, and the time of k steps
@@ -53,7 +54,8 @@ class SimulatedGenerator:
         asleep: bool = False,
         talks: bool = False,
     ) -> None:
-        self.name, self.slots, self.node = name, slots, node
+        super().__init__(name)
+        self.slots, self.node = slots, node
         self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
         self.spans: list[PhaseSpan] = []
         self._spell: tuple[float, dict[str, int]] | None = None  # since when it samples, and what it had done by then
@@ -76,14 +78,13 @@ class SimulatedGenerator:
         self._steps = 0  # of those under way, up to the timer
         self._timer: asyncio.TimerHandle | None = None
         self._still: list[asyncio.Future[None]] = []
-        self._going, self._asleep, self._cold, self._closed = not asleep, asleep, False, False
-        self.dead: ProcessDied | None = None
+        self._going, self._asleep, self._cold = not asleep, asleep, False
         self._slowness = 1.0
         self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
 
     async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
-        self._check()
+        await self._check()
         answers = Answers()
         drawings = [self._drawing(request, answers) for request in requests]
         for drawing in drawings:
@@ -104,21 +105,21 @@ class SimulatedGenerator:
             self._end([d for d in drawings if self._drawings.get(d.request.key) is d])
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
-        self._check()
+        await self._check()
         self._end([self._drawings[key] for key in keys if key in self._drawings])
 
     async def pause(self) -> None:
-        self._check()
+        await self._check()
         self._going = False
         if self._batch:
             self._interrupt()
             still = asyncio.get_running_loop().create_future()
             self._still.append(still)
             await still
-            self._check()
+            await self._check()
 
     async def resume(self) -> None:
-        self._check()
+        await self._check()
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
@@ -130,7 +131,7 @@ class SimulatedGenerator:
         self._interrupt()
 
     async def load(self, manifest: WeightManifest) -> int:
-        self._check()
+        await self._check()
         if self._going or self._batch:
             raise BackendError(f"{self.name}: weights can only be loaded into a paused generator; pause it first")
         await self._spend("load", self._costs.load)
@@ -150,13 +151,13 @@ class SimulatedGenerator:
         return self._costs.kv_tokens
 
     async def wake(self) -> None:
-        self._check()
+        await self._check()
         if self._asleep:
             await self._spend("wake", self._costs.wake)
             self._asleep = False
 
     async def pulse(self) -> Pulse:
-        self._check()
+        await self._check()
         now = self._now()
         steps = self._done_by(now)
         return Pulse(
@@ -171,16 +172,25 @@ class SimulatedGenerator:
 
     async def close(self) -> None:
         self._end(list(self._drawings.values()))
-        self._closed = True
+        self.closed = True
 
     def die(self) -> None:
         """Every open and later call raises ProcessDied."""
+        if self.dead is not None:
+            return
         self.dead = ProcessDied(f"{self.name} died")
+        self.died.set()
         self._log(self.name, "died")
         for drawing in self._drawings.values():
             drawing.answers.put_nowait(None)
         self._drawings.clear()
         self._waiting.clear()
+        self._halt()
+
+    def hang(self) -> None:
+        """Nothing is sampled and no call answered any more, until it is dead."""
+        self._log(self.name, "hangs")
+        self.hangs = True
         self._halt()
 
     def slow(self, factor: float) -> None:
@@ -209,17 +219,11 @@ class SimulatedGenerator:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _check(self) -> None:
-        if self.dead is not None:
-            raise self.dead
-        if self._closed:
-            raise BackendError(f"{self.name} is closed")
-
     async def _spend(self, name: str, seconds: float) -> None:
         if seconds:
             start = self._now()
             await asyncio.sleep(seconds)
-            self._check()
+            await self._check()
             self.spans.append(self._span(name=name, start=start, stop=self._now()))
 
     def _time(self, steps: int) -> float:
@@ -257,7 +261,7 @@ class SimulatedGenerator:
 
     def _interrupt(self) -> None:
         """Act at the end of the step under way; at once where there is none."""
-        if self.dead is not None:
+        if self.dead is not None or self.hangs:
             return
         now = self._now()
         if self._batch == 0 or now < self._start:
