@@ -54,7 +54,7 @@ LAYERS = {
     "yatt.vision.processor": 1,  # what a folder's files say, for the rules
     "yatt.controller": 4,
     "yatt.supervisor": 4,
-    "yatt.watch": 4,
+    "yatt.diagnosis": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
     "yatt.faces": 6,
@@ -70,7 +70,7 @@ BACKENDS = (
     "yatt.vision",
     "yatt.environments",
 )
-HEART = ("yatt.controller", "yatt.supervisor", "yatt.watch")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.diagnosis")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {

@@ -36,7 +36,7 @@ from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, verify
 from yatt.training.meeting import reserve_port
-from yatt.watch import Watch, unscored
+from yatt.diagnosis import Diagnosis, unscored
 
 
 def train(config: Config) -> int:
@@ -191,7 +191,7 @@ class RunJournal:
         self.crew: ClusterCrew | None = None
         self.stop: Callable[[], object] = bool
         self.ending: str | None = None  # why the run has to end after the step under way
-        self._watch = Watch(config)
+        self._diagnosis = Diagnosis(config)
         self._generators = 0
         self._splits: list[Mapping[str, int]] = []
 
@@ -205,7 +205,7 @@ class RunJournal:
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
         for line in self._moves(report):
             self._progress.note(line)
-        seen = self._watch.look(report)
+        seen = self._diagnosis.look(report)
         warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
         for warning in warnings:
             self._progress.warn(warning)
