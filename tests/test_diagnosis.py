@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from yatt.config.load import load_config
-from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateReport
 from yatt.diagnosis import Diagnosis, unscored
+from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateReport
 
 GOOD = RolloutCounts(
     groups=4, groups_equal=1, responses=16, scored=16, reward_sum=8.0, reward_deviations=4.0, reward_min=0.0,

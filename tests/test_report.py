@@ -8,6 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import Markup
 
 from tests.runs import HTML, fake_run, spans
 from yatt.errors import ConfigError
@@ -259,7 +260,7 @@ def test_a_judged_run_shows_its_split_and_its_decisions(tmp_path):
     assert list(page.charts["Details of the reward"]["values"]) == ["judge.judgements", "judge.unparsed"]
     # a fifth step begins as the step before it ended: 48 steps with two changes are 96, of which 40 are listed
     assert page.texts.count("policy 2, judge 2") == 5 + 15 and "56 more, in metrics.jsonl" in page.texts
-    assert html.count('class="why"') == 40
+    assert html.split("Decisions</h3>")[1].count('class="why"') == 40
     for row in (rows := run.read_metrics()):
         row["decisions"] = [d | {"text": "<b>" + "x" * 10_000} for d in row["decisions"]]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -304,7 +305,7 @@ def test_idle_shares_are_over_the_slots_where_a_role_lives():
     assert "driver: slot 1 judges\nat 2 s\n1 policy\n1 judge" in page.texts
     assert re.findall(r'<circle[^>]* cx="([\d.]+)%"', html) == ["20.000"]
     # another card stands in the grid of the table and the curve, not beneath it
-    assert devices({1: spans}, "<p>more</p>") == html.removesuffix("</div>") + "<p>more</p></div>"
+    assert devices({1: spans}, Markup("<p>more</p>")) == html.removesuffix("</div>") + "<p>more</p></div>"
 
 
 def test_many_slots_are_drawn_in_part_and_counted_in_full():

@@ -37,9 +37,12 @@ from yatt.simulation.standing import costs_for, divided
 T = TypeVar("T")
 
 OnPhase = Callable[[str, str], None]
-"""Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
+"""Called with the name of an actor and what it does, at last "ready", while the cluster comes up; and of an evaluation
+that takes long."""
 PATIENCE = 5.0
 """Seconds an engine or rank has to say what it did."""
+NEWS = 2.0
+"""Seconds after which it is asked how far an evaluation is, again and again."""
 
 
 class ClusterCrew:
@@ -71,7 +74,9 @@ class ClusterCrew:
         models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
         weigh = parameters(models) if generate and judges else {}
         mode = mode_of(self._config, layout, weigh)
+        self._on_phase("imports", "engines, ranks and controllers import their libraries")
         await forks.ready(self._config.cluster.start_timeout)
+        self._on_phase("imports", "ready")
         places = self._engines(layout, mode, models) if generate else {}
         engines = {name: engine.actor for name, engine in places.items()}
         count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
@@ -122,8 +127,10 @@ class ClusterCrew:
     async def _start(self, what: str, calls: dict[str, Any], timeout: float) -> dict[str, Any]:
         """Wait for actors to come up, telling of each as it does."""
 
+        doing = "starting reward workers, reading rows" if what == "controllers" else "loading weights"
+
         async def tell(name: str, call: Any) -> Any:
-            self._on_phase(name, "starting")
+            self._on_phase(name, doing)
             answer = await wait_one(f"starting {what}", name, call, timeout)
             self._on_phase(name, "ready")
             return answer
@@ -242,8 +249,29 @@ class ClusterCrew:
         raise error
 
     async def evaluate(self, step: int) -> EvaluationReport:
-        reports: list[EvaluationReport] = await self._on_controllers("evaluate", step)
+        evaluation = asyncio.ensure_future(self._on_controllers("evaluate", step))
+        told = False
+        try:
+            while not (await asyncio.wait([evaluation], timeout=NEWS))[0]:
+                self._on_phase("evaluation", await self._evaluated())
+                told = True
+        finally:
+            if not evaluation.done():
+                evaluation.cancel()
+        if told:
+            self._on_phase("evaluation", "done")
+        reports: list[EvaluationReport] = await evaluation
         return self._receive(reports)
+
+    async def _evaluated(self) -> str:
+        """How far an evaluation is, in words; those who do not answer in time are left out."""
+        calls = [actor.evaluated.remote() for actor in self._controllers.values()]
+        waits = (asyncio.wait_for(_answer(call), PATIENCE) for call in calls)
+        answers = await asyncio.gather(*waits, return_exceptions=True)
+        counts = [answer for answer in answers if isinstance(answer, tuple)]
+        self.payload += payload_bytes(counts)
+        done, prompts = (sum(count[place] for count in counts) for place in (0, 1))
+        return f"{done:,} of {prompts:,} prompts" if prompts else "running"
 
     async def write_state(self, folder: Path, go_on: Callable[[], object] = bool) -> dict[str, Any]:
         """Have ranks and controllers write what they hold into `folder`; returns what all controllers share. Calls
@@ -279,6 +307,10 @@ class ClusterCrew:
         for actor in self._actors:
             ray.kill(actor)
         self._actors.clear()
+
+
+async def _answer(call: Any) -> Any:
+    return await call
 
 
 def _divided(config: Config, slots: int) -> Config:

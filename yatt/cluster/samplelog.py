@@ -5,18 +5,27 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from yatt.cluster.media import ImageHandle
 from yatt.text import one_line
-from yatt.types import Group, Media, Trajectory
+from yatt.types import Group, Media, Pair, Sample, Trajectory
 from yatt.vision.images import thumbnail
 
 IMAGES, SIDE = 4, 96
 """Of a prompt's images so many are shown, at most so many pixels wide and high."""
+SIBLINGS = 8
+"""Of the step's first group so many siblings are written."""
+LONGEST = 20_000
+"""Characters of a row that is learned from."""
+Decode = Callable[[Sequence[int]], str]
+"""Of tokens, their text with special tokens in it."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,21 +37,31 @@ class SampleLog:
         self._index = index
         self._limit = limit
 
-    def groups(self, step: int, groups: Sequence[Group]) -> None:
-        """The first trajectory of the step's first groups, failed ones included."""
-        chosen = [(group.failures + group.trajectories)[0] for group in groups[: self._limit]]
-        self._write("step", step, chosen, None)
+    def groups(self, step: int, groups: Sequence[Group], dropped: Sequence[Group] = ()) -> None:
+        """The siblings of the step's first group, and the first trajectory of the next groups and of those that were
+        dropped; failed ones included."""
+        every = [[*group.failures, *group.trajectories] for group in groups[: self._limit]]
+        kept = [t for place, group in enumerate(every) for t in (group[:1] if place else group[:SIBLINGS])]
+        rows = [_row(step, t) for t in kept]
+        for group in dropped[: self._limit]:
+            rows.append(_row(step, (*group.failures, *group.trajectories)[0]) | {"dropped": _why_dropped(group)})
+        self._write("step", step, rows)
+
+    def learned(self, step: int, rows: Sequence[Sample | Pair], decode: Decode) -> None:
+        """The first rows that are learned from, text by text with what is trained of it: in steps 1, 2, 4, 8 ..., since
+        such steps are many and short."""
+        if step & (step - 1) == 0:
+            self._write("step", step, [_learned(step, row, decode) for row in rows[: self._limit]])
 
     def evaluation(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """Every response to the first prompts; sibling 0 is the greedy one."""
         uids = list(dict.fromkeys(t.prompt.uid for t in trajectories))[: self._limit]
         chosen = [t for t in trajectories if t.prompt.uid in uids]
-        self._write("eval", step, chosen, lambda t: "sampled" if t.sibling else "greedy")
+        self._write("eval", step, [_row(step, t) | {"mode": "sampled" if t.sibling else "greedy"} for t in chosen])
 
-    def _write(self, kind: Literal["step", "eval"], step: int, chosen: Sequence[Trajectory], mode: Any) -> None:
-        if not chosen or not self._limit:
+    def _write(self, kind: Literal["step", "eval"], step: int, rows: Sequence[dict[str, Any]]) -> None:
+        if not rows or not self._limit:
             return
-        rows = [_row(step, t) | ({"mode": mode(t)} if mode else {}) for t in chosen]
         file = self._folder / f"{kind}-{step}.c{self._index}.jsonl"
         try:
             # What a user's row or reward says may be no text that UTF-8 has: it is escaped, as JSON does it.
@@ -93,3 +112,36 @@ def _conversation(t: Trajectory) -> dict[str, Any]:
     """What a conversation has beside: what was said in its last row, and its turns."""
     turns = [asdict(turn) for row in t.rows for turn in row.turns]
     return {"messages": list(t.messages), "turns": turns, "forks": t.forks, "truncated": t.truncated}
+
+
+def _why_dropped(group: Group) -> str:
+    """Why a group is not trained on."""
+    rewards = group.rewards
+    if group.failures:
+        return f"{len(group.failures)} of {len(group.failures) + len(group.trajectories)} rewards failed"
+    if len(set(rewards)) == 1:
+        return f"all {len(rewards)} rewards are {rewards[0]:g}"
+    return f"rollout.filter, of rewards from {min(rewards, default=0.0):g} to {max(rewards, default=0.0):g}"
+
+
+def _learned(step: int, row: Sample | Pair, decode: Decode) -> dict[str, Any]:
+    """The line of a row that is learned from."""
+    sides = {"segments": row} if isinstance(row, Sample) else {"chosen": row.first, "rejected": row.second}
+    texts = {name: _segments(sample, decode) for name, sample in sides.items()}
+    tokens = sum(sample.trained_tokens for sample in sides.values())
+    about = {"reward": None, "parts": {}, "status": None, "response_tokens": tokens}
+    return {"step": step, "uid": row.key.uid, "sibling": row.key.sibling} | about | texts
+
+
+def _segments(sample: Sample, decode: Decode) -> list[tuple[str, bool]]:
+    """The sample's text in pieces, and whether each is trained. The first token has no prediction, and is not."""
+    trained = np.asarray(sample.loss_mask, dtype=bool).copy()
+    trained[:1] = False
+    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(trained)]
+    pieces, room = [], LONGEST
+    for start, stop in pairwise(cuts):
+        if start < stop and room > 0:
+            text = decode(sample.tokens[start:stop].tolist())[:room]
+            pieces.append((text, bool(trained[start])))
+            room -= len(text)
+    return pieces
