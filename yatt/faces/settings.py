@@ -28,7 +28,7 @@ def show(word: str | None, console: Console | None = None) -> int:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("setting", style="bold", overflow="fold", ratio=4)
     table.add_column("default", overflow="fold", ratio=2)
-    table.add_column("what it is, and what it takes", ratio=6)
+    table.add_column("description (values)", ratio=6)
     for setting in found:
         about = f"{escape(setting.description)} [dim]{escape(f'({setting.takes})')}[/]"
         table.add_row(escape(setting.name), escape(default_of(setting)), about)

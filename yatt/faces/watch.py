@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ def _listening(port: int | None) -> socket.socket:
         return socket.create_server(("127.0.0.1", wanted))
     except (OSError, OverflowError) as error:
         if port is not None:
-            why = error.strerror if isinstance(error, OSError) else "it is beyond 65535"
+            why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "it is beyond 65535"
             raise ConfigError(f"--port={port} cannot be served: {why}; use --port=0 for any free one") from None
     return socket.create_server(("127.0.0.1", 0))
 
