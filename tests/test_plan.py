@@ -21,6 +21,7 @@ from yatt.errors import ConfigError
 from yatt.faces.plan_words import remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.models.facts import ModelFacts
+from yatt.models.vision import VisionFacts
 from yatt.placement.fit import least_squares
 from yatt.simulation.calibrate import calibrate, lengths_of, workload
 from yatt.simulation.calibrate_judged import calibrate_judged
@@ -129,6 +130,21 @@ def test_estimate_of_what_a_trainer_moves_by_hand():
     ppo = estimate("plan.device=H100", "algorithm.name=ppo", "algorithm.kl.coefficient=0.1").trainer
     assert ppo.offload == pytest.approx(368 * (3 * 2 + 2 * 12) / 32e9)
     assert ppo.per_update == pytest.approx(2 * 368 * (8 / 50e9 + 12 / 3.35e12))
+
+
+def test_estimate_of_a_tower_by_hand():
+    # Two images of 4 x 3 patches of 10 x 10 pixels: 2 x 2 x (5 x 12 + 3 x 144) = 1968 FLOPs a forward pass.
+    tower = VisionFacts(parameters=100, patch=10, times=2, merge=2, deepstack=0, per_patch=5, per_pair=3)
+    work = replace(WORK, images=2, image_pixels=1200)
+    words = ["plan.device=H100", "train.tp=2", "rollout.engine_args.gpu_memory_utilization=0.5", "train.vision=trained"]
+    costs = from_shape(replace(TINY, vision=tower), load_config(str(ROOT / PAPER), words), work)
+    assert costs.engine.images == pytest.approx(1968 / 494.5e12)
+    # Old log-probabilities, and an update of three passes; the tower is whole on each of the two devices.
+    assert costs.trainer.images == pytest.approx(4 * 1968 / (0.4 * 989e12))
+    assert costs.trainer.images_seen == pytest.approx(1968 / (0.4 * 989e12))
+    frozen = from_shape(replace(TINY, vision=tower), load_config(str(ROOT / PAPER), words[:-1]), work)
+    assert frozen.trainer.images == pytest.approx(2 * 1968 / (0.4 * 989e12))
+    assert estimate("plan.device=H100").engine.images == 0
 
 
 JUDGE = ["reward.models.j.path=x", "reward.models.j.template={response}", "reward.models.j.parser=number"]

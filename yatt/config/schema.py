@@ -287,6 +287,8 @@ class PlanConfig(Section):
     response_p99: float | None = Field(None, gt=0, description="99th percentile of responses; four times the median.")
     equal_groups: float | None = Field(None, ge=0, lt=1, description="Share of groups of equal rewards; 0.")
     image_bytes: int | None = Field(None, ge=0, description="Bytes of the images of a prompt; 0.")
+    images: int | None = Field(None, ge=1, description="Images of a prompt, where plan.image_pixels is above 0; 1.")
+    image_pixels: int | None = Field(None, ge=0, description="Pixels of each image, which the vision tower sees; 0.")
 
 
 class Config(Section):

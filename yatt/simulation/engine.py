@@ -61,6 +61,8 @@ class SimulatedGenerator:
         self._kv = self._step = self._serial = self._served = 0
         self._debt = 0.0  # seconds of prefill still to do
         self._read = 0  # tokens, those of the debt included
+        # What seeing a prompt's images costs, in tokens of prefill.
+        self._sight = round(costs.images / costs.prefill) if costs.prefill else 0
         self._batch = 0  # requests in the steps under way; 0 while none is
         self._begun = self._start = self._pace = 0.0
         self._steps = 0  # of those under way, up to the timer
@@ -112,8 +114,9 @@ class SimulatedGenerator:
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
-            self._read += self._kv - self._unread(self._now())  # what is read again after a sleep counts again
-            self._debt, self._cold = self._costs.prefill * self._kv, False
+            again = self._kv + self._sight * len(self._prefixes)
+            self._read += again - self._unread(self._now())  # what is read again after a sleep counts again
+            self._debt, self._cold = self._costs.prefill * again, False
         self._going = True
         self._interrupt()
 
@@ -332,15 +335,17 @@ class SimulatedGenerator:
                 self._waiting.popleft()
                 continue
             uid = drawing.request.key.uid
-            size = drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
+            alone = not self._prefixes[uid]
+            size = drawing.own + drawing.done + (self._shared(drawing) if alone else 0)
             if self._running and self._kv + size + len(self._running) + 1 > self._costs.kv_tokens:
                 return
             self._waiting.popleft()
             self._running[drawing] = None
             self._prefixes[uid] += 1
             self._kv += size
-            self._debt += self._costs.prefill * size
-            self._read += size
+            read = size + (self._sight if alone else 0)
+            self._debt += self._costs.prefill * read
+            self._read += read
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done
             heapq.heappush(self._ends, (drawing.end, drawing.serial, drawing))
 

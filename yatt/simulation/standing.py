@@ -35,7 +35,7 @@ def costs_for(config: Config, facts: ModelFacts) -> Costs:
     )
     given: dict[str, Any] = {
         name: value
-        for name in ("prompt_tokens", "equal_groups", "image_bytes")
+        for name in ("prompt_tokens", "equal_groups", "image_bytes", "images", "image_pixels")
         if (value := getattr(settings, name)) is not None
     }
     if settings.response_median is not None:
@@ -76,16 +76,23 @@ def expected(config: Config, layout: Layout, costs: Costs) -> Loads:
     count = prompts * responses_per_prompt(config)
     mean, longest = _lengths(work.lengths(1), count, rollout.max_tokens)
     loads = {
-        POLICY: _load(count, mean, longest, work.prompt_tokens / rollout.n, costs.engine, POLICY, layout),
+        POLICY: _load(
+            count, mean, longest, _read(work.prompt_tokens, costs.engine) / rollout.n, costs.engine, POLICY, layout
+        ),
     }
     for name in layout.sizes:
         if name != POLICY:
             settings, judge = config.reward.models[name], costs.judges[name]
             asked = count * settings.judgements
             answer, last = _lengths(judge.answers[0], asked, settings.max_tokens)
-            read = judge.template_tokens + work.prompt_tokens + mean
+            read = judge.template_tokens + _read(work.prompt_tokens, judge.engine) + mean
             loads[name] = _load(asked, answer, last, read, judge.engine, name, layout)
     return loads
+
+
+def _read(tokens: int, engine: EngineCosts) -> float:
+    """What an engine reads of a prompt, its images counted as so many tokens."""
+    return tokens + (engine.images / engine.prefill if engine.prefill else 0.0)
 
 
 def _lengths(lengths: Lengths, count: float, limit: int) -> tuple[float, float]:

@@ -320,8 +320,8 @@ class World:
         return assembly.controller(source, reading, load_filter(config.rollout), self.witness.accepted)
 
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
-        nbytes = self.costs.workload.image_bytes
-        media = (site.read(nbytes),) if nbytes else ()
+        work = self.costs.workload
+        media = (site.read(work.image_bytes),) if work.image_bytes or work.image_pixels else ()
         return Prompt(uid=uid, text="", tokens=self._prompt, media=media)
 
 
