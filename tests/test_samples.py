@@ -113,24 +113,16 @@ def test_a_conversation_shows_calls_masks_times_and_limits():
         "status": "ok", "messages": said, "turns": turns, "forks": 2, "truncated": "turns", "response_tokens": 14,
     }  # fmt: skip
     shown = conversation(record, "step 1", ())
-    text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", shown))
-    assert "assistant · trained · tokens 9 to 20 · 0.25 s · 1 of 1 calls failed · reward -1e299" in text.replace(
-        "1.00e", "1e"
-    )
-    assert (
-        "tokens 25 to 28 · 0.5 s · after 2 s outside the engine" in text and "tool times · given, not trained" in text
-    )
-    assert (
-        "2 turns · 0.75 s in the engine · 2 s outside · forked 2 times" in text
-        and "ended by the limit on turns" in text
-    )
-    assert (
-        "<b>"
-        not in shown.replace("<b>assistant</b>", "")
-        .replace("<b>system</b>", "")
-        .replace("<b>user</b>", "")
-        .replace("<b>tool times</b>", "")
-        and "</script>" not in shown
-    )
-    assert "times({&#34;a&#34;: &#34;&lt;b&gt;&#34;})" in shown and shown.count(" trained") == 2 + 2
+    text = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", shown)).replace("1.00e", "1e")
+    for words in (
+        "assistant · trained · tokens 9 to 20 · 0.25 s · 1 of 1 calls failed · reward -1e299",
+        "assistant · trained · tokens 25 to 28 · 0.5 s · after 2 s outside the engine",
+        "tool times · given, not trained",
+        "2 turns · 0.75 s in the engine · 2 s outside · forked 2 times",
+        "ended by the limit on turns",
+        "times({&#34;a&#34;: &#34;&lt;b&gt;&#34;})",
+    ):
+        assert words in text
+    assert set(re.findall("<b>(.*?)</b>", shown)) == {"system", "user", "assistant", "tool times"}
+    assert "</script>" not in shown and shown.count('class="turn trained"') == 2
     assert len(shown) < 6000 and not re.search(r"\d{10}", shown)
