@@ -15,6 +15,7 @@ from yatt import __version__
 from yatt.cluster import forks
 from yatt.cluster.backends import Backends
 from yatt.cluster.forks import kinds_of
+from yatt.config.hub import missing
 from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.config.schema import Config
@@ -38,6 +39,11 @@ def _command(module: str, name: str) -> Callable[..., Any]:
     return function
 
 
+def _present(config: Config, *, weights: bool = True) -> Config:
+    """The config with models that it names on the Hub as folders."""
+    return _command("hub", "fetched")(config, weights=weights) if missing(config) else config
+
+
 def _checked(config: Config) -> Config:
     for warning in check(config):
         typer.secho(f"warning: {warning}", fg="yellow", err=True)
@@ -47,7 +53,7 @@ def _checked(config: Config) -> Config:
 @app.command()
 def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")], overrides: Overrides = None) -> None:
     """Train: SFT, a reward model, DPO, PPO, GRPO ...; the config's `algorithm` says which."""
-    settings = _checked(load_config(config, overrides or []))
+    settings = _checked(_present(load_config(config, overrides or [])))
     ready(settings, Path(config), overrides or [])
     forks.begin(kinds_of(settings, Backends(), train=True, generate=settings.algorithm.recipe.reinforces))
     typer.echo(f"{settings.run.dir}/{settings.run.name}: importing what it takes")
@@ -70,9 +76,11 @@ def evaluate(
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
+    push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Also publish it on the Hub.")] = None,
+    public: Annotated[bool, typer.Option(help="Let everybody see what is published, not its owner alone.")] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder."""
-    raise typer.Exit(_command("export", "export")(source, out))
+    raise typer.Exit(_command("export", "export")(source, out, push, public=public))
 
 
 @app.command()
@@ -112,7 +120,7 @@ def settings(
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(help="A new folder.")],
-    model: Annotated[str, typer.Option(help="Hugging Face folder of the policy.")],
+    model: Annotated[str, typer.Option(help="Hugging Face folder of the policy, or its name on the Hub.")],
 ) -> None:
     """Make a folder with a config, a reward and data to start from."""
     _command("init", "init")(folder, model=model)
@@ -142,9 +150,37 @@ def plan(
         raise ConfigError(f"--out={out} is for --calibrate RUN; leave it out")
     if calibrate is not None:
         raise typer.Exit(_command("plan", "calibrate_run")(calibrate, out))
-    settings = load_config(str(config), overrides or [])
+    settings = _present(load_config(str(config), overrides or []), weights=False)
     numbers = {"devices": devices, "controllers": controllers, "steps": steps, "seed": seed}
     raise typer.Exit(_command("plan", "plan")(settings, **numbers, as_json=json, html=html))
+
+
+@app.command()
+def launch(
+    config: Annotated[str, typer.Argument(help="A YAML file of settings, as the cluster finds it.")],
+    overrides: Overrides = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="A batch script for Slurm.")] = False,
+    kuberay: Annotated[bool, typer.Option("--kuberay", help="A RayJob for KubeRay.")] = False,
+    skypilot: Annotated[bool, typer.Option("--skypilot", help="A task for SkyPilot.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the file only.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of the file.")] = Path("launch"),
+    per_node: Annotated[int | None, typer.Option(min=1, help="Slots of a node; 8, or all of fewer.")] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help="Cores of a node; 16 for each GPU.")] = None,
+    memory: Annotated[int | None, typer.Option(min=1, help="GiB of a node; 128 for each GPU.")] = None,
+    hours: Annotated[float, typer.Option(min=0.1, help="Longest time of the job.")] = 24.0,
+    grace: Annotated[int, typer.Option(min=10, help="Seconds before an end, for a step and a save.")] = 600,
+    image: Annotated[str, typer.Option(help="Container image of the pods.")] = "yatt:cuda",
+    volume: Annotated[str, typer.Option(help="Claim on the volume that pods share.")] = "shared",
+) -> None:
+    """Start a run as a job of a cluster: Slurm, KubeRay or SkyPilot. With --dry-run, write the file to read first."""
+    words = overrides or []
+    kinds = [kind for kind, asked in {"slurm": slurm, "kuberay": kuberay, "skypilot": skypilot}.items() if asked]
+    sizes = {"per_node": per_node, "cores": cores, "memory": memory, "hours": hours, "grace": grace}
+    places = {"out": out, "image": image, "volume": volume}
+    done = _command("launch", "launch")(
+        load_config(config, words), [config, *words], kinds, dry_run=dry_run, **sizes, **places
+    )
+    raise typer.Exit(done)
 
 
 @app.callback(invoke_without_command=True)

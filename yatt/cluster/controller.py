@@ -184,7 +184,9 @@ class ControllerActor:
             )
             encode = reference.added_to(encode)
         controller = offline_controller(parts, self._loader(source, encode), held_out, reference)
-        controller.on_rows = lambda step, rows: self._log.learned(step, rows, tokenizer.decode)
+        controller.on_rows = lambda step, rows: self._log.learned(
+            step, rows, lambda tokens: str(tokenizer.decode(list(tokens)))
+        )
         return controller
 
     def _engines(self, wiring: Wiring) -> Engines:

@@ -129,7 +129,7 @@ def _learned(step: int, row: Sample | Pair, decode: Decode) -> dict[str, Any]:
     sides = {"segments": row} if isinstance(row, Sample) else {"chosen": row.first, "rejected": row.second}
     texts = {name: _segments(sample, decode) for name, sample in sides.items()}
     tokens = sum(sample.trained_tokens for sample in sides.values())
-    about = {"reward": None, "parts": {}, "status": None, "response_tokens": tokens}
+    about: dict[str, Any] = {"reward": None, "parts": {}, "status": None, "response_tokens": tokens}
     return {"step": step, "uid": row.key.uid, "sibling": row.key.sibling} | about | texts
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from yatt.config.paths import ON_HUB
 from yatt.config.weight_files import read_json, stored
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
@@ -22,7 +23,6 @@ from yatt.models.vision import language, named, prefixes_of, vision_facts, visio
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
 _TOKENIZER = "tokenizer.json"
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_facts(
@@ -89,15 +89,12 @@ def padding_row(pad: int | None, rows: int) -> int | None:
 
 
 def no_folder(setting: str, path: str) -> str:
-    """The error for a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
-    hub = "/".join(Path(path).parts[-2:])
-    if not _HUB.fullmatch(hub) or Path(path).parent.is_dir():
-        return f"{setting}={path}: no such folder; name a Hugging Face model folder"
-    name = Path(path).name
-    return (
-        f"{setting}={path}: no such folder; name a Hugging Face model folder (if {hub} is a name on the Hub: "
-        f"`hf download {hub} --local-dir {name}`, then {setting}={name})"
-    )
+    """The error for a path that is no folder. It may end as a name on the Hub, which stands by itself."""
+    name = "/".join(Path(path).parts[-2:])
+    said = f"{setting}={path}: no such folder; name a Hugging Face model folder"
+    if not ON_HUB.fullmatch(name) or Path(path).parent.is_dir() or path == name:
+        return said
+    return f"{said} (if it is {name} on the Hub, write {setting}={name})"
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -15,25 +15,25 @@ from typing import Any, Literal
 
 from yatt.errors import ConfigError
 
-Form = Literal["path", "pattern", "function", "checkpoint"]
+Form = Literal["path", "pattern", "function", "checkpoint", "model"]
 """How a path is written: by itself; it or a glob, or a list of them; as FILE.py:NAME, or something that is no path;
-itself, or a word that stands for one."""
+itself, or a word that stands for one; itself, or the name of a model on the Hub."""
 
 PATHS: dict[str, Form] = {
     "run.dir": "path",
-    "model.path": "path",
-    "model.reference": "path",
-    "model.teacher": "path",
+    "model.path": "model",
+    "model.reference": "model",
+    "model.teacher": "model",
     "data.path": "pattern",
     "algorithm.advantage": "function",
     "algorithm.loss": "function",
-    "critic.path": "path",
+    "critic.path": "model",
     "rollout.filter": "function",
     "reward.function": "function",
     "environment": "function",
     "environment.function": "function",
     "reward.functions.NAME.function": "function",
-    "reward.models.NAME.path": "path",
+    "reward.models.NAME.path": "model",
     "reward.models.NAME.parser": "function",
     "weights.dir": "path",
     "evaluate.path": "pattern",
@@ -45,6 +45,8 @@ Change = Callable[[str, Form, str], str]
 
 _NAMED = ("reward.functions.", "reward.models.")
 _WORDS = ("never", "auto")
+ON_HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
+"""A model's name on the Hub, and perhaps its branch, tag or commit. Where a folder begins like it, it is a path."""
 _VARIABLE = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
 
 
@@ -108,6 +110,8 @@ def _join(base: str, path: str, form: Form) -> str:
     if os.path.isabs(path) or not base:
         return path
     joined = os.path.join(base, path)
+    if form == "model" and ON_HUB.fullmatch(path) and not os.path.isdir(os.path.dirname(joined)):
+        return path
     if form == "pattern" and glob.has_magic(path) and not os.path.exists(joined):
         return os.path.join(glob.escape(base), path)
     # Without "..", where that does not lead elsewhere, as it does behind a link.

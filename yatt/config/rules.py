@@ -13,6 +13,7 @@ from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
 from yatt.config.case import Case
 from yatt.config.engines import engine_mistakes, size_mistakes
 from yatt.config.facts import local_gpus, tokenizer_size
+from yatt.config.hub import revision_mistakes
 from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.machine_rules import devices, memory, serving
@@ -67,6 +68,7 @@ def _model(case: Case) -> Iterator[str]:
     if model is None:
         return
     path, vocabulary = config.model.path, model.vocab_size
+    yield from revision_mistakes(config)
     try:
         tokens = tokenizer_size(path)
         if tokens > vocabulary:

@@ -29,9 +29,16 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(..., description="Hugging Face folder of the policy: config, weights, tokenizer.")
-    reference: str | None = Field(None, description="Folder of the reference model; the policy's own start when unset.")
-    teacher: str | None = Field(None, description="Folder of the model to learn from (distillation).")
+    path: str = Field(..., description="Hugging Face folder of the policy, or its name on the Hub: ORG/NAME.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a name on the Hub; the newest when unset; a run keeps the commit."
+    )
+    reference: str | None = Field(
+        None, description="Folder of the reference model, or its name on the Hub; the policy's own start when unset."
+    )
+    teacher: str | None = Field(
+        None, description="Folder of the model to learn from (distillation), or its name on the Hub."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of weights and activations.")
     context_length: int = Field(2048, ge=8, description="Most tokens of prompt and response together.")
 

@@ -77,7 +77,7 @@ def line_chart(
     x_range = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 0.5, steps[0] + 0.5)
     whole = not share and all(float(y).is_integer() for s in series for _, y in s.points)
     axes = Axes(x_range, (0.0, 1.0) if share else _range(bounds, zero=zero), whole)
-    palette, drawn, marks = _palette(lines, colours), list[set[Point]](), []
+    palette, drawn, marks = _palette(lines, colours), list[set[Point]](), list[dict[str, Any]]()
     for name, line in lines.items():
         colour = palette[name]
         if any(low < high for _, _, low, high in line):

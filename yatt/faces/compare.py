@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from yatt.faces.chart import Series, line_chart
-from yatt.faces.curves import FROM_ZERO, LARGEST
+from yatt.faces.curves import FROM_ZERO
 from yatt.faces.evaluations import points_of
 from yatt.faces.page import render, table
 from yatt.faces.report import Told
@@ -41,8 +41,7 @@ def compared(runs: Mapping[str, Told]) -> Markup:
         for name, told in runs.items():
             rows = [row for row in told.rows if row["step"] > 0 or key.startswith(("accuracy", "held_out"))]
             if any(row.get(key) for row in rows):
-                keep = "max" if key in LARGEST else "mean"
-                series.append(Series(name=name, points=points_of(rows, key), keep=keep))
+                series.append(Series(name=name, points=points_of(rows, key)))
         drawn.append(line_chart(title, unit, series, zero=zero))
     return render("charts.html", charts=drawn) + _differences(runs)
 

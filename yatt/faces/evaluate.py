@@ -30,6 +30,7 @@ from yatt.errors import ConfigError
 from yatt.faces.chart import decimals
 from yatt.faces.checkpoints import Resume
 from yatt.faces.export import check_model, export_to, find_checkpoint
+from yatt.faces.hub import fetched
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, Interval
@@ -66,7 +67,7 @@ INSTEAD = {
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:
     """Print what the latest checkpoint of `run` is worth, or `checkpoint`; returns the exit status."""
     resume = find_checkpoint(checkpoint or run)
-    config = settings(resume.folder, overrides, samples)
+    config = fetched(settings(resume.folder, overrides, samples))
     check_model(config)
     check(config)
     drawn = config.algorithm.recipe.reinforces

@@ -13,18 +13,25 @@ from yatt.config.load import load_config
 from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
+from yatt.faces.card import write_card
 from yatt.faces.checkpoints import Resume, newest_good, read_checkpoint
+from yatt.faces.hub import check_push, fetched, push
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
 from yatt.training.megatron.backend import export_checkpoint
 
 
-def export(source: Path, out: Path) -> int:
-    """Write `out`; returns the exit status."""
+def export(source: Path, out: Path, name: str | None = None, *, public: bool = False) -> int:
+    """Write `out`, and publish it as `name`; returns the exit status."""
+    if name is not None:
+        check_push(name)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: the folder is not empty; name a new one")
     checkpoint = find_checkpoint(source)
-    export_to(checkpoint, out)
-    Console().print(f"wrote {out} from {checkpoint.folder}")
+    config = export_to(checkpoint, out)
+    write_card(out, config, checkpoint.folder.parents[1], checkpoint.step)
+    Console().print(f"wrote {out} from {checkpoint.folder}", soft_wrap=True)
+    if name is not None:
+        Console().print(f"published {push(out, name, public=public)}", soft_wrap=True)
     return 0
 
 
@@ -45,13 +52,14 @@ def find_checkpoint(source: Path) -> Resume:
     return choice.resume
 
 
-def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> None:
-    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`."""
-    config = load_config(str(checkpoint.folder / "config.yaml"), overrides)
+def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> Config:
+    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`; returns them."""
+    config = fetched(load_config(str(checkpoint.folder / "config.yaml"), overrides), weights=False)
     check_model(config)
     policy_facts(config, weights=False)
     folders.refuse(config.model.path, "model.path", weights=False)
     export_checkpoint(config, checkpoint.trainer, str(out))
+    return config
 
 
 def check_model(config: Config) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 from yatt.config import folders, yaml_core
 from yatt.config.facts import local_gpus, model_facts
+from yatt.config.hub import hub_model, of_cache
 from yatt.config.load import REQUIRED, describe
 from yatt.config.names import fitting
 from yatt.errors import ConfigError
 from yatt.faces.command import command
+from yatt.faces.hub import fetch
 from yatt.models.facts import ModelFacts
 
 TRAIN_ROWS, EVAL_ROWS = 200, 40
@@ -66,13 +68,18 @@ def init(folder: Path, *, model: str) -> None:
 
     Raises ConfigError for a folder that is not empty, or a model that cannot be trained; then nothing is written.
     """
-    facts = model_facts(model, "--model")
-    folders.refuse(model, "--model")
+    named = hub_model(model)
+    given = fetch(named, "--model") if named else model
+    facts = model_facts(given, "--model")
+    folders.refuse(given, "--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
     name = fitting(folder.resolve().name)
+    chosen = _chosen(name, str(Path(model).expanduser().resolve()).replace("$", "$$"), facts)
+    if named and (pinned := of_cache(given)):
+        chosen |= {"model.path": named.name, "model.revision": pinned.revision}
     files = {
-        "config.yaml": config_text(_chosen(name, str(Path(model).expanduser().resolve()).replace("$", "$$"), facts)),
+        "config.yaml": config_text(chosen),
         "reward.py": REWARD,
         "README.md": README.format(name=name, yatt=command(anywhere=True)),
         **data_files(),

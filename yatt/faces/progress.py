@@ -34,7 +34,7 @@ LINE_SECONDS = 5.0
 WAIT_SECONDS = 10.0
 """Without a terminal, how often it is said what is being waited for."""
 PLAIN = 80
-HELD_OUT = {
+HELD_OUT: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "accuracy_greedy": ("greedy", percent),
     "accuracy_sampled": ("sampled", percent),
     "held_out_loss": ("loss", partial(decimals, places=4)),

@@ -1,7 +1,8 @@
 """The run directory: everything needed to understand a finished or crashed run, and nothing else.
 
 `config.yaml`, `metrics.jsonl` (one object per step), `sessions.jsonl` (one per process that the run has had),
-`timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`, `report.html`, `log/`.
+`timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`, `report.html`, `commands.txt` (how it was started,
+each time), `log/`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class RunDirectory:
         self.checkpoints_folder = self.path / CHECKPOINTS
         self.report = self.path / "report.html"
         self.log = self.path / "log"
+        self.commands = self.path / "commands.txt"
         self._timeline = Timeline(self.timeline)
 
     def create(self) -> RunDirectory:

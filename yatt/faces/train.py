@@ -25,6 +25,7 @@ from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
 from yatt.diagnosis import Diagnosis, unscored
 from yatt.errors import BackendError, ProcessDied, RunEnded, WaitTimeout
+from yatt.faces.card import record_command, write_card
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.command import command
 from yatt.faces.contents import contents
@@ -64,6 +65,7 @@ def train(config: Config, began: float | None = None) -> int:
         checkpoints.sweep(passed)
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
+        record_command(run)
         kind: Literal["rl", "offline"] = "rl" if config.algorithm.recipe.reinforces else "offline"
         with Progress(config.train.steps, kind) as progress:
             checkpoints.warn = progress.warn
@@ -121,7 +123,7 @@ async def _train(
                 last = await supervisor.run(first)
                 journal.spans(last, await crew.take_spans())
                 if last == config.train.steps and config.checkpoint.export:
-                    await export_model(crew, run)
+                    await export_model(crew, run, config)
                 await checkpoints.copied()
         finally:
             await crew.close()
@@ -158,11 +160,12 @@ def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[
     return lines
 
 
-async def export_model(crew: ClusterCrew, run: RunDirectory) -> None:
+async def export_model(crew: ClusterCrew, run: RunDirectory, config: Config) -> None:
     """Write the policy as RUN/model, aside first."""
     aside = run.path / ".model.part"
     shutil.rmtree(aside, ignore_errors=True)
     await crew.trainer.on_all("save_folder", str(aside.absolute()))
+    write_card(aside, config, run.path, config.train.steps)
     shutil.rmtree(run.path / "model", ignore_errors=True)
     aside.rename(run.path / "model")
 
