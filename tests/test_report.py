@@ -307,7 +307,7 @@ def test_idle_shares_are_over_the_slots_where_a_role_lives():
     assert "driver: slot 1 judges\nat 2 s\n1 policy\n1 judge" in page.texts
     assert re.findall(r'<circle[^>]* cx="([\d.]+)%"', html) == ["20.000"]
     # another card stands in the grid of the table and the curve, not beneath it
-    assert devices({1: spans}, Markup("<p>more</p>")) == html.removesuffix("</div>") + "<p>more</p></div>"
+    assert devices({1: spans}, Markup("<p>more</p>")) == str(html).removesuffix("</div>") + "<p>more</p></div>"
 
 
 def test_many_slots_are_drawn_in_part_and_counted_in_full():
@@ -471,7 +471,7 @@ f.onload = () => {
     moves: [...figure.querySelectorAll('circle')].length,
     label: parseFloat(w.getComputedStyle(figure.querySelector('text')).fontSize)}));
   const box = svg.getBoundingClientRect();
-  svg.dispatchEvent(new w.PointerEvent('pointermove', {clientX: box.right - 14, clientY: box.top + 50}));
+  svg.dispatchEvent(new w.PointerEvent('pointermove', {bubbles: true, clientX: box.right - 14, clientY: box.top + 50}));
   const inside = svgs.every(s => { const r = s.getBoundingClientRect(); return r.width > 200 && r.height > 90; });
   document.body.textContent = JSON.stringify({
     title: d.title, lanes, charts: svgs.length, inside, overflow: d.documentElement.scrollWidth - w.innerWidth,

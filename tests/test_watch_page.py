@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 from starlette.testclient import TestClient
 
 from tests.runs import HTML, fake_run
@@ -269,11 +269,11 @@ def test_the_page_follows_a_run_in_a_real_browser(tmp_path):
 
         page.fill("[name=words]", "document.title")
         page.press("[name=words]", "Enter")
-        page.wait_for_function("document.querySelectorAll('.one').length === 4")  # of steps 1 and 30, and evaluations
+        expect(page.locator(".one")).to_have_count(10)  # two controllers; steps 1, 30, evaluations 0, 1, 30
         assert HTML.strip() in page.inner_text("#conversations .one >> nth=0") and page.title() == "a · YATT"
         page.fill("[name=words]", "")
         page.check("[name=failed]")
-        page.wait_for_function("document.querySelectorAll('.one .bad').length === 4")  # two controllers, two steps
+        expect(page.locator(".one .bad")).to_have_count(4)  # two controllers, two steps
 
         page.fill("#choose [name=step]", "7")
         page.press("#choose [name=step]", "Enter")
