@@ -29,6 +29,7 @@ BENCHMARKS = {
     "placement_hindsight": "placement modes against schedules made in hindsight, simulated (an hour)",
     "placement_crossover": "from where on phases side by side gain, simulated",
     "placement_real": "placement modes on this machine's engines (of the judge's example, where its models are)",
+    "conversations": "idle devices while tools run, simulated, and the memory of 1,024 conversations at once",
     "datapath": "one step's data movement, against a single controller",
     "rewards": "the reward pool against a plain call",
     "trainer": "a Megatron rank against Hugging Face and AdamW, and TRL where it is installed",

@@ -206,7 +206,8 @@ def test_messages_stand_in_the_source():
 def in_source(said):
     """Whether one text has all of it, in this order, where `...` stands for what differs."""
     pieces = [piece.strip() for piece in said.split("...") if piece.strip(" ;")]
-    assert sum(map(len, pieces)) >= 10, f"{said}: too little of it to be found"
+    if sum(map(len, pieces)) < 10:
+        return False
     pattern = re.compile(".*".join(map(re.escape, pieces)), re.DOTALL)
     return any(pattern.search(text) for text in texts())
 

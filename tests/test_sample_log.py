@@ -68,8 +68,9 @@ def test_where_all_groups_were_dropped_there_is_something_to_read(tmp_path):
 
 def test_rows_are_shown_with_what_is_trained_of_them(tmp_path):
     log = SampleLog(tmp_path, 0, 2)
+    log.decode = decode
     for step in range(1, 10):
-        log.learned(step, [sample([1, 0, 0, 1, 1, 0, 1]), sample([0, 1], uid=1), sample([0, 1], uid=2)], decode)
+        log.learned(step, [sample([1, 0, 0, 1, 1, 0, 1]), sample([0, 1], uid=1), sample([0, 1], uid=2)])
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"step-{n}.c0.jsonl" for n in (1, 2, 4, 8)]
     first, second = written(tmp_path, "step-8.c0.jsonl")
     # the first token has no prediction; then two that are given, two trained, one given, one trained
@@ -82,7 +83,9 @@ def test_rows_are_shown_with_what_is_trained_of_them(tmp_path):
 
 def test_a_pair_has_both_sides(tmp_path):
     pair = Pair(first=sample([0, 1, 1]), second=sample([0, 0, 1]))
-    SampleLog(tmp_path, 0, 1).learned(1, [pair], decode)
+    log = SampleLog(tmp_path, 0, 1)
+    log.decode = decode
+    log.learned(1, [pair])
     (row,) = written(tmp_path, "step-1.c0.jsonl")
     assert row["chosen"] == [["<s>", False], ["one plus", True]] and row["rejected"] == [
         ["<s> one", False],

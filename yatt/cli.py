@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +14,14 @@ import typer
 
 from yatt import __version__
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import backends_of
 from yatt.cluster.forks import kinds_of
 from yatt.config.hub import missing
 from yatt.config.load import load_config
 from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.errors import ConfigError, YattError
+from yatt.faces.choose import Choice
 from yatt.faces.start import ready
 from yatt.generation.table import ENGINES
 
@@ -31,6 +33,11 @@ HELP = (
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=HELP)
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="A YAML file of settings, and settings over the file's."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove the run that the folder holds, and begin anew.")]
 
 
 def _command(module: str, name: str) -> Callable[..., Any]:
@@ -50,19 +57,45 @@ def _checked(config: Config) -> Config:
     return config
 
 
+def _file_of(words: list[str] | None) -> tuple[str | None, list[str]]:
+    """The config among the words, if there is one, and the others. Raises ConfigError where there is nothing."""
+    match words or []:
+        case []:
+            raise ConfigError("give a config, or settings such as model.path=DIR data.path=FILE reward.function=NAME")
+        case [first, *others] if "=" not in first or os.path.isfile(first):
+            return first, others
+        case settings:
+            return None, settings
+
+
+def _settings(path: str | None, overrides: list[str], *, weights: bool = True) -> Config:
+    """The settings of a file, or those that are chosen where there is none: these are said. Models are there."""
+    if path is not None:
+        return _present(load_config(path, overrides), weights=weights)
+    choice = Choice()
+    settings = load_config(None, overrides, choose=choice)
+    for line in choice.lines():
+        typer.echo(line, err=True)
+    return _present(settings, weights=weights)
+
+
 @app.command()
-def train(config: Annotated[str, typer.Argument(help="A YAML file of settings.")], overrides: Overrides = None) -> None:
-    """Train: SFT, a reward model, DPO, PPO, GRPO ...; the config's `algorithm` says which."""
-    settings = _checked(_present(load_config(config, overrides or [])))
-    ready(settings, Path(config), overrides or [])
-    forks.begin(kinds_of(settings, Backends(), train=True, generate=settings.algorithm.recipe.reinforces))
+def train(words: Words = None, overwrite: Overwrite = False) -> None:
+    """Train: SFT, a reward model, DPO, PPO, GRPO ...; the setting `algorithm.name` says which.
+
+    Without a CONFIG, the settings that are not given are chosen by the model, the data and this machine."""
+    path, overrides = _file_of(words)
+    settings = _checked(_settings(path, overrides))
+    ready(settings, Path(path) if path else None, overrides, overwrite=overwrite)
+    forks.begin(kinds_of(settings, backends_of(settings), train=True, generate=settings.algorithm.recipe.reinforces))
     typer.echo(f"{settings.run.dir}/{settings.run.name}: importing what it takes")
-    raise typer.Exit(_command("train", "train")(settings, psutil.Process().create_time()))
+    began = psutil.Process().create_time()
+    raise typer.Exit(_command("train", "train")(settings, overwrite=overwrite, began=began))
 
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, or that of a model, as a baseline.")],
     overrides: Overrides = None,
     samples: Annotated[int, typer.Option(help="Sampled responses per prompt; pass@k goes up to it.")] = 4,
     checkpoint: Annotated[Path | None, typer.Option(help="A checkpoint folder; the run's latest when unset.")] = None,
@@ -128,8 +161,7 @@ def init(
 
 @app.command()
 def plan(
-    config: Annotated[str | None, typer.Argument(help="A YAML file of settings.")] = None,
-    overrides: Overrides = None,
+    words: Words = None,
     devices: Annotated[str | None, typer.Option(help="64 or 16,64; cluster.slots when unset, else 8.")] = None,
     controllers: Annotated[
         int | None, typer.Option(help="cluster.controllers when unset, else one per 8 devices.")
@@ -144,13 +176,13 @@ def plan(
     html: Annotated[Path | None, typer.Option(help="Also draw what ran where, to this file.")] = None,
 ) -> None:
     """Simulate a config on any number of devices; --calibrate RUN measures the costs first."""
-    if (config is None) == (calibrate is None):
+    if (not words) == (calibrate is None):
         raise ConfigError("yatt plan takes either a config to simulate or --calibrate RUN; give one of them")
     if out is not None and calibrate is None:
         raise ConfigError(f"--out={out} is for --calibrate RUN; leave it out")
     if calibrate is not None:
         raise typer.Exit(_command("plan", "calibrate_run")(calibrate, out))
-    settings = _present(load_config(str(config), overrides or []), weights=False)
+    settings = _settings(*_file_of(words), weights=False)
     numbers = {"devices": devices, "controllers": controllers, "steps": steps, "seed": seed}
     raise typer.Exit(_command("plan", "plan")(settings, **numbers, as_json=json, html=html))
 
@@ -190,16 +222,21 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def main() -> None:
-    """Entry point: an error the user can mend is printed in a line or two, with its exit status."""
+def print_error(error: Exception, text: str) -> None:
+    """A line or two for the user of a terminal."""
+    for line in text.splitlines():
+        print(f"yatt: {line}", file=sys.stderr)
+
+
+def main(tell: Callable[[Exception, str], None] = print_error) -> None:
+    """Entry point: an error the user can mend is told in a line or two, with its exit status."""
     try:
         app()
     except YattError as error:
-        for line in str(error).splitlines():
-            print(f"yatt: {line}", file=sys.stderr)
+        tell(error, str(error))
         sys.exit(error.exit_status)
     except OSError as error:
-        print(f"yatt: {error}; the run folder, its disk or the network refused", file=sys.stderr)
+        tell(error, f"{error}; the run folder, its disk or the network refused")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

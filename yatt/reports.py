@@ -129,6 +129,7 @@ class RolloutCounts:
     turns: int = 0
     tool_calls: int = 0
     tool_failures: int = 0
+    cache_hits: int = 0
     outside_seconds: float = 0.0
     forks: int = 0
     ended_by: Mapping[str, int] = field(default_factory=dict)

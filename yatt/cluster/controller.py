@@ -39,13 +39,14 @@ from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.offline import OfflineController
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.player import Setting
+from yatt.controller.player import ConversationSetup
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.step import Controller
 from yatt.data.encoders import held_out_rows, row_encoder
 from yatt.data.loader import Encode, Loader, good_rows
 from yatt.data.rows import RowSource
 from yatt.data.source import open_source
+from yatt.data.template import with_arguments
 from yatt.data.turns import ResponseText
 from yatt.environments.chat import Chat
 from yatt.environments.hosted import HostedEnvironment
@@ -94,7 +95,7 @@ class ControllerActor:
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
         self._scorer: HostedScorer | None = None
-        self._setting: Setting | None = None
+        self._setup: ConversationSetup | None = None
         self._controller: Controller | OfflineController | None = None
         self._evaluator: Evaluator | OfflineController | None = None
 
@@ -124,7 +125,8 @@ class ControllerActor:
             exchange=self._exchange(peers, wiring),
             clock=WallClock(),
         )
-        tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
+        plain: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
+        tokenizer = with_arguments(plain, config.data.template_arguments)
         place = {"index": self._index, "count": self._count}
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)
@@ -136,8 +138,10 @@ class ControllerActor:
         scorer: HostedScorer = load(self._backends.scorer)(config.reward, ask, **place)
         self._scorer = scorer
         await scorer.start()
-        self._setting = await self._open_environment(tokenizer)
-        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer, setting=self._setting)
+        self._setup = await self._open_environment(tokenizer)
+        text = ResponseText(tokenizer)
+        reading = Reading(decode=text, scorer=scorer, setup=self._setup)
+        self._log.decode = text.whole
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
@@ -154,7 +158,7 @@ class ControllerActor:
         dropped, rollouter.dropped = rollouter.dropped, []
         self._log.groups(step, groups, dropped)
 
-    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> Setting | None:
+    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> ConversationSetup | None:
         """What conversations are played in, its workers started."""
         config, environment = self._config, self._config.environment
         if not environment.played:
@@ -162,7 +166,7 @@ class ControllerActor:
         hosted = HostedEnvironment(environment)
         await hosted.start()
         limits = Limits(turns=environment.max_turns, tokens=environment.max_tokens, context=config.model.context_length)
-        return Setting(
+        return ConversationSetup(
             environment=hosted,
             chat=Chat(tokenizer, environment.calls),
             limits=limits,
@@ -184,9 +188,8 @@ class ControllerActor:
             )
             encode = reference.added_to(encode)
         controller = offline_controller(parts, self._loader(source, encode), held_out, reference)
-        controller.on_rows = lambda step, rows: self._log.learned(
-            step, rows, lambda tokens: str(tokenizer.decode(list(tokens)))
-        )
+        self._log.decode = ResponseText(tokenizer).whole
+        controller.on_rows = self._log.learned
         return controller
 
     def _engines(self, wiring: Wiring) -> Engines:
@@ -263,8 +266,8 @@ class ControllerActor:
     async def close(self) -> None:
         if self._scorer is not None:
             await self._scorer.close()
-        if self._setting is not None:
-            await self._setting.environment.close()
+        if self._setup is not None:
+            await self._setup.environment.close()
 
 
 async def _first(work: Awaitable[R]) -> R:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import Backends, backends_of
 from yatt.cluster.calls import wait_all, wait_one
 from yatt.cluster.controller import ControllerActor, GeneratorHandle, Wiring
 from yatt.cluster.generator import GeneratorActor
@@ -23,7 +23,8 @@ from yatt.cluster.payload import payload_bytes
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
 from yatt.cluster.session import find_slots, place
-from yatt.config.facts import model_facts, parameters
+from yatt.config.facts import parameters
+from yatt.config.models import policy_facts
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import engine_sites, layout_of, mode_of
@@ -51,7 +52,7 @@ class ClusterCrew:
 
     def __init__(self, config: Config, run_path: Path, on_phase: OnPhase, made_of: Backends | None = None) -> None:
         self._config = config
-        self._backends = made_of or Backends()
+        self._backends = made_of or backends_of(config)
         self._run_path = run_path.absolute()
         self._on_phase = on_phase
         self._controllers: dict[str, Any] = {}
@@ -319,6 +320,6 @@ def _divided(config: Config, slots: int) -> Config:
     if config.placement.mode != "partial" or config.placement.split:
         return config
     with contextlib.suppress(ConfigError):
-        facts = model_facts(config.model.path, weights=False)
+        facts = policy_facts(config, weights=False)
         return divided(config, slots, costs_for(config, facts))
     return config

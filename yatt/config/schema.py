@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from yatt.config.algorithms import RECIPES, Recipe, own_defaults
-from yatt.config.drawing import EngineName as EngineName
-from yatt.config.drawing import EnvironmentConfig as EnvironmentConfig
-from yatt.config.drawing import JudgeConfig as JudgeConfig
-from yatt.config.drawing import RewardConfig as RewardConfig
-from yatt.config.drawing import RewardFunctionConfig as RewardFunctionConfig
-from yatt.config.drawing import RolloutConfig as RolloutConfig
-from yatt.config.drawing import truncates as truncates
+from yatt.config.rollout import EngineName as EngineName
+from yatt.config.rollout import EnvironmentConfig as EnvironmentConfig
+from yatt.config.rollout import JudgeConfig as JudgeConfig
+from yatt.config.rollout import RewardConfig as RewardConfig
+from yatt.config.rollout import RewardFunctionConfig as RewardFunctionConfig
+from yatt.config.rollout import RolloutConfig as RolloutConfig
+from yatt.config.rollout import truncates as truncates
 from yatt.config.section import Name as Name
 from yatt.config.section import Section as Section
 
@@ -76,6 +76,9 @@ class DataConfig(Section):
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the chat template, such as {enable_thinking: false}."
+    )
     shuffle: bool = Field(True, description="Shuffle rows anew each epoch.")
     bad_rows: Literal["fail", "skip"] = Field("fail", description="What a row that cannot be used does.")
     max_prompt_tokens: int | None = Field(None, ge=1, description="Longest prompt; by default what the context leaves.")
@@ -214,6 +217,9 @@ class TrainConfig(Section):
     patches_per_micro_batch: int | None = Field(
         None, ge=1, description="Most patches of images in it; what its tokens let in when unset."
     )
+    backend: Literal["megatron", "fsdp"] = Field(
+        "megatron", description="Megatron-Core, or FSDP2 over transformers' own modules: any family, weights sharded."
+    )
     tp: int = Field(1, ge=1, description="Tensor-parallel size.")
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
     offload: bool = Field(False, description="Keep only the model at work on the device, the others in host memory.")
@@ -296,6 +302,11 @@ class PlanConfig(Section):
     image_bytes: int | None = Field(None, ge=0, description="Bytes of the images of a prompt; 0.")
     images: int | None = Field(None, ge=1, description="Images of a prompt, where plan.image_pixels is above 0; 1.")
     image_pixels: int | None = Field(None, ge=0, description="Pixels of each image, which the vision tower sees; 0.")
+    turns: int | None = Field(None, ge=1, description="Turns of a conversation; 2 where there is an environment.")
+    tool_seconds: float | None = Field(
+        None, ge=0, description="Median seconds between two turns; their 99th percentile is four times that. 1."
+    )
+    tool_tokens: int | None = Field(None, ge=0, description="Tokens that are said to the policy between two turns; 64.")
 
 
 class Config(Section):

@@ -13,7 +13,9 @@ from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport,
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
 ASIDE_PHASES = ("evaluate", "checkpoint")
-CONVERSATION = ("conversations", "turns", "tool_calls", "tool_failures", "outside_seconds", "forks", "ended_by")
+CONVERSATION = (
+    *("conversations", "turns", "tool_calls", "tool_failures", "cache_hits", "outside_seconds", "forks", "ended_by"),
+)
 """Counts of conversations, which only some runs have."""
 NOT_SHOWN = ("_sum", "_sums", "_counts", "_deviations", "_lengths")
 

@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yatt.faces.chart import decimals, percent
-from yatt.faces.waiting import Waiting
+from yatt.faces.under_way import Waiting
 
 DONE = ("done", "ready")
 LINE_SECONDS = 5.0

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
+from yatt.config.models import any_family
 from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
@@ -29,6 +31,7 @@ from yatt.faces.card import record_command, write_card
 from yatt.faces.checkpoints import Checkpoints, Resume
 from yatt.faces.command import command
 from yatt.faces.contents import contents
+from yatt.faces.given import copy, kept
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
@@ -39,29 +42,37 @@ from yatt.faces.timeline import mark
 from yatt.faces.trackers import Trackers
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
-from yatt.training.identity import identity, verify
+from yatt.training.identity import identity, transformers_identity, verify
 from yatt.training.meeting import reserve_port
 
 
-def train(config: Config, began: float | None = None) -> int:
-    """Run `config`; returns the exit status. Raises YattError for whatever the user should read. What the run takes to
-    start is counted from `began`, in seconds since the epoch; from now on when unset."""
+def train(config: Config, *, overwrite: bool = False, began: float | None = None) -> int:
+    """Run `config`; returns the exit status. With `overwrite`, the run that its folder holds is removed first. What the
+    run takes to start is counted from `began`, in seconds since the epoch; from now on when unset. Raises YattError for
+    whatever the user should read."""
     began = began or time.time()
     warnings = check_data(config)
     check_scoring(config)
     reserve_port().close()
-    run = ready(config)
+    run = ready(config, overwrite=overwrite)
     with run.lock():
-        checkpoints = Checkpoints(ready(config), config)  # asked again: another process may have had the folder
-        checkpoints.contents = contents(config)
+        ready(config, overwrite=overwrite)  # asked again: another process may have had the folder
+        if overwrite:
+            run.clear()
+        described = contents(config)
+        config, moves = kept(config, run.given)
+        checkpoints = Checkpoints(run, config)
+        checkpoints.contents = described
         checkpoints.warn = warnings.append
         fetched = checkpoints.fetch()
         resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-            verify(resume.trainer, identity(hf, config.model.dtype))
+            described = transformers_identity if any_family(config) else identity
+            verify(resume.trainer, described(hf, config.model.dtype))
             resume.check(config, checkpoints.contents)
         run.create()
+        copy(moves)
         checkpoints.sweep(passed)
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
@@ -287,7 +298,11 @@ class RunJournal:
 @contextmanager
 def interruptible(stop: Callable[[], bool], save: Callable[[], object], say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C, SIGTERM, or the terminal going away during a step: `stop`, at its end. At any other time, and twice:
-    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on."""
+    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on. In a thread
+    that is not the main one, no signal comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     terminals = [file for file in (1, 2) if os.isatty(file)]

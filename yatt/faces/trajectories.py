@@ -102,6 +102,10 @@ def conversation(record: Record, when: str, hidden: Container[str]) -> Markup:
         "colour": colour,
         "rest": " · ".join([*parts, f"{record.get('response_tokens', '?')} tokens", *cut, *dropped]),
         "turns": _turns(record),
+        "rows": [
+            _segments([(piece.get("text", ""), piece.get("trained")) for piece in row])
+            for row in record.get("rows") or ()
+        ],
     }
     return render("conversation.html", shown=shown)
 

@@ -1,79 +1,113 @@
-"""What is being waited for while a run starts or evaluates, in a line."""
+"""A command of yatt's in a process of its own, for Python code that waits for it.
+
+So a notebook's event loop, a script without a `__main__` guard, and whatever the user's process has imported are left
+alone; and what runs is the command.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from typing import IO, Any
 
-_NUMBERED = re.compile(r"(.+) (\d+)")
+from yatt import errors
+from yatt.errors import ConfigError, RunEnded, YattError
 
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """Since when something is under way, and what it does now."""
-
-    since: float
-    doing: str
-
-
-class Waiting:
-    """Tasks under way, and how long those took that ended since there was none."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, _Task] = {}
-        self._ended: dict[str, float] = {}
-        self._begun = 0.0
-
-    @property
-    def kinds(self) -> set[str]:
-        """What is being done, numbers aside; empty where nothing is."""
-        return {re.sub(r"\d+", "", task.doing) for task in tuple(self._tasks.values())}
-
-    def begin(self, name: str, doing: str, now: float) -> None:
-        """`name` is under way, or does something else now."""
-        if not self._tasks:
-            self._begun, self._ended = now, {}
-        since = self._tasks[name].since if name in self._tasks else now
-        self._tasks[name] = _Task(since, doing)
-
-    def end(self, name: str, now: float) -> str:
-        """`name` has ended. Returns a line on all that ended where it was the last, else ""."""
-        task = self._tasks.pop(name, None)
-        self._ended[name] = now - (task.since if task else now)
-        if self._tasks:
-            return ""
-        return f"{numbered(self._ended)}: ready, {max(self._ended.values()):.1f} s"
-
-    def line(self, now: float, most: int) -> str:
-        """What is under way, in at most so many characters."""
-        by_doing: dict[str, list[str]] = {}
-        for name, task in tuple(self._tasks.items()):  # another thread may begin and end some
-            by_doing.setdefault(task.doing, []).append(name)
-        text = "; ".join(f"{numbered(names)}: {doing}" for doing, names in by_doing.items())
-        seconds = f" ({now - self._begun:.0f} s)"
-        room = most - len(seconds)
-        return (text if len(text) <= room else text[: room - 1] + "…") + seconds
+STOPPED = 130
+MAIN = "yatt.called:main"
+"""What the process runs."""
 
 
-def numbered(names: Iterable[str]) -> str:
-    """Names in short: `generator 0` to `generator 7` are generators 0-7."""
-    kinds: dict[str, list[int]] = {}
-    for name in names:
-        match = _NUMBERED.fullmatch(name)
-        kinds.setdefault(match[1] if match else name, []).extend([int(match[2])] if match else [])
-    return ", ".join(
-        f"{kind}{'s' * (len(numbers) > 1)} {_ranges(sorted(numbers))}" if numbers else kind
-        for kind, numbers in kinds.items()
-    )
+def run(words: Sequence[str], *, answer: bool = False) -> str:
+    """Run `yatt` with these words, and show what it says; with `answer`, its standard output is returned instead.
+
+    An interrupt is handed on: the command ends as it does at a terminal, and then KeyboardInterrupt is raised here.
+    Raises the YattError that the command ended with."""
+    told, tells = os.pipe()
+    path, (module, _, name) = [entry or os.getcwd() for entry in sys.path], MAIN.partition(":")
+    code = f"import sys; sys.path = {path!r}; from {module} import {name}; {name}()"
+    own = _shown_directly()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tells), str(os.getpid()), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if answer or not own else None,
+            stderr=None if own else subprocess.PIPE if answer else subprocess.STDOUT,
+            pass_fds=[tells],
+            start_new_session=True,  # an interrupt at the terminal comes from here, once
+        )
+    finally:
+        os.close(tells)
+    with open(told, "rb") as trouble:
+        said, interrupted = _followed(process, answer)
+        text = trouble.read()
+    if interrupted:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise _error(text, process.returncode)
+    return said
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Neighbours as a range."""
-    ends: list[list[int]] = []
-    for number in numbers:
-        if ends and number == ends[-1][-1] + 1:
-            ends[-1][1:] = [number]
-        else:
-            ends.append([number])
-    return ", ".join("-".join(map(str, pair)) for pair in ends)
+def _shown_directly() -> bool:
+    """Whether this process's own files 1 and 2 are what Python writes to: not so in a notebook."""
+    try:
+        return sys.stdout.fileno() == 1 and sys.stderr.fileno() == 2
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _followed(process: subprocess.Popen[bytes], answer: bool) -> tuple[str, bool]:
+    """Wait for the process; what it wrote where that is the answer, and whether it was interrupted."""
+    collected: list[str] = []
+    streams: list[tuple[IO[bytes], Any]] = []
+    if process.stdout is not None:
+        streams.append((process.stdout, collected.append if answer else sys.stdout.write))
+    if process.stderr is not None:
+        streams.append((process.stderr, sys.stderr.write))
+    readers = [threading.Thread(target=_pump, args=stream, daemon=True) for stream in streams]
+    for reader in readers:
+        reader.start()
+    interrupted = False
+    while True:
+        try:
+            process.wait()
+            for reader in readers:
+                reader.join()
+            return "".join(collected), interrupted
+        except KeyboardInterrupt:
+            interrupted = True
+            process.send_signal(signal.SIGINT)
+        except BaseException:
+            process.terminate()
+            raise
+
+
+def _pump(stream: IO[bytes], write: Any) -> None:
+    """Hand on what is written, line by line."""
+    with contextlib.suppress(OSError, ValueError), io.TextIOWrapper(stream, errors="replace") as lines:
+        for line in lines:
+            write(line)
+
+
+def _error(text: bytes, status: int) -> YattError:
+    """The error that the command ended with, as far as it said so."""
+    try:
+        told = json.loads(text)
+        kind = getattr(errors, told["kind"])
+        error: YattError = (kind if issubclass(kind, YattError) else YattError)(told["text"])
+        return error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    if status == STOPPED:
+        return RunEnded("the run was stopped; resume='auto' goes on with it")
+    if status == ConfigError.exit_status:
+        return ConfigError("the command was refused; what it said is above")
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return YattError(f"yatt ended with {how}; what it said is above, and a run's log/ has more")

@@ -16,12 +16,15 @@ from yatt.placement.plan import POLICY, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.drawing import Answers, Drawing
+from yatt.simulation.kept import KeptTurns
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
 PROMPT = -1
 """The id of every prompt token; a sampled one's is the version that sampled it."""
+HEARD = -2
+"""The id of what a conversation has from its environment."""
 
 
 class SimulatedGenerator:
@@ -32,7 +35,9 @@ class SimulatedGenerator:
     step under way; prefill can be joined or interrupted at any moment. Siblings share their prompt's KV tokens while
     one of them runs. Where the next step would not fit, the youngest request is put back and recomputed later.
 
-    What a request has beyond its PROMPT tokens are tokens of its own response, of before it was moved here.
+    What a request has beyond its PROMPT tokens is its own, and shared with nobody. What it has beyond its HEARD ones is
+    of its own response, of before it was moved here. The tokens of a conversation's turn are kept until their room is
+    needed: the next turn reads only what it has beyond them.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class SimulatedGenerator:
         log: Log,
         role: Role = POLICY,
         asleep: bool = False,
+        talks: bool = False,
     ) -> None:
         self.name, self.slots, self.node = name, slots, node
         self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
@@ -59,6 +65,8 @@ class SimulatedGenerator:
         self._ends: list[tuple[int, int, Drawing]] = []
         self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
         self._kv = self._step = self._serial = self._served = 0
+        self._talks = talks
+        self._kept = KeptTurns()
         self._debt = 0.0  # seconds of prefill still to do
         self._read = 0  # tokens, those of the debt included
         # What seeing a prompt's images costs, in tokens of prefill.
@@ -117,6 +125,7 @@ class SimulatedGenerator:
             again = self._kv + self._sight * len(self._prefixes)
             self._read += again - self._unread(self._now())  # what is read again after a sleep counts again
             self._debt, self._cold = self._costs.prefill * again, False
+            self._kept.clear()
         self._going = True
         self._interrupt()
 
@@ -190,8 +199,10 @@ class SimulatedGenerator:
         if request.key in self._drawings:
             raise BackendError(f"request {request.key} is being drawn already on {self.name}")
         self._serial += 1
-        own = size - int(np.searchsorted(request.tokens, PROMPT, side="right"))
-        target = max(1, self._length(request.key) - own)
+        others = np.flatnonzero(request.tokens != PROMPT)
+        own = size - int(others[0]) if len(others) else 0
+        begun = size - 1 - int(np.flatnonzero(request.tokens < 0)[-1])
+        target = max(1, self._length(request.key) - begun)
         finish: Finish = "stop" if target <= limit else "length"
         return Drawing(request, answers, self._serial, own, min(target, limit), finish)
 
@@ -282,6 +293,9 @@ class SimulatedGenerator:
             end, _, drawing = heapq.heappop(self._ends)
             if drawing in self._running and drawing.end == end:
                 self._leave(drawing)
+                if self._talks:
+                    room = self._costs.kv_tokens - self._kv
+                    self._kept.keep(drawing.request.key, len(drawing.request.tokens) + drawing.done, room)
                 del self._drawings[drawing.request.key]
                 self._answered += 1
                 self._answer(drawing)
@@ -343,7 +357,8 @@ class SimulatedGenerator:
             self._running[drawing] = None
             self._prefixes[uid] += 1
             self._kv += size
-            read = size + (self._sight if alone else 0)
+            whole = len(drawing.request.tokens) + drawing.done
+            read = self._kept.unread(drawing.request.key, size + (self._sight if alone else 0), whole)
             self._debt += self._costs.prefill * read
             self._read += read
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done

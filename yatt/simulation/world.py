@@ -26,7 +26,9 @@ from yatt.controller.assembly import (
     responses_per_prompt,
 )
 from yatt.controller.carry_over import CarriedGroup
+from yatt.controller.conversation import Limits
 from yatt.controller.peers import Hub
+from yatt.controller.player import ConversationSetup
 from yatt.controller.router import Router
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
@@ -34,6 +36,7 @@ from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.cost import served, size_setting
 from yatt.placement.plan import POLICY, EngineSite, Role
+from yatt.protocols import Clock
 from yatt.reports import EvaluationReport, PhaseSpan, StepReport
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
@@ -44,6 +47,7 @@ from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Simu
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
 from yatt.simulation.standing import divided
+from yatt.simulation.talks import SilentChat, SimulatedEnvironment
 from yatt.types import Group, Prompt, SampleKey, Score, Share
 
 R = TypeVar("R")
@@ -126,7 +130,9 @@ class World:
             role: costs.judges[role].answers if role != POLICY else costs.workload.responses
             for role in self.layout.sizes
         }
-        self.lengths = {role: LengthModel(trace, config.run.seed, role) for role, trace in traces.items()}
+        self.turns = costs.workload.turns
+        turns = {role: self.turns if role == POLICY else 1 for role in traces}
+        self.lengths = {role: LengthModel(traces[role], config.run.seed, role, turns[role]) for role in traces}
         self._prompt = np.full(costs.workload.prompt_tokens, PROMPT, dtype=np.int32)
         sites = engine_sites(self.layout, self.mode)
         self.engines = {r: [self._engine(site, n) for n, site in enumerate(theirs)] for r, theirs in sites.items()}
@@ -254,6 +260,7 @@ class World:
             log=self.log,
             role=site.role,
             asleep=len(self.layout.sizes) > 1,
+            talks=site.role == POLICY and self.turns > 1,
         )
 
     def _scorer(self, routers: Mapping[Role, Router]) -> SimulatedScorer:
@@ -307,7 +314,7 @@ class World:
         )
         assembly = Assembly(parts, engines)
         self.scorers.append(self._scorer(assembly.routers))
-        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1])
+        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1], setup=self._setup(parts.clock))
         source = Loader[Prompt](
             EndlessRows(),
             partial(self._encode, site),
@@ -318,6 +325,19 @@ class World:
             bad_rows="fail",
         )
         return assembly.controller(source, reading, load_filter(config.rollout), self.witness.accepted)
+
+    def _setup(self, clock: Clock) -> ConversationSetup | None:
+        """What conversations are played in, where responses are."""
+        work = self.costs.workload
+        if work.turns == 1:
+            return None
+        return ConversationSetup(
+            environment=SimulatedEnvironment(work, self.config.run.seed, clock),
+            chat=SilentChat(),
+            limits=Limits(turns=work.turns, tokens=None, context=self.config.model.context_length),
+            retries=0,
+            judged=True,
+        )
 
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         work = self.costs.workload
