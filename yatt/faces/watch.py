@@ -61,6 +61,7 @@ def watch(runs: Sequence[Path], *, everything: bool, port: int | None, once: boo
             uvicorn.Config(site.app, log_level="error", lifespan="off", timeout_graceful_shutdown=2)
         )
         site.stop = lambda: setattr(server, "should_exit", True)
+        site.warm()
         for line in _words(site, listener.getsockname()[1], once=once):
             print(line, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -113,6 +114,11 @@ class Site:
     def start(self) -> str:
         """Where to begin, below the token: the page of the only run, or the list."""
         return f"runs/{next(iter(self._runs()))}/" if self._folder is None and len(self._given) == 1 else ""
+
+    def warm(self) -> None:
+        """Read what the first page shows, so that it opens at once."""
+        for name in list(self._runs())[:1] if self.start() else ():
+            self._run(name).page()
 
     def _guarded(self, answer: Answer) -> Answer:
         """The answer to who has the token; to all others there is nothing here."""
