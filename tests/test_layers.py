@@ -59,7 +59,7 @@ LAYERS = {
     "yatt.supervisor": 4,
     "yatt.recovery": 4,
     "yatt.revival": 4,
-    "yatt.watch": 4,
+    "yatt.diagnosis": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
     "yatt.faces": 6,
@@ -77,7 +77,7 @@ BACKENDS = (
     "yatt.vision",
     "yatt.environments",
 )
-HEART = ("yatt.controller", "yatt.supervisor", "yatt.recovery", "yatt.revival", "yatt.watch")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.recovery", "yatt.revival", "yatt.diagnosis")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {
