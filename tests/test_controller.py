@@ -54,7 +54,7 @@ async def test_a_step_publishes_one_version_and_every_engine_serves_it_before_th
     assert [r.policy_version for r in reports[1]] == [2, 2]
     assert world.trainer.exported == [1, 2]
     for generator in world.generators:
-        first, later = ["resume"], ["wake", "resume"]
+        first = later = ["wake", "resume"]
         train = ["sleep"]
         assert generator.events == [*first, *train, "load 1", *later, *train, "load 2"]
     versions = {s.tokens[-1] for rank in world.trainer.steps[2][0] for micro in rank for s in micro}
@@ -226,7 +226,7 @@ async def test_an_engine_left_behind_is_an_error():
 
     peers = HubPeers(0, 1, Hub(1, 1))
     with pytest.raises(BackendError, match=r"version 3 did not reach the generators on slots \[\(0,\)\]"):
-        await WeightSync(Fleet([Stubborn(0)]), RecordingTrainer(1), peers).send(3)
+        await WeightSync(Fleet([Stubborn(0)]), RecordingTrainer(1), peers, 1e-3).send(3)
 
 
 async def test_a_node_without_a_manifest_is_named():
@@ -235,7 +235,7 @@ async def test_a_node_without_a_manifest_is_named():
             return {"there": WeightManifest(version=version, kind="flat", path="", checksum="")}
 
     with pytest.raises(BackendError, match="node here has a generator but no rank"):
-        await WeightSync(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1))).send(1)
+        await WeightSync(Fleet([ScriptedGenerator(0)]), Elsewhere(1), HubPeers(0, 1, Hub(1, 1)), 1e-3).send(1)
 
 
 class Clock:

@@ -33,7 +33,9 @@ LAYERS = {
     "yatt.config.engines": 1,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
+    "yatt.keeper": 0,
     "yatt.user_functions": 1,
+    "yatt.user_processes": 1,
     "yatt.packed_objects": 1,
     "yatt.histogram": 1,
     "yatt.intervals": 1,
@@ -55,6 +57,8 @@ LAYERS = {
     "yatt.vision.processor": 1,  # what a folder's files say, for the rules
     "yatt.controller": 4,
     "yatt.supervisor": 4,
+    "yatt.recovery": 4,
+    "yatt.revival": 4,
     "yatt.watch": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
@@ -73,7 +77,7 @@ BACKENDS = (
     "yatt.vision",
     "yatt.environments",
 )
-HEART = ("yatt.controller", "yatt.supervisor", "yatt.watch")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.recovery", "yatt.revival", "yatt.watch")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {
@@ -205,7 +209,7 @@ def test_the_heart_imports_contracts_only() -> None:
 
 
 ENGINE_NAMES = re.compile(r"vllm|sglang", re.IGNORECASE)
-WHAT_ONE_MAY_CHOOSE = ("yatt/config/drawing.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
+WHAT_ONE_MAY_CHOOSE = ("yatt/config/rollout.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
 """What outside `yatt/generation` lists the engines, and says which one is the default."""
 
 

@@ -302,6 +302,27 @@ def test_workload_is_read_from_the_rows():
     assert work.lengths(1) == lengths_of(rows[0]) and work.lengths(2) == work.lengths(9) == lengths_of(rows[1])
 
 
+def test_conversations_are_read_from_the_rows_and_the_plan():
+    rows = [
+        {"conversations": 10, "turns": 30, "outside_seconds": 40.0, "responses": 10, "groups": 2, "groups_dropped": 0}
+        | {"prompt_tokens": 100, "media_bytes": 0, "response_length_mean": 8.0, "longest_response": 9}
+    ]
+    work = workload(rows)
+    assert work.turns == 3 and work.outside is not None  # 2 s in the mean, of 20 waits
+    assert work.outside.median * math.exp(work.outside.sigma**2 / 2) == pytest.approx(2.0)
+    assert work.outside.p99 == pytest.approx(4 * work.outside.median)
+
+    def planned(*words):
+        return costs_for(load_config("examples/plan/paper.yaml", list(words)), TINY).workload
+
+    assert (planned().turns, planned().outside) == (1, None)
+    talks = planned("plan.turns=3", "plan.tool_seconds=5", "plan.tool_tokens=7")
+    assert (talks.turns, talks.outside, talks.outside_tokens) == (3, Lengths(median=5.0, p99=20.0), 7)
+    played = planned("environment=calculator")
+    assert (played.turns, played.outside, played.outside_tokens) == (2, Lengths(median=1.0, p99=4.0), 64)
+    assert planned("environment=calculator", "plan.tool_seconds=0").outside is None
+
+
 def judged_run(costs, mode="dynamic", devices=4):
     """A small simulated run with a judge: its config, its rows and its spans, as a run folder has them."""
     words = ["rollout.n=4", "rollout.max_tokens=1000", "train.batch_size=16", "train.tp=1", f"placement.mode={mode}"]
@@ -560,6 +581,14 @@ def test_calibrate_then_plan(yatt, tmp_path):
         (
             ["rollout.engine_args.max_num_seqs=many"],
             "rollout.engine_args.max_num_seqs='many' must be a whole number above 0",
+        ),
+        (
+            ["plan.tool_seconds=2"],
+            "plan.tool_seconds=2.0 has no meaning for a single turn; set plan.turns to 2 or more",
+        ),
+        (
+            ["environment=calculator", "environment.max_turns=3", "plan.turns=4"],
+            "plan.turns=4 is over environment.max_turns=3; lower it to 3",
         ),
         (["plan.calibration=none.json"], "plan.calibration=none.json: No such file or directory; write one with"),
         (["plan.calibration=README.md"], "plan.calibration=README.md is not a calibration; write one with"),

@@ -13,7 +13,7 @@ import typer
 
 from yatt import __version__
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import backends_of
 from yatt.cluster.forks import kinds_of
 from yatt.config.hub import missing
 from yatt.config.load import load_config
@@ -86,7 +86,7 @@ def train(words: Words = None, overwrite: Overwrite = False) -> None:
     path, overrides = _file_of(words)
     settings = _checked(_settings(path, overrides))
     ready(settings, Path(path) if path else None, overrides, overwrite=overwrite)
-    forks.begin(kinds_of(settings, Backends(), train=True, generate=settings.algorithm.recipe.reinforces))
+    forks.begin(kinds_of(settings, backends_of(settings), train=True, generate=settings.algorithm.recipe.reinforces))
     raise typer.Exit(_command("train", "train")(settings, overwrite=overwrite))
 
 

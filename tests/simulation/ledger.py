@@ -20,7 +20,7 @@ from yatt.reports import StepReport
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
 from yatt.simulation.simulate import SimulationReport, simulate
-from yatt.simulation.world import Witness
+from yatt.simulation.witness import Witness
 from yatt.types import Group, SampleKey, Score, Share
 
 Runs = tuple[tuple[int, int], ...]

@@ -12,7 +12,7 @@ from tests.simulation.ledger import Audited, audited
 from tests.simulation.worlds import COSTS, settings
 from yatt.simulation.faults import draw_faults
 from yatt.simulation.simulate import simulate
-from yatt.simulation.world import Witness
+from yatt.simulation.witness import Witness
 from yatt.types import Share
 
 # A step's training takes about as long as its rollout.

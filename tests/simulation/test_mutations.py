@@ -55,7 +55,7 @@ def lose_groups_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     give_up = Rollouter._waste
 
     def bury(self: Router, call: Any, error: Exception) -> None:
-        self.fleet.lose(call.engine, error)
+        self.fleet.lose(call.engine, call.generator, error)
         call.inbox.put_nowait([unbegun(key) for key in call.pending])
         self._release(call, list(call.pending.values()))
         call.pending.clear()
@@ -74,7 +74,7 @@ def forget_requests_of_a_dead_engine(patch: pytest.MonkeyPatch) -> None:
     """Nobody draws them again, and nobody is told."""
 
     def bury(self: Router, call: Any, error: Exception) -> None:
-        self.fleet.lose(call.engine, error)
+        self.fleet.lose(call.engine, call.generator, error)
         self._release(call, list(call.pending.values()))
         call.pending.clear()
 

@@ -67,12 +67,12 @@ def load_config(
     for word in overrides:
         try:
             key, value = _parse_word(word)
-            values = merged(values, expanded(nest(key, value), ""))
+            values = _over(values, expanded(nest(key, value), ""))
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
     try:
-        values = merged(values, expanded(settings or {}, ""))
+        values = _over(values, expanded(settings or {}, ""))
         if choose is not None and not mistakes:
             values = merged(choose(values), values)
         config = _validate(values, path, given)
@@ -187,6 +187,16 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     for section in reversed(sections):
         values = {section: values}
     return values
+
+
+def _over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Merged, an environment that is a text alone being the section that it is short for."""
+
+    def long(given: dict[str, Any]) -> dict[str, Any]:
+        short = given.get("environment")
+        return {**given, "environment": {"function": short}} if isinstance(short, str) else given
+
+    return merged(long(values), long(others))
 
 
 def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from yatt.config.hub import revision_mistakes
 from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.machine_rules import devices, memory, serving
-from yatt.config.models import facts_beside, models_beside, policy_facts
+from yatt.config.models import any_family, facts_beside, models_beside, policy_facts, scores
 from yatt.config.paths import file_of
 from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
@@ -26,6 +26,7 @@ from yatt.config.trackers import check_trackers
 from yatt.config.vision_rules import vision_mistakes
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
+from yatt.models.generic import can_score
 from yatt.models.table import family_of
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
@@ -57,7 +58,7 @@ def check_plan(config: Config, devices: Sequence[int]) -> ModelFacts:
         raise ConfigError(f"algorithm.name={config.algorithm.name} has no rollout to plan; use a config of grpo or ppo")
     model = policy_facts(config, weights=False)
     cases = [Case(config=config, model=model, gpus=0, slots=slots, slots_name="--devices") for slots in devices]
-    mistakes = folders.mistakes(config.model.path, "model.path", weights=False)
+    mistakes = folders.mistakes(config.model.path, "model.path", weights=False, any_family=any_family(config))
     mistakes += [mistake for case in cases for rule in PLANNED for mistake in rule(case)]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -77,13 +78,15 @@ def _model(case: Case) -> Iterator[str]:
                 f"model.path={path}: its tokenizer has {tokens} tokens but vocab_size={vocabulary}; "
                 "resize the model's embeddings or use its own tokenizer"
             )
-        yield from folders.mistakes(path, "model.path")
+        yield from folders.mistakes(path, "model.path", any_family=any_family(config))
     except ConfigError as error:
         yield str(error)
+    if any_family(config) and scores(config) and not can_score(model.architecture):
+        yield f"model.path={path}: transformers has no classifier of a {model.architecture}'s family; use another"
     yield from beside_mistakes(config, model)
     for setting, other in models_beside(config).items():
         with suppress(ConfigError):  # said already
-            yield from _division(config.train, facts_beside(setting, other), f" of {setting}={other}")
+            yield from _division(config.train, facts_beside(config, setting, other), f" of {setting}={other}")
     if config.model.context_length > model.max_positions:
         yield (
             f"model.context_length={config.model.context_length} is over the model's "
@@ -93,6 +96,13 @@ def _model(case: Case) -> Iterator[str]:
 
 def _layout(case: Case) -> Iterator[str]:
     train = case.config.train
+    if train.backend == "fsdp":
+        for setting, value in (("tp", train.tp), ("pp", train.pp)):
+            if value > 1:
+                yield (
+                    f"train.{setting}={value} needs train.backend=megatron: fsdp cuts weights over all ranks, and "
+                    f"neither layers nor their insides; set train.{setting}=1"
+                )
     if case.model is not None:
         yield from _division(train, case.model)
         yield from size_mistakes(case.config, {POLICY: case.model})
@@ -260,6 +270,14 @@ def _plan(case: Case) -> Iterator[str]:
             f"model.context_length={config.model.context_length}; "
             f"lower plan.prompt_tokens to {max(1, config.model.context_length - config.rollout.max_tokens)}"
         )
+    talks = config.environment.played or plan.calibration is not None
+    if plan.turns == 1 or (plan.turns is None and not talks):
+        for name in ("tool_seconds", "tool_tokens"):
+            if (value := getattr(plan, name)) is not None:
+                yield f"plan.{name}={value} has no meaning for a single turn; set plan.turns to 2 or more, or unset it"
+    if plan.turns is not None and config.environment.played and plan.turns > config.environment.max_turns:
+        most = config.environment.max_turns
+        yield f"plan.turns={plan.turns} is over environment.max_turns={most}; lower it to {most}"
 
 
 def _placement(case: Case) -> Iterator[str]:

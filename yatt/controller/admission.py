@@ -98,6 +98,8 @@ class Admission:
 
     def _fits(self, requests: Sequence[Request]) -> bool:
         """Whether the open engines have room for a group, split where it must be; for one that is larger than all they
-        may be given, whether nothing is there."""
+        may be given, whether nothing is there. Where none is left, it waits for one to come back."""
+        if not self._fleet.alive:
+            return self._fleet.lost is not None  # its caller is told
         free = int(np.maximum(0, self.room[self._fleet.open]).sum()) - self._promised
         return free >= min(len(requests), self.limit * int(self._fleet.open.sum()))

@@ -20,7 +20,7 @@ from yatt.controller.exchange import Assign, Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.offline import OfflineController
 from yatt.controller.phases import Phases
-from yatt.controller.player import Player, Setting
+from yatt.controller.player import ConversationSetup, Player
 from yatt.controller.recorder import Recorder
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.responder import Decode, Responder
@@ -29,6 +29,7 @@ from yatt.controller.router import Router
 from yatt.controller.step import Controller, OnGroups
 from yatt.controller.tally import takes_greedy
 from yatt.controller.weight_sync import WeightSync
+from yatt.errors import ProcessDied
 from yatt.models.facts import NO_IMAGES, ImageCost
 from yatt.placement.cost import served, shape_of
 from yatt.placement.forecast import FAIR
@@ -36,6 +37,7 @@ from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arr
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Pair, Prompt, Sample
+from yatt.watch import ROUNDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +54,14 @@ class Parts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engines:
     """What a runtime brings where responses are drawn: the generators of each role on the slots of `layout`, the
-    policy's first. With `resident`, engines and ranks do not take turns on their slots."""
+    policy's first. With `resident`, engines and ranks do not take turns on their slots; with `coming`, the runtime
+    starts an engine that dies anew, and says so by `Assembly.join` or `Assembly.give_up`."""
 
     layout: Layout
     mode: Mode
     generators: Mapping[Role, Sequence[PlacedGenerator]]
     resident: bool
+    coming: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ class Reading:
 
     decode: Decode
     scorer: Scorer
-    setting: Setting | None = None
+    setup: ConversationSetup | None = None
 
 
 class Assembly:
@@ -76,7 +80,8 @@ class Assembly:
     def __init__(self, parts: Parts, engines: Engines) -> None:
         peers, self._parts = parts.peers, parts
         self._recorder = Recorder(f"controller {peers.index}", parts.clock)
-        self._fleets = {role: Fleet(generators) for role, generators in engines.generators.items()}
+        self._fleets = {role: Fleet(one, coming=engines.coming) for role, one in engines.generators.items()}
+        self._weight_sync = WeightSync(self._fleets[POLICY], parts.trainer, peers, ROUNDING[parts.config.model.dtype])
         self.routers = {role: self._router(role, fleet) for role, fleet in self._fleets.items()}
         self._phases = Phases(
             routers=self.routers,
@@ -93,6 +98,14 @@ class Assembly:
             resident=engines.resident,
             continuous=draws_ahead(parts.config),
         )
+
+    async def join(self, role: Role, number: int, generator: PlacedGenerator) -> None:
+        """See `Phases.join`. The leader is told first."""
+        await self._phases.join(role, number, generator, self._weight_sync if role == POLICY else None)
+
+    def give_up(self, role: Role, number: int, error: ProcessDied) -> None:
+        """This engine died and is not started anew."""
+        self._phases.give_up(role, number, error)
 
     def _router(self, role: Role, fleet: Fleet) -> Router:
         config, peers = self._parts.config, self._parts.peers
@@ -139,7 +152,7 @@ class Assembly:
             ),
             shaper=shaper,
             phases=self._phases,
-            weight_sync=WeightSync(self._fleets[POLICY], parts.trainer, parts.peers),
+            weight_sync=self._weight_sync,
             fleet=self._fleets[POLICY],
             on_groups=on_groups,
             responses=config.train.batch_size * responses_per_prompt(config),
@@ -160,10 +173,10 @@ class Assembly:
 
     def _responder(self, reading: Reading, purpose: str) -> Responder:
         seed, router = self._parts.config.run.seed, self.routers[POLICY]
-        if reading.setting is None:
+        if reading.setup is None:
             return Responder(router, reading.scorer, reading.decode, seed, purpose)
         clock = self._parts.clock
-        return Player(router, reading.scorer, reading.decode, seed, purpose, setting=reading.setting, clock=clock)
+        return Player(router, reading.scorer, reading.decode, seed, purpose, setup=reading.setup, clock=clock)
 
 
 def responses_per_prompt(config: Config) -> int:

@@ -46,7 +46,8 @@ class Hub:
         if len(gathering.values) == self._count:
             gathering.complete.set()
         try:
-            await asyncio.wait_for(gathering.complete.wait(), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await gathering.complete.wait()
         except TimeoutError:
             missing = sorted(set(range(self._count)) - gathering.values.keys())
             raise WaitTimeout(
@@ -66,8 +67,10 @@ class Hub:
     async def hear(self, seen: int) -> tuple[int, Any]:
         """The number of the news and the news, once there are others than number `seen`, or after HEARING_SECONDS."""
         if self._news[0] == seen:
+            # Not `wait_for`, which forgets that it was cancelled where the news come at that moment.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), HEARING_SECONDS)
+                async with asyncio.timeout(HEARING_SECONDS):
+                    await self._told.wait()
         return self._news
 
 

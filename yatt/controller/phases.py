@@ -9,9 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 import numpy as np
 
 from yatt.controller.director import Director
+from yatt.controller.fleet import PlacedGenerator
 from yatt.controller.recorder import Recorder
 from yatt.controller.router import Router
 from yatt.controller.slots import Engine, Slots
+from yatt.controller.weight_sync import WeightSync
+from yatt.errors import ProcessDied
 from yatt.placement.plan import Phase, Role
 from yatt.protocols import Peers, Trainer
 from yatt.reports import MOVE, Decision
@@ -45,9 +48,10 @@ class Phases:
         self._continuous = continuous
         self._leads = peers.index == 0
         self._phase: Phase | None = None
-        self._slots = Slots(routers, trainer, unsure=self.judges)
+        self._slots = Slots(routers, trainer)
         self._heard = 0  # number of the last announcement
         self._changing = asyncio.Lock()
+        self._in_rollout = asyncio.Event()
         self._watching: list[asyncio.Task[None]] = []
 
     @property
@@ -64,12 +68,15 @@ class Phases:
             return
         self._phase = phase
         if phase == "train":
+            self._in_rollout.clear()
             self._director.stop()
             await self._stop_watching()
         if self._leads:
             async with self._changing:
                 holders = await self._director.start(responses) if phase == "rollout" else self._director.holders
                 await self._place(holders)
+        if phase == "rollout":
+            self._in_rollout.set()
         if phase == "rollout" and self.judges and not again:
             duties = [self._follow, self._lead] if self._leads and self._director.moves else [self._follow]
             self._watching = [asyncio.create_task(self._guarded(duty)) for duty in duties]
@@ -83,6 +90,42 @@ class Phases:
             yield
             if self._leads:
                 await self._slots.resume()
+
+    async def join(self, role: Role, number: int, generator: PlacedGenerator, weight_sync: WeightSync | None) -> None:
+        """An engine that was started anew, paused or asleep, takes the place of one that died. On the leader, returns
+        once it has the others' weights and does what the one before it did; the others are told after that. Waits for
+        a rollout: in between, its slot may be the ranks'. With `weight_sync`, raises BackendError where it is not what
+        the others are."""
+        router = self._routers[role]
+        if self._leads:
+            while router.fleet.generators[number] is not generator:
+                await self._in_rollout.wait()
+                async with self._changing:
+                    if self._in_rollout.is_set():
+                        await self._take_in(role, number, generator, weight_sync)
+                        router.fleet.join(number, generator)
+        else:
+            router.fleet.join(number, generator)
+        await router.follow()
+
+    async def _take_in(
+        self, role: Role, number: int, generator: PlacedGenerator, weight_sync: WeightSync | None
+    ) -> None:
+        if weight_sync is not None:
+            await weight_sync.give(generator)
+        await self._slots.join((role, number), generator)
+        fleet, sampling = self._routers[role].fleet, self._slots.sampling
+        others = [n for n in np.flatnonzero(fleet.up).tolist() if n != number and (role, n) in sampling]
+        if weight_sync is not None and (role, number) in sampling and others:
+            await weight_sync.compare(generator, fleet.generators[others[0]])
+
+    def give_up(self, role: Role, number: int, error: ProcessDied) -> None:
+        """This engine died and is not started anew."""
+        router = self._routers[role]
+        try:
+            router.fleet.give_up(number, error)
+        except ProcessDied as lost:
+            router.fail(lost)
 
     def decisions(self, longest: int) -> tuple[Decision, ...]:
         """The leader's decisions since the last call; it learns how long the longest response was."""

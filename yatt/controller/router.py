@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 
 from yatt.controller.admission import Admission
 from yatt.controller.engine_stats import Asked
-from yatt.controller.fleet import Fleet
+from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.health import HealthCheck
 from yatt.controller.load_balancer import LoadBalancer
 from yatt.controller.migration import Migration, empty
+from yatt.controller.talks import Talks
 from yatt.errors import ProcessDied
 from yatt.protocols import Clock
 from yatt.types import Completion, Request, SampleKey
@@ -28,6 +29,7 @@ class _Call:
     """Requests at one engine that have not come back."""
 
     engine: int
+    generator: PlacedGenerator
     pending: dict[SampleKey, Request]
     inbox: Inbox
 
@@ -36,8 +38,8 @@ class Router:
     """Spreads groups over the engines of one role, from one controller.
 
     Admission says when a group may go, the load balancer to which engine, and migration what becomes of requests that
-    an engine gives back unfinished. What a dead engine had not answered is drawn anew elsewhere; what a slow one, or
-    one that sleeps, has begun is ended there and goes on elsewhere.
+    an engine gives back unfinished. What a dead engine had not answered is drawn anew elsewhere, or waits where none is
+    left until one has come back; what a slow one, or one that sleeps, has begun is ended there and goes on elsewhere.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Router:
     ) -> None:
         self.fleet = fleet
         self.asked = Asked()
+        self.talks = Talks(controllers)
         self._longest = 0  # tokens of the longest response since the director last asked
         self._clock = clock
         self._admission = Admission(fleet, limit=limit, timeout=timeout)
@@ -59,13 +62,15 @@ class Router:
         self._migration = Migration()
         self._health = HealthCheck(fleet)
         self._calls: dict[_Call, asyncio.Task[None]] = {}
+        self._stranded: list[tuple[Sequence[Request], Inbox]] = []  # no engine is left to send them to
         self._watching: asyncio.Task[None] | None = None
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         """Completions of one group, in the order they end. Left early, it ends what is still running."""
         inbox: Inbox = asyncio.Queue()
-        asked = self.asked
-        self.asked = Asked(asked.requests + len(requests), asked.prompt_tokens + len(requests[0].tokens))
+        asked, first = self.asked, requests[0]
+        fresh = len(first.tokens) - self.talks.known(first.key, len(first.tokens))
+        self.asked = Asked(asked.requests + len(requests), asked.prompt_tokens + fresh)
         left = len(requests)
         try:
             if not await self._admission.admit(requests):
@@ -82,19 +87,24 @@ class Router:
         finally:
             for call in [call for call in self._calls if call.inbox is inbox]:
                 self._calls[call].cancel()
+            self._stranded = [(left_over, whose) for left_over, whose in self._stranded if whose is not inbox]
             self._migration.forget([request.key for request in requests])
 
     async def abort(self, keys: Collection[SampleKey]) -> None:
         """End these requests: each comes back at once with the tokens so far, if any."""
         self._migration.abort(keys)
         self._admission.abort(keys)
+        self._send_stranded()  # those that are ended come back
         await self._end(keys)
 
     async def follow(self) -> None:
-        """Others are awake than before: what lies at engines that sleep now goes on at those that are awake, and what
-        came last to the fullest is shared with the new. Where none is awake, all stays where it is and waits."""
+        """Others are awake than before, or an engine has come back: what lies at engines that sleep now goes on at
+        those that are awake, and what came last to the fullest is shared with the new. Where none is awake, all stays
+        where it is and waits."""
         self._health.forget()
         self._balancer.order_ties()
+        self._end_calls_of_the_dead()
+        self._send_stranded()
         for call in list(self._calls):
             if not self.fleet.open[call.engine]:
                 await self._move(call.pending)
@@ -113,6 +123,8 @@ class Router:
         """Everyone who waits for a response hears of this error instead."""
         for call in self._calls:
             call.inbox.put_nowait(error)
+        for _, inbox in self._stranded:
+            inbox.put_nowait(error)
         self._admission.fail(error)
 
     async def _move(self, keys: Collection[SampleKey]) -> None:
@@ -130,18 +142,22 @@ class Router:
         await self.fleet.each(lambda number, generator: generator.abort(at[number]), among=at)
 
     def _send(self, requests: Sequence[Request], inbox: Inbox) -> None:
-        """Place requests now, together where one engine has room for all. Where no engine is left, the caller hears
-        why."""
+        """Place requests now, together where one engine has room for all. Where no engine is left, they wait for the
+        first to come back, or the caller hears why none will."""
         while requests:
             if self.fleet.lost is not None:
                 inbox.put_nowait(self.fleet.lost)
                 return
-            engine, count = self._balancer.choose(requests, self._admission.room)
+            if not self.fleet.alive:
+                self._stranded.append((requests, inbox))
+                return
+            engine, count = self._balancer.choose(requests, self._admission.room, self.talks.home(requests[0].key))
             self._call(engine, requests[:count], inbox)
             requests = requests[count:]
 
     def _call(self, engine: int, requests: Sequence[Request], inbox: Inbox) -> None:
-        call = _Call(engine, {request.key: request for request in requests}, inbox)
+        generator = self.fleet.generators[engine]
+        call = _Call(engine, generator, {request.key: request for request in requests}, inbox)
         self._admission.sent(engine, len(requests))
         self._balancer.sent(engine, requests)
         self._calls[call] = asyncio.create_task(self._run(call))
@@ -151,13 +167,13 @@ class Router:
     async def _run(self, call: _Call) -> None:
         unanswered: list[Request] = []
         try:
-            async for completions in self.fleet.generators[call.engine].generate(list(call.pending.values())):
+            async for completions in call.generator.generate(list(call.pending.values())):
                 self._go_on(self._deliver(call, completions), call.inbox)
         except ProcessDied as error:
             self._lose(call, error)
             unanswered = list(call.pending.values())
         except asyncio.CancelledError:
-            if self.fleet.up[call.engine]:
+            if not self._is_dead(call):
                 raise
             unanswered = list(call.pending.values())
         except Exception as error:
@@ -182,6 +198,8 @@ class Router:
             ended.append(whole)
             self._admission.response_ended()
             self._balancer.response_ended(len(whole.tokens))
+            row = len(request.tokens) + len(completion.tokens)
+            self.talks.said(completion.key, row, len(whole.tokens), call.engine)
         self._release(call, released)
         if ended:
             call.inbox.put_nowait(ended)
@@ -197,7 +215,22 @@ class Router:
     def _lose(self, call: _Call, error: ProcessDied) -> None:
         """The engine is dead: what it had not answered is drawn anew."""
         with contextlib.suppress(ProcessDied):  # the last one: `_send` tells the caller
-            self.fleet.lose(call.engine, error)
+            self.fleet.lose(call.engine, call.generator, error)
+
+    def _is_dead(self, call: _Call) -> bool:
+        """Whether the engine that has it is dead, though another may stand in its place."""
+        return not self.fleet.up[call.engine] or self.fleet.generators[call.engine] is not call.generator
+
+    def _end_calls_of_the_dead(self) -> None:
+        """What they had is drawn anew."""
+        for call, task in list(self._calls.items()):
+            if self._is_dead(call):
+                task.cancel()
+
+    def _send_stranded(self) -> None:
+        stranded, self._stranded = self._stranded, []
+        for requests, inbox in stranded:
+            self._go_on(requests, inbox)
 
     def _release(self, call: _Call, requests: Sequence[Request]) -> None:
         """These requests are at their engine no longer."""
@@ -215,9 +248,7 @@ class Router:
             except ProcessDied as error:
                 self.fail(error)
                 return
-            for call, task in list(self._calls.items()):
-                if not self.fleet.up[call.engine]:
-                    task.cancel()
+            self._end_calls_of_the_dead()
             self._balancer.slow_down(slow)
             if self.fleet.open.sum() > 1:
                 await self._move([key for call in self._calls if slow.get(call.engine) for key in call.pending])

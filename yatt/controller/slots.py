@@ -18,13 +18,13 @@ Call = Callable[[int, PlacedGenerator], Awaitable[object]]
 class Slots:
     """Wakes and sleeps engines and ranks. On the leader only.
 
-    Engines come up awake; `unsure`, they may be asleep, as those that share a slot are, or as a death left them.
+    Until the first change, engines may be awake or asleep: as they came up, or as a death left them.
     """
 
-    def __init__(self, routers: Mapping[Role, Router], trainer: Trainer, *, unsure: bool) -> None:
+    def __init__(self, routers: Mapping[Role, Router], trainer: Trainer) -> None:
         self._routers = routers
         self._trainer = trainer
-        self._unsure = unsure
+        self._unsure = True
         self._awake = {(role, number) for role, router in routers.items() for number in range(len(router.fleet))}
         self._sampling: set[Engine] = set()
         self._ranks_awake = True
@@ -32,6 +32,19 @@ class Slots:
     @property
     def awake(self) -> set[Engine]:
         return self._awake
+
+    @property
+    def sampling(self) -> set[Engine]:
+        return self._sampling
+
+    async def join(self, engine: Engine, generator: PlacedGenerator) -> None:
+        """Bring an engine that was started anew, paused or asleep, to where the one before it was."""
+        if engine not in self._awake:
+            await generator.sleep()
+            return
+        await generator.wake()
+        if engine in self._sampling:
+            await generator.resume()
 
     async def change(self, awake: set[Engine], *, sampling: bool, ranks: bool) -> None:
         """Have these engines awake, sampling or paused, and the ranks awake or asleep. Sleeps first, so that their

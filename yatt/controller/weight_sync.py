@@ -1,10 +1,11 @@
-"""Brings new weights from the ranks to the engines of the policy."""
+"""Brings weights from the ranks to the engines of the policy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from yatt.controller.fleet import Fleet, PlacedGenerator
+from yatt.controller.probe import probe
 from yatt.errors import BackendError
 from yatt.protocols import EVERY_NODE, Peers, Trainer
 from yatt.types import WeightManifest
@@ -13,10 +14,14 @@ from yatt.types import WeightManifest
 class WeightSync:
     """A new version reaches every engine of the policy, whole, before the next step can draw from it."""
 
-    def __init__(self, fleet: Fleet, trainer: Trainer, peers: Peers) -> None:
+    def __init__(self, fleet: Fleet, trainer: Trainer, peers: Peers, bound: float) -> None:
+        """`bound` is a gap of log-probabilities between two engines that rounding does not reach."""
         self._fleet = fleet
         self._trainer = trainer
         self._peers = peers
+        self._bound = bound
+        self._current: Mapping[str, WeightManifest] = {}  # none while engines have the weights that the run starts from
+        self._version = 0
 
     async def send(self, version: int) -> None:
         """Have the ranks write their weights and every engine load them. The leader does it; the other controllers need
@@ -24,10 +29,23 @@ class WeightSync:
         version."""
         if self._peers.index or not len(self._fleet):
             return
-        manifests = await self._trainer.export(version)
-        served = await self._fleet.each(lambda _, generator: generator.load(_manifest(generator, manifests)))
+        self._current, self._version = await self._trainer.export(version), version
+        served = await self._fleet.each(lambda _, generator: generator.load(_manifest(generator, self._current)))
         if stale := [self._fleet.generators[number].slots for number, v in served.items() if v != version]:
             raise BackendError(f"weights of version {version} did not reach the generators on slots {stale}")
+
+    async def give(self, generator: PlacedGenerator) -> None:
+        """Have an engine that was started anew load the weights that the others have. Leader only; raises BackendError
+        where it ends up with another version."""
+        if self._current and await generator.load(_manifest(generator, self._current)) != self._version:
+            raise BackendError(
+                f"weights of version {self._version} did not reach the generator on slots {generator.slots}"
+            )
+
+    async def compare(self, new: PlacedGenerator, other: PlacedGenerator) -> None:
+        """Hold an engine that was started anew against one that has been there; both sample. Raises BackendError where
+        their weights are not the same."""
+        await probe(new, other, self._bound)
 
 
 def _manifest(generator: PlacedGenerator, manifests: Mapping[str, WeightManifest]) -> WeightManifest:

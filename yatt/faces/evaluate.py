@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import backends_of
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import load_config, settings_in
@@ -78,7 +78,7 @@ def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path
     check_model(config)
     check(config)
     drawn = config.algorithm.recipe.reinforces
-    forks.begin(forks.kinds_of(config, Backends(), train=not drawn, generate=drawn))
+    forks.begin(forks.kinds_of(config, backends_of(config), train=not drawn, generate=drawn))
     check_data(config)
     check_scoring(config)
     step, home = (0, Path(config.run.dir) / config.run.name) if resume is None else (resume.step, run)

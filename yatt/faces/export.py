@@ -8,16 +8,22 @@ from pathlib import Path
 
 from rich.console import Console
 
+from yatt.cluster.backends import load
 from yatt.config import folders
 from yatt.config.load import load_config
-from yatt.config.models import policy_facts
+from yatt.config.models import any_family, policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.card import write_card
 from yatt.faces.checkpoints import Resume, newest_good, read_checkpoint
 from yatt.faces.hub import check_push, fetched, push
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
-from yatt.training.megatron.backend import export_checkpoint
+
+EXPORTS = {
+    "megatron": "yatt.training.megatron.backend:export_checkpoint",
+    "fsdp": "yatt.training.fsdp.backend:export_checkpoint",
+}
+"""By `train.backend`."""
 
 
 def export(source: Path, out: Path, name: str | None = None, *, public: bool = False) -> int:
@@ -57,8 +63,8 @@ def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> C
     config = fetched(load_config(str(checkpoint.folder / "config.yaml"), overrides), weights=False)
     check_model(config)
     policy_facts(config, weights=False)
-    folders.refuse(config.model.path, "model.path", weights=False)
-    export_checkpoint(config, checkpoint.trainer, str(out))
+    folders.refuse(config.model.path, "model.path", weights=False, any_family=any_family(config))
+    load(EXPORTS[config.train.backend])(config, checkpoint.trainer, str(out))
     return config
 
 

@@ -36,7 +36,7 @@ from yatt.simulation.costs import Costs, device
 from yatt.simulation.fit import PhaseFit
 from yatt.simulation.simulate import SimulationReport, simulate
 from yatt.simulation.standing import costs_for, foreseen, judges_facts
-from yatt.simulation.world import Witness
+from yatt.simulation.witness import Witness
 
 MODES = ("colocated", "dynamic", "weighted", "partial", "disaggregated")
 DIVIDED = ("dynamic", "weighted", "partial")

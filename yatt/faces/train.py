@@ -19,12 +19,13 @@ from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
+from yatt.config.models import any_family
 from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import BackendError, ProcessDied, RunEnded, WaitTimeout
 from yatt.faces.card import record_command, write_card
-from yatt.faces.checkpoints import Checkpoints, Resume
+from yatt.faces.checkpoints import Checkpoints, Resume, in_thread
 from yatt.faces.command import command
 from yatt.faces.contents import contents
 from yatt.faces.given import copy, kept
@@ -33,11 +34,11 @@ from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.start import ready
-from yatt.faces.timeline import mark
+from yatt.faces.timeline import mark, mark_incident
 from yatt.faces.trackers import Trackers
-from yatt.reports import EvaluationReport, PhaseSpan, StepReport
+from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
-from yatt.training.identity import identity, verify
+from yatt.training.identity import identity, transformers_identity, verify
 from yatt.training.meeting import reserve_port
 from yatt.watch import Watch, unscored
 
@@ -62,7 +63,8 @@ def train(config: Config, *, overwrite: bool = False) -> int:
         resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-            verify(resume.trainer, identity(hf, config.model.dtype))
+            described = transformers_identity if any_family(config) else identity
+            verify(resume.trainer, described(hf, config.model.dtype))
             resume.check(config, checkpoints.contents)
         run.create()
         copy(moves)
@@ -101,7 +103,7 @@ async def _train(
         return 0
     journal = RunJournal(config, run, progress)
     with ray_session(config.cluster):
-        crew = CheckpointingCrew(config, run.path, lambda name, state: progress.phase(name, state), checkpoints)
+        crew = CheckpointingCrew(config, run.path, progress.phase, checkpoints, journal.incident)
         supervisor = Supervisor(config, crew, journal, WallClock())
         journal.crew, journal.stop = crew, supervisor.stop
         try:
@@ -110,17 +112,15 @@ async def _train(
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
-                    state, controllers = resume.begun(config)
-                    if controllers != resume.controllers and resume.carried():
+                    if resume.begun(config)[1] != resume.controllers and resume.carried():
                         progress.note(
                             f"{len(resume.carried())} groups are drawn anew, under the settings as they are now"
                         )
-                    await crew.restore(resume.trainer, controllers, state)
+                    await crew.begin(resume)
                     progress.note(f"resumed after step {resume.step}")
-                last = await supervisor.run(first)
+                finish = partial(export_model, crew, run, config) if config.checkpoint.export else None
+                last = await supervisor.run(first, finish)
                 journal.spans(last, await crew.take_spans())
-                if last == config.train.steps and config.checkpoint.export:
-                    await export_model(crew, run, config)
                 await checkpoints.copied()
         finally:
             await crew.close()
@@ -175,10 +175,33 @@ class CheckpointingCrew(ClusterCrew):
     """The cluster's crew, with the run's checkpoints."""
 
     def __init__(
-        self, config: Config, run_path: Path, on_phase: Callable[[str, str], None], checkpoints: Checkpoints
+        self,
+        config: Config,
+        run_path: Path,
+        on_phase: Callable[[str, str], None],
+        checkpoints: Checkpoints,
+        tell: Callable[[Incident], object] = bool,
     ) -> None:
-        super().__init__(config, run_path, on_phase)
+        super().__init__(config, run_path, on_phase, tell=tell)
         self._checkpoints = checkpoints
+        self._begun: Resume | None = None
+
+    async def begin(self, resume: Resume) -> None:
+        """Begin where a checkpoint ends."""
+        self._begun = resume
+        await self._load(resume)
+
+    async def _load(self, resume: Resume) -> None:
+        state, controllers = resume.begun(self._config)
+        await self.restore(resume.trainer, controllers, state)
+
+    async def go_back(self) -> int:
+        """To the newest good checkpoint of this run, else to where it began."""
+        resume = await in_thread(self._checkpoints.newest) or self._begun
+        if resume is None:
+            return await super().go_back()
+        await self._load(resume)
+        return resume.step
 
     async def save(self, step: int, go_on: Callable[[], object] = bool) -> None:
         try:
@@ -204,7 +227,7 @@ class RunJournal:
         self.stop: Callable[[], object] = bool
         self.ending: str | None = None  # why the run has to end after the step under way
         self._watch = Watch(config)
-        self._generators = 0
+        self._incidents: list[Incident] = []
         self._splits: list[Mapping[str, int]] = []
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
@@ -218,13 +241,17 @@ class RunJournal:
         for line in self._moves(report):
             self._progress.note(line)
         seen = self._watch.look(report)
-        warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
+        warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation)))]
         for warning in warnings:
             self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
         said = [*warnings, *filter(None, (seen.idle, seen.broken))]
-        row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload, warnings=said)
-        self._append(row, (*report.spans, *spans, *map(mark, report.decisions)))
+        incidents, self._incidents = self._incidents, []
+        row = metrics_row(
+            report, evaluation=evaluation, driver_payload_bytes=payload, warnings=said, incidents=incidents
+        )
+        marks = (*map(mark, report.decisions), *map(mark_incident, incidents))
+        self._append(row, (*report.spans, *spans, *marks))
         if seen.broken is not None:
             raise RunEnded(seen.broken)
         if seen.idle is not None:
@@ -241,11 +268,6 @@ class RunJournal:
                 yield f"step {report.step}, placement: {left} more decisions, all in {self._run.metrics}"
         self._splits = splits
 
-    def _deaths(self, report: StepReport) -> Iterator[str]:
-        if report.generators < self._generators:
-            yield f"going on with {report.generators} generator(s): one died; its last words are in log/generator-*.log"
-        self._generators = report.generators
-
     def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
         self._run.append_metrics(row)
         self.spans(row["step"], spans)
@@ -255,6 +277,17 @@ class RunJournal:
     def spans(self, step: int, spans: tuple[PhaseSpan, ...]) -> None:
         """Write the spans of a step, or after it."""
         self._run.append_spans(step, spans)
+
+    def incident(self, incident: Incident) -> None:
+        """Something died, or is back: said at once, and kept with the next step."""
+        self._progress.warn(incident.line)
+        self._incidents.append(incident)
+
+    def recovered(self, step: int) -> None:
+        undone = [row for row in self._run.read_metrics() if row["step"] > step]
+        self._incidents[:0] = [Incident(**told) for row in undone for told in row.get("incidents") or ()]
+        self._run.rewind(step)
+        self._watch = Watch(self._config)
 
     def saved(self, step: int) -> None:
         if self._config.algorithm.recipe.reinforces or step == self._config.train.steps:

@@ -97,6 +97,14 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
         frozen -= 1  # the policy itself is asked, before it has learnt
     if alone:
         learners, frozen = 1, 0
+    if train.backend == "fsdp":
+        share = model.parameters / ranks
+        return TrainerMemory(
+            learning=learners * share,
+            weights=(learners * 4 + frozen * size) * share,
+            gradients=learners * 4 * share,
+            states=learners * (ADAMW - 4) * share,
+        )
     language, tower = model.language_parameters / (train.tp * train.pp), model.parameters - model.language_parameters
     learning = learners * (language + tower * (train.vision == "trained"))
     beside = ADAMW - 4 if size == 4 else ADAMW  # float32 weights are their own main weights
@@ -166,11 +174,14 @@ def size_setting(config: Config, role: Role) -> str:
 
 
 def _remedy(config: Config, awake: Role, kind: Device) -> str:
+    if awake == TRAINER and config.train.backend == "fsdp":
+        return "lower train.tokens_per_micro_batch, or use more slots"
     if awake == TRAINER:
         return "raise train.tp or train.pp, lower train.tokens_per_micro_batch, or use more slots"
     names = shape_of(config, awake).names
+    wider = "use more slots" if config.train.backend == "fsdp" else "raise train.tp or train.pp"
     lower = names.device_share if kind == "cuda" else names.cache
-    return f"lower {lower} in {settings_of(awake)}.engine_args, or raise train.tp or train.pp"
+    return f"lower {lower} in {settings_of(awake)}.engine_args, or {wider}"
 
 
 def _gb(size: float) -> str:

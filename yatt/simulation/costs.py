@@ -108,6 +108,9 @@ class Workload:
     responses: Trace
     equal_groups: Amount = 0.0  # share of groups whose rewards are all equal
     image_bytes: Annotated[int, Field(ge=0)] = 0  # bytes of the images of one prompt
+    turns: Count = 1  # of a conversation; `responses` are the tokens of all of them together
+    outside: Lengths | None = None  # seconds between two turns, lognormal; none are spent without it
+    outside_tokens: Annotated[int, Field(ge=0)] = 0  # that are said to the policy between two turns
     images: Count = 1  # of a prompt, where image_pixels is above 0
     image_pixels: Annotated[int, Field(ge=0)] = 0  # of one of its images
 
@@ -219,6 +222,11 @@ def device(name: str) -> Device:
     raise ConfigError(f"plan.device={name} is unknown; use {f'{near[0]} (known: {known})' if near else known}")
 
 
+def written(work: Workload, max_tokens: int) -> int:
+    """The most tokens behind a prompt, of `max_tokens` a turn."""
+    return work.turns * max_tokens + (work.turns - 1) * work.outside_tokens
+
+
 def from_shape(
     facts: ModelFacts, config: Config, workload: Workload, judges: Mapping[str, ModelFacts] | None = None
 ) -> Costs:
@@ -227,7 +235,7 @@ def from_shape(
 
     Raises ConfigError where no KV cache fits.
     """
-    longest = workload.prompt_tokens + config.rollout.max_tokens
+    longest = workload.prompt_tokens + written(workload, config.rollout.max_tokens)
     return Costs(
         source=f"estimate for {config.plan.device}",
         engine=_engine(facts, config, POLICY, longest, workload.seen(facts)),
@@ -267,7 +275,7 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int, seen: f
             f"{names.tensor_parallel} in {settings_of(role)}.engine_args"
         )
     read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * tp
-    multiply = 2 * facts.language_parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
+    multiply = 2 * facts.active_parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
     moved = weights / tp / (chip.host_link * ASSUMED["host_efficiency"])
     return EngineCosts(
         step=ASSUMED["launch"] + weights / read,
@@ -303,7 +311,7 @@ def _trainer(facts: ModelFacts, config: Config, seen: float) -> TrainerCosts:
     memory = trainer_memory(config, facts, ranks=1)
     moved = (memory.weights + memory.states) / host  # gradients are made anew
     return TrainerCosts(
-        per_token=passes * 2 * facts.language_parameters / flops,
+        per_token=passes * 2 * facts.active_parameters / flops,
         per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
         per_micro_batch=ASSUMED["micro_batch"],
         images=looks * seen / single,

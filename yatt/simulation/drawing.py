@@ -38,12 +38,14 @@ class Drawing:
         self.done, self.since = stop, step
 
     def completion(self) -> Completion:
-        """Every token's id is the version that sampled it, so that what arrives can be held against its spans."""
+        """Every token's id is the version that sampled it, so that what arrives can be held against its spans, and its
+        logprob minus that."""
         parts = [np.full(s.stop - s.start, s.version, dtype=np.int32) for s in self.spans]
+        tokens = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int32), *parts])
         return Completion(
             key=self.request.key,
-            tokens=parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.int32), *parts]),
-            rollout_logprobs=np.zeros(self.done, dtype=np.float32),
+            tokens=tokens,
+            rollout_logprobs=-tokens.astype(np.float32),
             spans=tuple(self.spans),
             finish=self.finish,
         )

@@ -16,15 +16,19 @@ from yatt.placement.plan import POLICY, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.drawing import Answers, Drawing
+from yatt.simulation.kept import KeptTurns
+from yatt.simulation.mortal import Mortal
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
 PROMPT = -1
 """The id of every prompt token; a sampled one's is the version that sampled it."""
+HEARD = -2
+"""The id of what a conversation has from its environment."""
 
 
-class SimulatedGenerator:
+class SimulatedGenerator(Mortal):
     """Implements `yatt.protocols.Generator` on a virtual loop.
 
     All running requests share a counter of decode steps, so the next end is the top of a heap, and the time of k steps
@@ -32,7 +36,9 @@ class SimulatedGenerator:
     step under way; prefill can be joined or interrupted at any moment. Siblings share their prompt's KV tokens while
     one of them runs. Where the next step would not fit, the youngest request is put back and recomputed later.
 
-    What a request has beyond its PROMPT tokens are tokens of its own response, of before it was moved here.
+    What a request has beyond its PROMPT tokens is its own, and shared with nobody. What it has beyond its HEARD ones is
+    of its own response, of before it was moved here. The tokens of a conversation's turn are kept until their room is
+    needed: the next turn reads only what it has beyond them.
     """
 
     def __init__(
@@ -46,8 +52,10 @@ class SimulatedGenerator:
         log: Log,
         role: Role = POLICY,
         asleep: bool = False,
+        talks: bool = False,
     ) -> None:
-        self.name, self.slots, self.node = name, slots, node
+        super().__init__(name)
+        self.slots, self.node = slots, node
         self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
         self.spans: list[PhaseSpan] = []
         self._spell: tuple[float, dict[str, int]] | None = None  # since when it samples, and what it had done by then
@@ -59,6 +67,8 @@ class SimulatedGenerator:
         self._ends: list[tuple[int, int, Drawing]] = []
         self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
         self._kv = self._step = self._serial = self._served = 0
+        self._talks = talks
+        self._kept = KeptTurns()
         self._debt = 0.0  # seconds of prefill still to do
         self._read = 0  # tokens, those of the debt included
         # What seeing a prompt's images costs, in tokens of prefill.
@@ -68,14 +78,13 @@ class SimulatedGenerator:
         self._steps = 0  # of those under way, up to the timer
         self._timer: asyncio.TimerHandle | None = None
         self._still: list[asyncio.Future[None]] = []
-        self._going, self._asleep, self._cold, self._closed = not asleep, asleep, False, False
-        self.dead: ProcessDied | None = None
+        self._going, self._asleep, self._cold = not asleep, asleep, False
         self._slowness = 1.0
         self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
 
     async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
-        self._check()
+        await self._check()
         answers = Answers()
         drawings = [self._drawing(request, answers) for request in requests]
         for drawing in drawings:
@@ -96,32 +105,33 @@ class SimulatedGenerator:
             self._end([d for d in drawings if self._drawings.get(d.request.key) is d])
 
     async def abort(self, keys: Sequence[SampleKey]) -> None:
-        self._check()
+        await self._check()
         self._end([self._drawings[key] for key in keys if key in self._drawings])
 
     async def pause(self) -> None:
-        self._check()
+        await self._check()
         self._going = False
         if self._batch:
             self._interrupt()
             still = asyncio.get_running_loop().create_future()
             self._still.append(still)
             await still
-            self._check()
+            await self._check()
 
     async def resume(self) -> None:
-        self._check()
+        await self._check()
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
             again = self._kv + self._sight * len(self._prefixes)
             self._read += again - self._unread(self._now())  # what is read again after a sleep counts again
             self._debt, self._cold = self._costs.prefill * again, False
+            self._kept.clear()
         self._going = True
         self._interrupt()
 
     async def load(self, manifest: WeightManifest) -> int:
-        self._check()
+        await self._check()
         if self._going or self._batch:
             raise BackendError(f"{self.name}: weights can only be loaded into a paused generator; pause it first")
         await self._spend("load", self._costs.load)
@@ -141,13 +151,13 @@ class SimulatedGenerator:
         return self._costs.kv_tokens
 
     async def wake(self) -> None:
-        self._check()
+        await self._check()
         if self._asleep:
             await self._spend("wake", self._costs.wake)
             self._asleep = False
 
     async def pulse(self) -> Pulse:
-        self._check()
+        await self._check()
         now = self._now()
         steps = self._done_by(now)
         return Pulse(
@@ -162,16 +172,25 @@ class SimulatedGenerator:
 
     async def close(self) -> None:
         self._end(list(self._drawings.values()))
-        self._closed = True
+        self.closed = True
 
     def die(self) -> None:
         """Every open and later call raises ProcessDied."""
+        if self.dead is not None:
+            return
         self.dead = ProcessDied(f"{self.name} died")
+        self.died.set()
         self._log(self.name, "died")
         for drawing in self._drawings.values():
             drawing.answers.put_nowait(None)
         self._drawings.clear()
         self._waiting.clear()
+        self._halt()
+
+    def hang(self) -> None:
+        """Nothing is sampled and no call answered any more, until it is dead."""
+        self._log(self.name, "hangs")
+        self.hangs = True
         self._halt()
 
     def slow(self, factor: float) -> None:
@@ -190,25 +209,21 @@ class SimulatedGenerator:
         if request.key in self._drawings:
             raise BackendError(f"request {request.key} is being drawn already on {self.name}")
         self._serial += 1
-        own = size - int(np.searchsorted(request.tokens, PROMPT, side="right"))
-        target = max(1, self._length(request.key) - own)
+        others = np.flatnonzero(request.tokens != PROMPT)
+        own = size - int(others[0]) if len(others) else 0
+        begun = size - 1 - int(np.flatnonzero(request.tokens < 0)[-1])
+        target = max(1, self._length(request.key) - begun)
         finish: Finish = "stop" if target <= limit else "length"
         return Drawing(request, answers, self._serial, own, min(target, limit), finish)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _check(self) -> None:
-        if self.dead is not None:
-            raise self.dead
-        if self._closed:
-            raise BackendError(f"{self.name} is closed")
-
     async def _spend(self, name: str, seconds: float) -> None:
         if seconds:
             start = self._now()
             await asyncio.sleep(seconds)
-            self._check()
+            await self._check()
             self.spans.append(self._span(name=name, start=start, stop=self._now()))
 
     def _time(self, steps: int) -> float:
@@ -246,7 +261,7 @@ class SimulatedGenerator:
 
     def _interrupt(self) -> None:
         """Act at the end of the step under way; at once where there is none."""
-        if self.dead is not None:
+        if self.dead is not None or self.hangs:
             return
         now = self._now()
         if self._batch == 0 or now < self._start:
@@ -282,6 +297,9 @@ class SimulatedGenerator:
             end, _, drawing = heapq.heappop(self._ends)
             if drawing in self._running and drawing.end == end:
                 self._leave(drawing)
+                if self._talks:
+                    room = self._costs.kv_tokens - self._kv
+                    self._kept.keep(drawing.request.key, len(drawing.request.tokens) + drawing.done, room)
                 del self._drawings[drawing.request.key]
                 self._answered += 1
                 self._answer(drawing)
@@ -343,7 +361,8 @@ class SimulatedGenerator:
             self._running[drawing] = None
             self._prefixes[uid] += 1
             self._kv += size
-            read = size + (self._sight if alone else 0)
+            whole = len(drawing.request.tokens) + drawing.done
+            read = self._kept.unread(drawing.request.key, size + (self._sight if alone else 0), whole)
             self._debt += self._costs.prefill * read
             self._read += read
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done

@@ -10,7 +10,9 @@ from typing import Literal, get_args
 
 from yatt.simulation.world import World
 
-Kind = Literal["engine dies", "engine is slow", "controller dies", "rank dies", "scorer hangs", "message is late"]
+Kind = Literal[
+    "engine dies", "engine hangs", "engine is slow", "controller dies", "rank dies", "scorer hangs", "message is late"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -40,21 +42,21 @@ def draw_faults(seed: int, *, until: float, most: int = 4, kinds: Sequence[Kind]
 
 
 def inject(world: World, faults: Sequence[Fault]) -> None:
-    """Have them happen. The last engine of a role is left alone: without one there is no run."""
+    """Have them happen."""
     for fault in faults:
         asyncio.get_running_loop().call_at(fault.at, _happen, world, fault)
 
 
 def _happen(world: World, fault: Fault) -> None:
     controllers = len(world.controllers)
+    engines = [engine for engines in world.engines.values() for engine in engines]
+    engine = engines[fault.target % len(engines)]
     if fault.kind == "engine dies":
-        living = [[engine for engine in engines if not engine.dead] for engines in world.engines.values()]
-        mortal = [engine for engines in living if len(engines) > 1 for engine in engines]
-        if mortal:
-            mortal[fault.target % len(mortal)].die()
+        engine.die()
+    elif fault.kind == "engine hangs":
+        world.hang(engine)
     elif fault.kind == "engine is slow":
-        engines = [engine for engines in world.engines.values() for engine in engines]
-        engines[fault.target % len(engines)].slow(fault.amount)
+        engine.slow(fault.amount)
     elif fault.kind == "controller dies":
         world.kill(fault.target % controllers)
     elif fault.kind == "rank dies":

@@ -12,7 +12,8 @@ from yatt.reports import Decision, EvaluationReport, PhaseSpan, RolloutCounts, S
 from yatt.simulation.costs import Costs
 from yatt.simulation.faults import Fault, inject
 from yatt.simulation.loop import VirtualClock, run
-from yatt.simulation.world import Event, Witness, World
+from yatt.simulation.witness import Witness
+from yatt.simulation.world import Event, World
 from yatt.supervisor import Supervisor
 
 
@@ -80,6 +81,9 @@ class Bookkeeper:
             spans=report.spans + self._world.take_spans(),
         )
         self._world.witness.reported(report)
+
+    def recovered(self, step: int) -> None:
+        pass  # its steps are overwritten
 
     def saved(self, step: int) -> None:
         pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,7 +26,9 @@ from yatt.controller.assembly import (
     responses_per_prompt,
 )
 from yatt.controller.carry_over import CarriedGroup
+from yatt.controller.conversation import Limits
 from yatt.controller.peers import Hub
+from yatt.controller.player import ConversationSetup
 from yatt.controller.router import Router
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
@@ -34,7 +36,10 @@ from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.cost import served, size_setting
 from yatt.placement.plan import POLICY, EngineSite, Role
-from yatt.reports import EvaluationReport, PhaseSpan, StepReport
+from yatt.protocols import Clock
+from yatt.recovery import Recovery
+from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
+from yatt.revival import Engine
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
@@ -44,11 +49,17 @@ from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Simu
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
 from yatt.simulation.standing import divided
-from yatt.types import Group, Prompt, SampleKey, Score, Share
+from yatt.simulation.talks import SilentChat, SimulatedEnvironment
+from yatt.simulation.witness import Witness
+from yatt.types import Prompt
 
 R = TypeVar("R")
 Event = tuple[Any, ...]
 """(seconds, actor, what, details ...)"""
+START = 20.0
+"""Seconds until an engine's process is up and has loaded its model."""
+SILENCE = 120.0
+"""Seconds without an answer after which an engine is ended."""
 ROWS = 1 << 40
 """Rows of the data: no run comes to their end."""
 
@@ -69,23 +80,6 @@ class EndlessRows:
         return ""
 
 
-class Witness:
-    """Called with the events of a run, for a check of them. This one does nothing."""
-
-    def scored(self, key: SampleKey, score: Score) -> None: ...
-
-    def accepted(self, step: int, groups: Sequence[Group]) -> None: ...
-
-    def trained(self, step: int, share: Share) -> None: ...
-
-    def reported(self, report: StepReport) -> None: ...
-
-    def saved(self, cursor: Mapping[str, Any], carried: Sequence[CarriedGroup]) -> None: ...
-
-    def rewound(self, step: int) -> None:
-        """The run goes on from the end of `step`: what came after is done again."""
-
-
 def remembering() -> Callable[..., Assignment]:
     """`balance.assign`, computed once where all controllers of a step ask for the same."""
     last: dict[tuple[bytes, bytes], Assignment] = {}
@@ -101,9 +95,9 @@ def remembering() -> Callable[..., Assignment]:
 
 
 class World:
-    """The parts of a cluster of `devices`, and the crew of its controllers (`yatt.supervisor.Crew`). Controllers are
-    spread over the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and
-    ranks."""
+    """The parts of a cluster of `devices`, the crew of its controllers (`yatt.supervisor.Crew`), the hosts of its
+    engines (`yatt.revival.Hosts`) and the builder of all else (`yatt.recovery.Builder`). Controllers are spread over
+    the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and ranks."""
 
     def __init__(
         self,
@@ -126,7 +120,9 @@ class World:
             role: costs.judges[role].answers if role != POLICY else costs.workload.responses
             for role in self.layout.sizes
         }
-        self.lengths = {role: LengthModel(trace, config.run.seed, role) for role, trace in traces.items()}
+        self.turns = costs.workload.turns
+        turns = {role: self.turns if role == POLICY else 1 for role in traces}
+        self.lengths = {role: LengthModel(traces[role], config.run.seed, role, turns[role]) for role in traces}
         self._prompt = np.full(costs.workload.prompt_tokens, PROMPT, dtype=np.int32)
         sites = engine_sites(self.layout, self.mode)
         self.engines = {r: [self._engine(site, n) for n, site in enumerate(theirs)] for r, theirs in sites.items()}
@@ -145,7 +141,9 @@ class World:
         nodes = self.network.nodes
         self.sites = [Site(self.network, c, nodes[c * len(nodes) // controllers]) for c in range(controllers)]
         self.scorers: list[SimulatedScorer] = []
+        self.assemblies: list[Assembly] = []
         self.controllers = self._assemble()
+        self.recovery = Recovery(self, self, VirtualClock(), self._incident, most=config.train.max_recoveries)
         self.reports: list[StepReport] = []
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._deaths: dict[int, ProcessDied] = {}
@@ -171,11 +169,21 @@ class World:
         if controller in self._tasks:
             self._tasks[controller].cancel()
 
+    def _incident(self, incident: Incident) -> None:
+        self.log(incident.process, incident.text.split()[0], incident.text)
+
+    def hang(self, engine: SimulatedGenerator) -> None:
+        """It answers nobody any more: what is silent for so long is ended."""
+        engine.hang()
+        asyncio.get_running_loop().call_later(SILENCE, engine.die)
+
     async def step(self, step: int) -> StepReport:
+        self.recovery.watch()
         for lengths in self.lengths.values():
             lengths.step = step
         self.log("driver", "step", step)
         self.reports = await self._all(lambda controller: controller.step(step))
+        self.recovery.step_done(step)
         return self.reports[0]
 
     async def evaluate(self, step: int) -> EvaluationReport:
@@ -188,35 +196,64 @@ class World:
         self.witness.saved(states[0][0]["source"], self._saved[2])
 
     async def recover(self, error: ProcessDied) -> int:
-        """Every dead engine, rank and controller starts anew; all controllers go back to the last checkpoint. What dies
-        on the way there is started anew too."""
-        step, state, carried = self._saved
-        while True:
-            self.log("driver", "recovers", step, str(error))
-            await asyncio.gather(*(controller.close() for controller in self.controllers))
-            self._start_anew()
-            self.witness.rewound(step)
-            try:
-                if len(self.engines) > 1:  # they come up asleep
-                    await asyncio.gather(*(engine.sleep() for engines in self.engines.values() for engine in engines))
-                await self._all(lambda controller: controller.restore(state, carried))
-            except ProcessDied as again:
-                error = again
-            else:
-                return step
+        return await self.recovery.recover(error)
 
-    def _start_anew(self) -> None:
-        for role, engines in self.engines.items():
-            for number, engine in enumerate(engines):
-                if engine.dead:
-                    self.gone.append(engine)
-                    engines[number] = self._engine(EngineSite(role=role, slots=engine.slots), number)
+    def revivable(self) -> list[Engine]:
+        return [(role, number) for role, engines in self.engines.items() for number in range(len(engines))]
+
+    async def tear_down(self) -> None:
+        self.log("driver", "recovers", self._saved[0])
+        await asyncio.gather(*(controller.close() for controller in self.controllers))
+        self.witness.rewound(self._saved[0])
+
+    async def build(self) -> None:
         self.ranks.revive()
         self._deaths.clear()
         for scorer in self.scorers:
             scorer.leave()
         self.scorers = []
         self.controllers = self._assemble()
+        if len(self.engines) > 1:  # they come up asleep
+            alive = [engine for engines in self.engines.values() for engine in engines if not engine.dead]
+            await asyncio.gather(*(engine.sleep() for engine in alive), return_exceptions=True)
+
+    async def go_back(self) -> int:
+        step, state, carried = self._saved
+        await self._all(lambda controller: controller.restore(state, carried))
+        return step
+
+    def name(self, engine: Engine) -> str:
+        return self._of(engine).name
+
+    def _of(self, engine: Engine) -> SimulatedGenerator:
+        role, number = engine
+        return self.engines[role][number]
+
+    async def death(self, engine: Engine) -> ProcessDied:
+        one = self._of(engine)
+        await one.died.wait()
+        return one.dead or ProcessDied(one.name)
+
+    async def start(self, engine: Engine) -> None:
+        role, number = engine
+        before = self._of(engine)
+        self.gone.append(before)
+        new = self.engines[role][number] = self._engine(EngineSite(role=role, slots=before.slots), number, asleep=True)
+        await asyncio.sleep(START)
+        if new.dead is not None:
+            raise new.dead
+
+    async def join(self, engine: Engine) -> None:
+        role, number = engine
+        for site, assembly in zip(self.sites, self.assemblies, strict=True):
+            await assembly.join(role, number, RemoteGenerator(self._of(engine), site))
+
+    async def end(self, engine: Engine) -> None:
+        self._of(engine).die()
+
+    async def give_up(self, engine: Engine, error: ProcessDied) -> None:
+        for assembly in self.assemblies:
+            assembly.give_up(*engine, error)
 
     async def _all(self, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> list[R]:
         """One call to every controller. The first failure ends all of them."""
@@ -244,7 +281,7 @@ class World:
                 raise self._deaths[index] from None
             raise
 
-    def _engine(self, site: EngineSite, number: int) -> SimulatedGenerator:
+    def _engine(self, site: EngineSite, number: int, *, asleep: bool = False) -> SimulatedGenerator:
         return SimulatedGenerator(
             self.costs.of(site.role),
             name=f"{'generator' if site.role == POLICY else site.role} {number}",
@@ -253,7 +290,8 @@ class World:
             length=self.lengths[site.role],
             log=self.log,
             role=site.role,
-            asleep=len(self.layout.sizes) > 1,
+            asleep=asleep or len(self.layout.sizes) > 1,
+            talks=site.role == POLICY and self.turns > 1,
         )
 
     def _scorer(self, routers: Mapping[Role, Router]) -> SimulatedScorer:
@@ -277,6 +315,7 @@ class World:
         )
 
     def _assemble(self) -> list[Controller]:
+        self.assemblies = []
         hub, assign = Hub(len(self.sites), self.config.cluster.step_timeout), remembering()
         return [self._controller(site, hub, assign) for site in self.sites]
 
@@ -304,10 +343,12 @@ class World:
             mode=self.mode,
             generators={role: [RemoteGenerator(e, site) for e in engines] for role, engines in self.engines.items()},
             resident=resident(config, trains=True),
+            coming=True,
         )
         assembly = Assembly(parts, engines)
+        self.assemblies.append(assembly)
         self.scorers.append(self._scorer(assembly.routers))
-        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1])
+        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1], setup=self._setup(parts.clock))
         source = Loader[Prompt](
             EndlessRows(),
             partial(self._encode, site),
@@ -318,6 +359,19 @@ class World:
             bad_rows="fail",
         )
         return assembly.controller(source, reading, load_filter(config.rollout), self.witness.accepted)
+
+    def _setup(self, clock: Clock) -> ConversationSetup | None:
+        """What conversations are played in, where responses are."""
+        work = self.costs.workload
+        if work.turns == 1:
+            return None
+        return ConversationSetup(
+            environment=SimulatedEnvironment(work, self.config.run.seed, clock),
+            chat=SilentChat(),
+            limits=Limits(turns=work.turns, tokens=None, context=self.config.model.context_length),
+            retries=0,
+            judged=True,
+        )
 
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
         work = self.costs.workload

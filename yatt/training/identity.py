@@ -10,12 +10,18 @@ from typing import Any
 
 from yatt.checksums import OWN, Damaged, check_file, read_json
 from yatt.errors import CheckpointError
-from yatt.models.fields import obeyed
+from yatt.models.fields import COMMON, obeyed
 from yatt.models.table import LANGUAGES
 from yatt.models.vision import SIZES
 
 DESCRIPTION = "trainer.json"
 SHARD = ".safetensors"
+SHARED = (
+    *("hidden_act", "hidden_activation", "layer_norm_eps", "layer_types", "sliding_window", "partial_rotary_factor"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "num_experts_per_tok"),
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+)
+"""Fields beside `COMMON` that several families have."""
 
 
 def identity(hf: Any, dtype: str) -> dict[str, Any]:
@@ -29,6 +35,12 @@ def identity(hf: Any, dtype: str) -> dict[str, Any]:
     return described
 
 
+def transformers_identity(hf: Any, dtype: str) -> dict[str, Any]:
+    """As `identity`, of a model of any family that transformers trains as it is: what its forward pass depends on, as
+    far as families share it. Tensors of other shapes are refused as they are read."""
+    return {name: getattr(hf, name, None) for name in (*COMMON, *SHARED)} | {"dtype": dtype, "backend": "fsdp"}
+
+
 def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
     """The state that all ranks shared. Raises CheckpointError unless `path` holds a checkpoint of this model, of which
     no file is missing or short; what is in the shards is checked as they are read."""
@@ -40,6 +52,11 @@ def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
         check_shards(folder, deep=False)
     except Damaged as error:
         raise broken(path, error) from None
+    ours, theirs = (str(one.get("backend", "megatron")) for one in (described, written["model"]))
+    if ours != theirs:
+        raise CheckpointError(
+            f"checkpoint {path} was written by train.backend={theirs}; go on with it, not with {ours}"
+        )
     for name, value in described.items():
         if written["model"].get(name) != value:
             raise CheckpointError(
