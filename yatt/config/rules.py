@@ -311,10 +311,9 @@ def _data(case: Case) -> Iterator[str]:
     if evaluate.path is None and not (data.tasks and evaluate.size):
         asked = {"every": evaluate.every, "size": evaluate.size, "by": evaluate.by}
         if told := [f"evaluate.{name}={value}" for name, value in asked.items() if value]:
-            verb = "has" if len(told) == 1 else "have"
             yield (
-                f"{' and '.join(told)} {verb} nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate "
-                "nothing"
+                f"{' and '.join(told)} {'has' if len(told) == 1 else 'have'} nothing to evaluate on; set "
+                "evaluate.path, or evaluate=null to evaluate nothing"
             )
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"

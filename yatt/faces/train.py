@@ -59,10 +59,10 @@ def train(config: Config, *, overwrite: bool = False, began: float | None = None
         ready(config, overwrite=overwrite)  # asked again: another process may have had the folder
         if overwrite:
             run.clear()
-        described = contents(config)
+        read = contents(config)  # before what was given is where the config then says
         config, moves = kept(config, run.given)
         checkpoints = Checkpoints(run, config)
-        checkpoints.contents = described
+        checkpoints.contents = read
         checkpoints.warn = warnings.append
         fetched = checkpoints.fetch()
         resume, passed = choice = checkpoints.choose()
