@@ -68,9 +68,12 @@ def evaluate(
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapters alone (train.lora), in peft's format; else merged.")
+    ] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder."""
-    raise typer.Exit(_command("export", "export")(source, out))
+    raise typer.Exit(_command("export", "export")(source, out, adapter=adapter))
 
 
 @app.command()

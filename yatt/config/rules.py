@@ -15,6 +15,7 @@ from yatt.config.engines import engine_mistakes, size_mistakes
 from yatt.config.facts import local_gpus, tokenizer_size
 from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
+from yatt.config.lora_rules import lora_mistakes
 from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import facts_beside, models_beside, policy_facts
 from yatt.config.placement import placement_mistakes
@@ -267,7 +268,7 @@ def _engines(case: Case) -> Iterator[str]:
     yield from engine_mistakes(case.config)
 
 
-PLANNED = (_engines, _layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
+PLANNED = (_engines, _layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, lora_mistakes, _plan)
 """Rules that need nothing but the settings and the model's sizes."""
 
 

@@ -14,16 +14,17 @@ from yatt.config.models import policy_facts
 from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.checkpoints import Resume, newest_good, read_checkpoint
+from yatt.faces.contents import of_folder
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
 from yatt.training.megatron.backend import export_checkpoint
 
 
-def export(source: Path, out: Path) -> int:
-    """Write `out`; returns the exit status."""
+def export(source: Path, out: Path, *, adapter: bool = False) -> int:
+    """Write `out`, the model or, with `adapter`, what its adapters have learnt; returns the exit status."""
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: the folder is not empty; name a new one")
     checkpoint = find_checkpoint(source)
-    export_to(checkpoint, out)
+    export_to(checkpoint, out, adapter=adapter)
     Console().print(f"wrote {out} from {checkpoint.folder}")
     return 0
 
@@ -45,13 +46,30 @@ def find_checkpoint(source: Path) -> Resume:
     return choice.resume
 
 
-def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> None:
-    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`."""
+def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = (), *, adapter: bool = False) -> None:
+    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`; with `adapter`, its
+    adapters in peft's format."""
     config = load_config(str(checkpoint.folder / "config.yaml"), overrides)
     check_model(config)
     policy_facts(config, weights=False)
     folders.refuse(config.model.path, "model.path", weights=False)
-    export_checkpoint(config, checkpoint.trainer, str(out))
+    if adapter and not config.train.lora.rank:
+        raise ConfigError(
+            f"{checkpoint.folder}: it was trained with train.lora.rank=0 and has no adapter; leave --adapter out"
+        )
+    if config.train.lora.rank:
+        _check_base(checkpoint, config)
+    export_checkpoint(config, checkpoint.trainer, str(out), adapters=adapter)
+
+
+def _check_base(checkpoint: Resume, config: Config) -> None:
+    """Raises ConfigError where the model that adapters were trained beside has changed: they mean nothing without it."""
+    now, then = of_folder(Path(config.model.path)), checkpoint.contents.get("model.path")
+    if now != then:
+        raise ConfigError(
+            f"model.path={config.model.path}: its contents have changed since the adapters of {checkpoint.folder} were "
+            f"trained ({then}, now {now}); put back what they were trained beside"
+        )
 
 
 def check_model(config: Config) -> None:

@@ -53,7 +53,7 @@ def train(config: Config) -> int:
         resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-            verify(resume.trainer, identity(hf, config.model.dtype))
+            verify(resume.trainer, identity(hf, config.model.dtype, config.train.lora))
             resume.check(config, checkpoints.contents)
         run.create()
         checkpoints.sweep(passed)

@@ -93,8 +93,9 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
     """Of the policy and of all beside it, over so many data-parallel `ranks`; `alone` is the policy without them."""
     size, train, loads = bytes_of(config.model.dtype), config.train, config.algorithm.loads
     learners, frozen = 1 + ("critic" in loads), len([name for name in loads if name != "critic"])
-    if config.algorithm.precompute_reference and config.model.reference is None:
-        frozen -= 1  # the policy itself is asked, before it has learnt
+    if (config.algorithm.precompute_reference or train.lora.rank) and "reference" in loads:
+        # The policy itself is asked, before it has learnt or without what it has learnt.
+        frozen -= config.model.reference in (None, config.model.path) if train.lora.rank else config.model.reference is None
     if alone:
         learners, frozen = 1, 0
     language, tower = model.language_parameters / (train.tp * train.pp), model.parameters - model.language_parameters

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yatt.checksums import OWN, Damaged, check_file, read_json
+from yatt.config.schema import LoraConfig
 from yatt.errors import CheckpointError
 from yatt.models.fields import obeyed
 from yatt.models.table import LANGUAGES
@@ -18,11 +19,12 @@ DESCRIPTION = "trainer.json"
 SHARD = ".safetensors"
 
 
-def identity(hf: Any, dtype: str) -> dict[str, Any]:
+def identity(hf: Any, dtype: str, lora: LoraConfig | None = None) -> dict[str, Any]:
     """The fields in which a checkpoint and a model must agree. `hf` is the language model's config, with the tower's
-    `vision_config` where there is one."""
+    `vision_config` where there is one. With `lora` it learns by adapters, which are what its checkpoint has."""
     family = LANGUAGES[hf.model_type]
     described = {name: getattr(hf, name, None) for name in obeyed(family)} | {"dtype": dtype}
+    described["lora"] = lora.model_dump(mode="json") if lora is not None and lora.rank else None
     if family.tower is not None:
         names = (*SIZES, *family.tower.obeys)
         described["vision_config"] = {name: getattr(hf.vision_config, name, None) for name in names}
@@ -41,6 +43,11 @@ def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
     except Damaged as error:
         raise broken(path, error) from None
     for name, value in described.items():
+        if name == "lora" and written["model"].get(name) != value:
+            raise CheckpointError(
+                f"checkpoint {path} was made with train.lora={written['model'].get(name)}, not {value}; go on with what "
+                "it was made with"
+            )
         if written["model"].get(name) != value:
             raise CheckpointError(
                 f"checkpoint {path} is of another model: {name}={written['model'].get(name)!r} there, {value!r} in "

@@ -204,12 +204,14 @@ def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
         critic = rested(
             backend.learner(config, layout, path, "critic.path", "value", settings=settings, planned=planned)
         )
+    beside_itself = train.lora.rank and "reference" in loads and config.model.reference in (None, start)
+    reference = policy.without_adapters() if beside_itself else None
     return Training(
         config,
         layout,
         objective,
         policy,
-        reference=frozen("reference", config.model.reference or untrained),
+        reference=reference or frozen("reference", config.model.reference or untrained),
         teacher=frozen("teacher", config.model.teacher),
         critic=critic,
         eyes=None if vision is None else Eyes(start, merge=vision.merge, reads=layout.first_stage),
