@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
 
 from tests.megatron_cases import RATES, Reference, config, make_samples, shares, worst
 from tests.megatron_pool import play

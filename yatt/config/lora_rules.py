@@ -49,7 +49,8 @@ def _layers(lora: LoraConfig, model: ModelFacts, of: str = "") -> Iterator[str]:
     smallest = min(least, key=lambda name: least[name])
     if lora.rank > least[smallest]:
         out, into = layers[smallest]
-        yield f"train.lora.rank={lora.rank} is over a side of {smallest}, {out} x {into}{of}; use at most {least[smallest]}"
+        most = least[smallest]
+        yield f"train.lora.rank={lora.rank} is over a side of {smallest}, {out} x {into}{of}; use at most {most}"
 
 
 def _named(lora: LoraConfig) -> str:

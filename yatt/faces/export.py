@@ -63,7 +63,7 @@ def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = (), *, a
 
 
 def _check_base(checkpoint: Resume, config: Config) -> None:
-    """Raises ConfigError where the model that adapters were trained beside has changed: they mean nothing without it."""
+    """Raises ConfigError where the model that adapters were trained beside has changed: which they are added to."""
     now, then = of_folder(Path(config.model.path)), checkpoint.contents.get("model.path")
     if now != then:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Low-rank adapters (arXiv 2106.09685): which linear layers of a family may have them, and how large they are.
 
-A layer W [out, in] with an adapter is W + alpha / rank * B A, with B [out, rank] and A [rank, in]. Layers have the names
-that transformers and peft give them: one tensor of a Hugging Face folder, one adapter."""
+A layer W [out, in] with an adapter is W + alpha / rank * B A, with B [out, rank] and A [rank, in]. Layers have the
+names that transformers and peft give them: one tensor of a Hugging Face folder, one adapter."""
 
 from __future__ import annotations
 

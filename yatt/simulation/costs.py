@@ -268,13 +268,13 @@ def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
     """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
     adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, one
     for a reference, a teacher and a critic each; the critic learns as much as the policy. Recomputing layers is a
-    forward pass more for each update. Models beside the policy are taken to be of its size, and optimizer states to be
-    of one rank alone. float32 runs as TF32, at half the rate of bfloat16. Messages between tensor-parallel devices are
-    not counted."""
+    forward pass more for each update; where adapters learn, no weight has a gradient, which is one less. Models beside
+    the policy are taken to be of its size, and optimizer states to be of one rank alone. float32 runs as TF32, at half
+    the rate of bfloat16. Messages between tensor-parallel devices are not counted."""
     chip, devices = device(config.plan.device), config.train.tp * config.train.pp
     flops = chip.flops * 2 / bytes_of(config.model.dtype) * ASSUMED["train_efficiency"] * devices
     loads, learners = config.algorithm.loads, 1 + ("critic" in config.algorithm.loads)
-    update = 4 if config.train.recompute == "full" else 3
+    update = 3 + (config.train.recompute == "full") - (config.train.lora.rank > 0)
     passes = 1 + len(loads) + update * learners * config.train.epochs_per_step  # in units of one forward pass
     host = chip.host_link * ASSUMED["host_efficiency"]
     memory = trainer_memory(config, facts, ranks=1)

@@ -61,9 +61,7 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
     write_shards(target, weights)
 
 
-def write_adapters(
-    weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, head: Head = "tokens"
-) -> None:
+def write_adapters(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, head: Head = "tokens") -> None:
     """Write what adapters (and a value head) have learnt, under peft's names, as a folder that
     `peft.PeftModel.from_pretrained` puts beside `model.path`. Raises BackendError where it cannot be written."""
     tensors = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in weights}

@@ -43,14 +43,14 @@ def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
     except Damaged as error:
         raise broken(path, error) from None
     for name, value in described.items():
-        if name == "lora" and written["model"].get(name) != value:
+        before = written["model"].get(name)
+        if name == "lora" and before != value:
             raise CheckpointError(
-                f"checkpoint {path} was made with train.lora={written['model'].get(name)}, not {value}; go on with what "
-                "it was made with"
+                f"checkpoint {path} was made with train.lora={before or 'none'}, not {value or 'none'}; go on with that"
             )
-        if written["model"].get(name) != value:
+        if before != value:
             raise CheckpointError(
-                f"checkpoint {path} is of another model: {name}={written['model'].get(name)!r} there, {value!r} in "
+                f"checkpoint {path} is of another model: {name}={before!r} there, {value!r} in "
                 f"model.path; point model.path at the model it was trained from"
             )
     return dict(written["state"])

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yatt.config.models import policy_facts
+from yatt.config.models import policy_facts, reference_apart
 from yatt.config.schema import Config
 from yatt.errors import BackendError
 from yatt.reports import UpdateReport
@@ -183,8 +183,6 @@ def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
     def frozen(name: str, path: str | None) -> Model | None:
         return rested(backend.frozen(config, layout, path, f"model.{name}")) if path and name in loads else None
 
-    # Before the first update, the policy itself is what a reference of its start would be.
-    untrained = None if config.algorithm.precompute_reference else start
     policy = rested(
         backend.learner(
             config,
@@ -204,14 +202,16 @@ def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
         critic = rested(
             backend.learner(config, layout, path, "critic.path", "value", settings=settings, planned=planned)
         )
-    beside_itself = train.lora.rank and "reference" in loads and config.model.reference in (None, start)
-    reference = policy.without_adapters() if beside_itself else None
+    if reference_apart(config):
+        reference = frozen("reference", config.model.reference or start)
+    else:
+        reference = policy.without_adapters() if train.lora.rank and "reference" in loads else None
     return Training(
         config,
         layout,
         objective,
         policy,
-        reference=reference or frozen("reference", config.model.reference or untrained),
+        reference=reference,
         teacher=frozen("teacher", config.model.teacher),
         critic=critic,
         eyes=None if vision is None else Eyes(start, merge=vision.merge, reads=layout.first_stage),

@@ -49,8 +49,8 @@ def open_rank(config: Config, *, rank: int, world_size: int, address: str, port:
 
 
 def export_checkpoint(config: Config, checkpoint_path: str, out: str, *, adapters: bool = False) -> None:
-    """Write the policy of a trainer's checkpoint as a Hugging Face folder, in this process alone; with `adapters`, those
-    it has learnt as a folder of peft's.
+    """Write the policy of a trainer's checkpoint as a Hugging Face folder, in this process alone; with `adapters`,
+    those alone, as a folder of peft's.
 
     Raises CheckpointError for a checkpoint that is missing, broken or of another model than `model.path`."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"tp": 1, "pp": 1})})

@@ -92,7 +92,8 @@ class Converter:
 
     def owner(self, name: str) -> torch.nn.Module:
         """The module of this rank's part that has the parameter."""
-        return self.model.get_submodule(self._own[name].rpartition(".")[0])
+        module: torch.nn.Module = self.model.get_submodule(self._own[name].rpartition(".")[0])
+        return module
 
     def in_transformers(self, name: str) -> str:
         """What transformers calls a tensor that `yatt.models.family` calls so, in a model that it has loaded."""

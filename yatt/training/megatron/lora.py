@@ -31,7 +31,6 @@ from yatt.training.layout import Layout
 from yatt.training.megatron.convert import PARTS, Converter
 from yatt.training.megatron.optimizer_state import Places
 
-
 OUTPUT = "output_layer.weight"
 
 
@@ -55,7 +54,9 @@ class Adapter(torch.nn.Module):
         for held, values, cut in ((self.a, a, self.by_columns), (self.b, b, not self.by_columns)):
             parameter = torch.nn.Parameter(values.contiguous())
             if cut:
-                set_tensor_model_parallel_attributes(parameter, is_parallel=True, dim=1 if self.by_columns else 0, stride=1)
+                set_tensor_model_parallel_attributes(
+                    parameter, is_parallel=True, dim=1 if self.by_columns else 0, stride=1
+                )
             else:  # each rank's gradient is of its own tokens
                 setattr(parameter, "sequence_parallel", self.sharded)  # noqa: B010
             held[key(module)] = parameter
@@ -68,13 +69,19 @@ class Adapter(torch.nn.Module):
         """x [T, 1, in], of this rank's columns where TP cuts them -> [T, 1, out], of its rows where it cuts those."""
         low = F.linear(x, torch.cat([self.shards(module)[0] for module in self.given]))
         if self.by_columns:
-            reduce = reduce_scatter_to_sequence_parallel_region if self.sharded else reduce_from_tensor_model_parallel_region
+            reduce = (
+                reduce_scatter_to_sequence_parallel_region if self.sharded else reduce_from_tensor_model_parallel_region
+            )
             low = reduce(low)
         else:
             # Each rank's rows have a part of the gradient.
-            low = gather_from_sequence_parallel_region(low) if self.sharded else copy_to_tensor_model_parallel_region(low)
+            low = (
+                gather_from_sequence_parallel_region(low) if self.sharded else copy_to_tensor_model_parallel_region(low)
+            )
         parts = low.chunk(len(self.given), dim=-1)
-        return self._together([F.linear(part, self.shards(module)[1]) for part, module in zip(parts, self.given, strict=True)])
+        return self._together(
+            [F.linear(part, self.shards(module)[1]) for part, module in zip(parts, self.given, strict=True)]
+        )
 
     def delta(self) -> Tensor:
         """B A of this rank's shard of the weight, float32."""
