@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from yatt.protocols import Generator, Scorer
+from yatt.reports import Probed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,10 @@ class HostedRank(Protocol):
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """Collective: every rank must exhaust it. The policy's weights under Hugging Face names."""
+        ...
+
+    def probe(self) -> Probed | None:
+        """Collective. What the policy makes of fixed tokens; from the last pipeline stage."""
         ...
 
     def end_save(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from yatt.config.models import policy_facts, reference_apart
 from yatt.config.schema import Config
 from yatt.errors import BackendError
-from yatt.reports import UpdateReport
+from yatt.reports import Probed, UpdateReport
 from yatt.training import export
 from yatt.training.identity import verify
 from yatt.training.images import Eyes
@@ -86,6 +86,10 @@ class TrainerRank:
         """Collective: every rank must exhaust it. The policy's weights, in full, one after another, on the model's
         device, under Hugging Face names; what is yielded must not be changed."""
         return self._started.policy.export()
+
+    def probe(self) -> Probed | None:
+        """Collective. What the policy makes of fixed tokens; from the last pipeline stage."""
+        return self._started.probe()
 
     def save_folder(self, path: str) -> None:
         """Collective. Write the policy, or the reward model, as a Hugging Face folder that transformers loads; rank 0
