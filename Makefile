@@ -1,6 +1,6 @@
 # `make quickstart` and `make test` are all a fresh machine needs: each makes or refreshes .venv from the lock by itself.
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart genrm chain agent vision check test test-long lint bench lock clean
+.PHONY: help install quickstart genrm chain agent vision check test test-long lint docs bench lock clean
 .DELETE_ON_ERROR:
 
 SEED ?= 0
@@ -69,6 +69,10 @@ lint: $(STAMP) ## Style, format, types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs: $(STAMP) ## Build the site of docs/ into build/site; a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	@echo "build/site/index.html"
 
 # Two at a time: whole runs wait for processes to start most of the time. A file stays together, for its fixtures.
 TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from yatt.cluster.folders import ray_folder
 from yatt.cluster.forks import SHARED
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported, here and in every process
 settings.register_profile("yatt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("yatt")
 

@@ -105,8 +105,8 @@ class Reference:
     def __init__(self, folder: str, temperature: float = 0.7) -> None:
         self.model = self.open(folder)
         self.temperature, self.clip = temperature, 1.0
-        matrices = [p for p in self.model.parameters() if p.ndim > 1]
-        vectors = [p for p in self.model.parameters() if p.ndim == 1]
+        vectors = [p for n, p in self.model.named_parameters() if p.ndim == 1 or n.endswith("bias")]
+        matrices = [p for n, p in self.model.named_parameters() if p.ndim > 1 and not n.endswith("bias")]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-6)
 

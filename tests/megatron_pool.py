@@ -57,7 +57,8 @@ def play(
     world: int, config: dict[str, Any], actions: Sequence[Action], timeout: float = 240, backend: str = "megatron"
 ) -> list[list[Any]]:
     """Run the actions on `world` ranks; results by rank, one per action. An error ends that rank's script and is its
-    last result, as ("error", type name, message). `backend` "plain" is the double of `plain_backend`."""
+    last result, as ("error", type name, message). `backend` "plain" is the double of `plain_backend`;
+    where the config names one, it is that."""
     pipes, port = _pool().pipes[:world], free_port()
     for rank, pipe in enumerate(pipes):
         pipe.send((backend, rank, world, port, config, list(actions)))

@@ -11,17 +11,22 @@ import torch
 
 from tests import plain_backend
 from yatt.config.schema import Config
+from yatt.training.fsdp import backend as fsdp_backend
 from yatt.training.megatron.backend import export_checkpoint, open_rank
 from yatt.training.rank import TrainerRank
 
-BACKENDS = {"megatron": open_rank, "plain": plain_backend.open_rank}
+BACKENDS = {"megatron": open_rank, "fsdp": fsdp_backend.open_rank, "plain": plain_backend.open_rank}
 
 
 def play(
     backend: str, rank: int, world: int, port: int, config: dict[str, Any], actions: list[tuple[Any, ...]]
 ) -> list[Any]:
+    backend = config["train"].get("backend", backend)
+    if backend == "fsdp":
+        config = {**config, "train": {**config["train"], "backend": "fsdp"}}
     if actions and actions[0][0] == "export_checkpoint":
-        return [export_checkpoint(Config(**config), *actions[0][1:])]
+        made = {"megatron": export_checkpoint, "fsdp": fsdp_backend.export_checkpoint}[backend]
+        return [made(Config(**config), *actions[0][1:])]
     trainer = BACKENDS[backend](Config(**config), rank=rank, world_size=world, address="127.0.0.1", port=port)
     results: list[Any] = []
     try:

@@ -133,7 +133,7 @@ SETTINGS = [
     ("model.path=none", "model.path=none: no such folder; name a Hugging Face model folder"),
     ("train.tp=3 cluster.slots=3", "train.tp=3 does not divide 4 attention heads and 2 key/value heads and 128 MLP "),
     ("train.updates_per_step=3", "train.batch_size=8 is not divisible by train.updates_per_step=3; use 6 or 9"),
-    ("evaluate.size=4", "evaluate.size=4 has nothing to evaluate on; set evaluate.path, or unset it"),
+    ("evaluate.size=4", "evaluate.size=4 has nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate "),
     (
         "evaluate.path=rows.jsonl evaluate.by=topic",
         "evaluate.by=topic: no held-out row has this column among its metadata",
@@ -411,7 +411,8 @@ def test_half_written_checkpoints(refused, yatt, started):
 def test_a_folder_that_holds_a_run_already(refused):
     checkpoint("runs/run", 1, "model")
     assert refused("train", "config.yaml") == [
-        "run.name=run: runs/run holds a run already; resume=auto goes on with it, another run.name starts a new one"
+        "run.name=run: runs/run holds a run already; resume=auto goes on with it, --overwrite begins anew, another "
+        "run.name keeps both"
     ]
 
 

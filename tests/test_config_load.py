@@ -150,6 +150,10 @@ def test_values_of_words(word, value):
             "train.learning_rate=1e-6",
             "unknown setting train.learning_rate; did you mean train.optimizer.learning_rate?",
         ),
+        (
+            "train.learning_rat=1e-6",
+            "unknown setting train.learning_rat; did you mean train.optimizer.learning_rate?",
+        ),
         ("optimizer.betas=[0,0]", "unknown setting optimizer.betas; did you mean train.optimizer.betas?"),
         (
             "learning_rate=1",
@@ -284,3 +288,12 @@ def test_configuration_needs_no_torch():
     heavy = "{'torch', 'transformers', 'vllm', 'ray', 'megatron'}"
     code = f"import sys, yatt.config.load, yatt.config.rules; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_an_environment_in_short_is_merged_with_the_rest_of_its_section(tmp_path):
+    """In either order, in a file and in words."""
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {path: m}\ntrain: {steps: 1, batch_size: 1}\nenvironment: calculator\n")
+    assert load_config(str(path), ["environment.max_turns=3"]).environment.function == "calculator"
+    both = load_config(str(path), ["environment.max_turns=3", "environment=guess"]).environment
+    assert (both.function, both.max_turns) == ("guess", 3)

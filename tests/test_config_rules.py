@@ -211,9 +211,9 @@ DPO | evaluate.correct_at=0.5
 reward={function: null, functions: {a: {function: exact_match, weight: 0}, b: {function: math_verify, weight: 0.0}}}
     every weight of reward.functions.a.function, reward.functions.b.function is 0: no response would earn anything; give
 evaluate.by=source
-    evaluate.by=source has nothing to evaluate on; set evaluate.path, or unset it
+    evaluate.by=source has nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate nothing
 SFT | evaluate.size=3
-    evaluate.size=3 has nothing to evaluate on; set evaluate.path, or unset it
+    evaluate.size=3 has nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate nothing
 DPO | train.tokens_per_micro_batch=127
     train.tokens_per_micro_batch=127 cannot hold the two sequences of a sample, each of model.context_length=64 tokens;
 DPO | placement.mode=dynamic
@@ -255,7 +255,7 @@ data.path=no_such.jsonl
 evaluate.path=[no/*.jsonl]
     evaluate.path=no/*.jsonl: no such file or folder
 evaluate.every=2
-    evaluate.every=2 has nothing to evaluate on; set evaluate.path, or every to 0
+    evaluate.every=2 has nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate nothing
 resume=no_such
     resume=no_such: no such checkpoint; use never, auto or the path of one
 cluster.device=cuda

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from inspect import iscoroutinefunction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from benchmarks.datapath_parts import BACKENDS, Size, lay_out, settings
 from benchmarks.datapath_parts import Rank as BenchmarkRank
@@ -37,6 +41,9 @@ class Rank(BenchmarkRank):
     def begin_save(self, path: str) -> None:
         self.path = path
 
+    def load(self, path: str) -> None:
+        assert Path(path).is_dir()
+
     def end_save(self) -> None:
         path = self.path
         if (Path(path).parents[1] / FULL).exists():
@@ -45,12 +52,36 @@ class Rank(BenchmarkRank):
 
 
 class Here(Handle):
-    """An actor in this process."""
+    """An actor in this process. One that was killed answers no more; who waits for it hears so."""
 
-    async def ready(self) -> None: ...
+    def __init__(self, actor: Any) -> None:
+        super().__init__(actor)
+        self._pending: set[asyncio.Task[Any]] = set()
+        self._killed = asyncio.Event()
+
+    def kill(self) -> None:
+        self._killed.set()
+        for call in self._pending:
+            call.cancel()
 
     def __getattr__(self, method: str) -> Any:
-        return Handle(self).ready if method == "__ray_ready__" else super().__getattr__(method)
+        return SimpleNamespace(remote=partial(self._remote, method))
+
+    def _remote(self, method: str, *arguments: Any, **keywords: Any) -> asyncio.Task[Any]:
+        call = asyncio.ensure_future(self._call(method, *arguments, **keywords))
+        self._pending.add(call)
+        call.add_done_callback(self._pending.discard)
+        return call
+
+    async def _call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            if self._killed.is_set():
+                raise RayActorError
+            return None if method == "__ray_ready__" else await getattr(self.actor, method)(*arguments, **keywords)
+        except asyncio.CancelledError:
+            if self._killed.is_set():
+                raise RayActorError from None
+            raise
 
 
 def place(actor: type, node: str, environment: Mapping[str, str], *arguments: Any, **keywords: Any) -> Here:
@@ -62,7 +93,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = [Slot(index=i, node="n", device="cpu", device_index=i, threads=1) for i in range(SIZE.workers)]
     monkeypatch.setattr(crew_module, "find_slots", lambda cluster: slots)
     monkeypatch.setattr(crew_module, "place", place)
-    monkeypatch.setattr(crew_module.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(crew_module.ray, "kill", lambda actor: actor.kill())
     monkeypatch.setattr(controller_module, "_node", lambda: "n")
     monkeypatch.setattr(rank_module.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setattr(rank_module.ray, "put", lambda value: value)
@@ -99,7 +130,7 @@ class TestCluster(CrewContract):
         crew.write_state = once  # type: ignore[method-assign]
         try:
             await crew.start(model=config.model.path, train=True, generate=True)
-            yield Case(crew, saved, full.touch, recovers=False, evaluates=True)
+            yield Case(crew, saved, full.touch, recovers=True, evaluates=True)
         finally:
             await crew.close()
 

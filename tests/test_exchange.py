@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -99,6 +100,12 @@ async def test_samples_without_trained_tokens_are_no_sequences():
     silent = Sample(key=SampleKey(1, 0), tokens=np.ones(4, dtype=np.int32), loss_mask=np.array([True] + [False] * 3))
     (mine,) = await exchange([[silent, sample(2, 6)]], ranks=1)
     assert mine[0].denominators == (Denominator(tokens=3, sequences=1),)
+
+
+async def test_each_row_of_a_conversation_is_a_sequence():
+    rows = [replace(sample(1, 6), key=SampleKey(1, 0, turn)) for turn in (0, 2, 3)]
+    (mine,) = await exchange([[*rows, sample(2, 6)]], ranks=1)
+    assert mine[0].denominators == (Denominator(tokens=12, sequences=4),)
 
 
 async def test_samples_stay_on_their_node():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,12 @@ def faulty(prompt, response):
         time.sleep(600)
     if response and prompt == SECOND:
         os.kill(os.getpid(), signal.SIGKILL)
+    return even(prompt, response)
+
+def held(prompt, response):
+    while response and os.path.exists("hold"):
+        open("holding", "w").close()
+        time.sleep(0.1)
     return even(prompt, response)
 
 def endless(response):
@@ -121,32 +128,100 @@ def ends(driver, started, status, within):
     return driver.said()
 
 
-def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(place):
-    """A generator's death does not while another lives."""
-    for actor, name in (("RankActor", "rank"), ("GeneratorActor", "generator"), ("ControllerActor", "controller")):
-        before = len(rows(place, "mortal")) if name != "rank" else 0
-        driver = Driver(place, "run.name=mortal", "train.steps=1000", "resume=auto")
-        wait_for(lambda d=driver, n=before: d.ended() or d.steps("mortal") > n + 1, 600, "two steps")
+def actors(driver, kind):
+    """Its processes of this kind, the first to be started first."""
+    found = [p for p in descendants(driver.pid) if p.cmdline() and p.cmdline()[0].startswith(f"ray::{kind}")]
+    return sorted(found, key=lambda p: (p.create_time(), p.pid))
+
+
+def exported(place, name):
+    return (place / "runs" / name / "model" / "model.safetensors").read_bytes()
+
+
+MORTAL = ("train.steps=8", "checkpoint.every=2", "checkpoint.export=true", "reward.timeout=600")
+
+
+def test_whoever_dies_or_hangs_the_run_goes_on_and_ends_with_the_same_model(place):
+    """An engine is killed and one is stopped, and both work again while the step goes on; a rank and a controller are
+    killed, and the run goes back to its last checkpoint. All in one run."""
+    hold = place / "hold"
+    driver = Driver(place, "run.name=mortal", *MORTAL, "reward.function=reward.py:held", "cluster.silence=40")
+
+    def until(condition, what):
+        wait_for(lambda: driver.ended() or condition(), 900, what)
         assert not driver.ended(), driver.said()
-        assert ("resumed after step" in driver.said()) == (name != "rank")
-        started = descendants(driver.pid)
-        victims = [p for p in started if p.cmdline()[0].startswith(f"ray::{actor}")]
-        victims[0].kill()
-        if name == "generator":
-            seen = len(rows(place, "mortal"))
-            wait_for(lambda d=driver, n=seen: d.ended() or d.steps("mortal") > n + 2, 300, "steps with one generator")
-            assert not driver.ended(), driver.said()
-            assert "going on with 1 generator(s): one died" in driver.said()
-            victims[1].kill()
-        lines = ends(driver, started, 1, 200).splitlines()
-        (last,) = [line for line in lines if line.startswith("yatt: ")]
-        assert name in last and "died; its last words are in log/" in last, last
-        assert (place / "runs" / "mortal" / last.partition("are in ")[2].partition(" ")[0]).is_file()
-        again = f"go on with   {sys.executable} -m yatt train runs/mortal/config.yaml resume=auto"
-        assert again in lines
-        assert all(len(line) < 400 for line in lines), "one line says it"
-        assert not [line for line in lines if "could not be saved" in line], "without a rank nothing goes on"
-    assert [row["step"] for row in rows(place, "mortal")] == list(range(1, len(rows(place, "mortal")) + 1))
+
+    def hit(after, kind, number, how, answer):
+        """After so many steps, in a rollout that does not end meanwhile."""
+        until(lambda: driver.steps("mortal") >= after, f"step {after}")
+        begun = driver.said().count(answer)
+        hold.touch()
+        until(lambda: (place / "holding").exists(), "a rollout")
+        actors(driver, kind)[number].send_signal(how)
+        if kind == "RankActor":
+            hold.unlink()  # nobody needs it before the rollout ends
+        until(lambda: driver.said().count(answer) > begun, answer)
+        hold.unlink(missing_ok=True)
+        (place / "holding").unlink(missing_ok=True)
+
+    hit(1, "GeneratorActor", 0, signal.SIGKILL, "generator 0: back after")
+    hit(3, "RankActor", 0, signal.SIGKILL, "run: going on from the end of step")
+    hit(5, "ControllerActor", 0, signal.SIGKILL, "run: going on from the end of step")
+    hit(6, "GeneratorActor", -2, signal.SIGSTOP, "generator 1: back after")
+    started = descendants(driver.pid)
+    said = ends(driver, started, 0, 600)
+    assert "generator 1: no sign of life for 40 s: it is stopped" in said, said
+    assert "(the driver for controller 0, controller 1 (step on the controllers, " in said, "who waited for whom"
+
+    table = rows(place, "mortal")
+    assert [row["step"] for row in table] == list(range(1, 9)), "each step once"
+    told = [incident for row in table for incident in row["incidents"]]
+    assert [(one["process"], one["kind"]) for one in told] == [
+        *(("generator 0", "died"), ("generator 0", "back"), ("run", "died"), ("run", "back")),
+        *(
+            ("run", "died"),
+            ("run", "back"),
+            ("generator 1", "silent"),
+            ("generator 1", "died"),
+            ("generator 1", "back"),
+        ),
+    ]
+    assert "rank 0 died" in told[2]["text"] and "controller 0 died" in told[4]["text"]
+    assert all(row["generators"] == 2 for row in table[-1:])
+    events = json.loads((place / "runs" / "mortal" / "timeline.json").read_text())
+    for number, incident in ((0, told[1]), (1, told[8])):
+        slot = [e for e in events if e.get("name") == "sample" and e["args"].get("requests") and e["pid"] == 2 + number]
+        assert any(event["ts"] > incident["at"] * 1e6 for event in slot), f"generator {number} works again"
+    assert any("going on from the end of step" in event["name"] for event in events)
+    assert "going on from the end of step" in (place / "runs" / "mortal" / "report.html").read_text()
+    stacks = (place / "runs" / "mortal" / "log" / "controller-0.log").read_text()
+    assert "most recent call first" in stacks
+
+    calm = Driver(place, "run.name=calm", *MORTAL)
+    calm.wait(timeout=900)
+    assert calm.returncode == 0, calm.said()
+    assert exported(place, "mortal") == exported(place, "calm")
+
+
+def test_without_recoveries_a_death_ends_the_run_and_the_next_one_goes_on(place):
+    driver = Driver(place, "run.name=once", "train.steps=1000", "train.max_recoveries=0")
+    wait_for(lambda: driver.ended() or driver.steps("once") > 1, 600, "two steps")
+    assert not driver.ended(), driver.said()
+    started = descendants(driver.pid)
+    actors(driver, "RankActor")[0].kill()
+    lines = ends(driver, started, 1, 200).splitlines()
+    (last,) = [line for line in lines if line.startswith("yatt: ")]
+    assert "rank" in last and "died; its last words are in log/" in last, last
+    assert (place / "runs" / "once" / last.partition("are in ")[2].partition(" ")[0]).is_file()
+    assert f"go on with   {sys.executable} -m yatt train runs/once/config.yaml resume=auto" in lines
+    assert all(len(line) < 400 for line in lines), "one line says it"
+    assert not [line for line in lines if "could not be saved" in line], "without a rank nothing goes on"
+    done = len(rows(place, "once"))
+    words = ("run.name=once", f"train.steps={done + 1}", "train.max_recoveries=0", "resume=auto")
+    again = Driver(place, *words)
+    again.wait(timeout=600)
+    assert again.returncode == 0 and "resumed after step" in again.said(), again.said()
+    assert [row["step"] for row in rows(place, "once")] == list(range(1, done + 2))
 
 
 def test_ctrl_c_while_engines_start(place):

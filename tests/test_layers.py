@@ -27,6 +27,7 @@ LAYERS = {
     "yatt.text": 0,
     "yatt.config.case": 1,
     "yatt.config.machine_rules": 1,
+    "yatt.config.lora_rules": 1,
     "yatt.config.vision_rules": 1,
     "yatt.config.rules": 1,  # they ask the placement whether a run fits
     "yatt.config.placement": 1,
@@ -34,6 +35,7 @@ LAYERS = {
     "yatt.algorithm": 1,
     "yatt.balance": 1,
     "yatt.user_functions": 1,
+    "yatt.packed_objects": 1,
     "yatt.histogram": 1,
     "yatt.intervals": 1,
     "yatt.placement": 1,
@@ -54,11 +56,14 @@ LAYERS = {
     "yatt.vision.processor": 1,  # what a folder's files say, for the rules
     "yatt.controller": 4,
     "yatt.supervisor": 4,
+    "yatt.recovery": 4,
     "yatt.revival": 4,
     "yatt.watch": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
     "yatt.faces": 6,
+    "yatt.api": 6,
+    "yatt.called": 6,
     "yatt.cli": 6,
     "yatt.__main__": 6,
 }
@@ -71,7 +76,7 @@ BACKENDS = (
     "yatt.vision",
     "yatt.environments",
 )
-HEART = ("yatt.controller", "yatt.supervisor", "yatt.revival", "yatt.watch")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.recovery", "yatt.revival", "yatt.watch")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {
@@ -203,7 +208,7 @@ def test_the_heart_imports_contracts_only() -> None:
 
 
 ENGINE_NAMES = re.compile(r"vllm|sglang", re.IGNORECASE)
-WHAT_ONE_MAY_CHOOSE = ("yatt/config/drawing.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
+WHAT_ONE_MAY_CHOOSE = ("yatt/config/rollout.py", ('Literal["vllm", "sglang"]', 'Field("vllm"'))
 """What outside `yatt/generation` lists the engines, and says which one is the default."""
 
 
@@ -228,7 +233,15 @@ def test_only_the_runtimes_know_ray() -> None:
 
 
 def test_settings_and_command_line_load_no_heavy_library() -> None:
-    light = ["yatt.config.load", "yatt.config.rules", "yatt.types", "yatt.errors", "yatt.protocols", "yatt.cli"]
+    light = [
+        "yatt.config.load",
+        "yatt.config.rules",
+        "yatt.types",
+        "yatt.errors",
+        "yatt.protocols",
+        "yatt.cli",
+        "yatt.api",
+    ]
     code = f"import sys, {', '.join(light)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 0, done.stderr

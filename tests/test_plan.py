@@ -21,6 +21,7 @@ from yatt.errors import ConfigError
 from yatt.faces.plan_words import remarks
 from yatt.faces.rundir import RunDirectory
 from yatt.models.facts import ModelFacts
+from yatt.models.vision import VisionFacts
 from yatt.placement.fit import least_squares
 from yatt.simulation.calibrate import calibrate, lengths_of, workload
 from yatt.simulation.calibrate_judged import calibrate_judged
@@ -129,6 +130,21 @@ def test_estimate_of_what_a_trainer_moves_by_hand():
     ppo = estimate("plan.device=H100", "algorithm.name=ppo", "algorithm.kl.coefficient=0.1").trainer
     assert ppo.offload == pytest.approx(368 * (3 * 2 + 2 * 12) / 32e9)
     assert ppo.per_update == pytest.approx(2 * 368 * (8 / 50e9 + 12 / 3.35e12))
+
+
+def test_estimate_of_a_tower_by_hand():
+    # Two images of 4 x 3 patches of 10 x 10 pixels: 2 x 2 x (5 x 12 + 3 x 144) = 1968 FLOPs a forward pass.
+    tower = VisionFacts(parameters=100, patch=10, times=2, merge=2, deepstack=0, per_patch=5, per_pair=3)
+    work = replace(WORK, images=2, image_pixels=1200)
+    words = ["plan.device=H100", "train.tp=2", "rollout.engine_args.gpu_memory_utilization=0.5", "train.vision=trained"]
+    costs = from_shape(replace(TINY, vision=tower), load_config(str(ROOT / PAPER), words), work)
+    assert costs.engine.images == pytest.approx(1968 / 494.5e12)
+    # Old log-probabilities, and an update of three passes; the tower is whole on each of the two devices.
+    assert costs.trainer.images == pytest.approx(4 * 1968 / (0.4 * 989e12))
+    assert costs.trainer.images_seen == pytest.approx(1968 / (0.4 * 989e12))
+    frozen = from_shape(replace(TINY, vision=tower), load_config(str(ROOT / PAPER), words[:-1]), work)
+    assert frozen.trainer.images == pytest.approx(2 * 1968 / (0.4 * 989e12))
+    assert estimate("plan.device=H100").engine.images == 0
 
 
 JUDGE = ["reward.models.j.path=x", "reward.models.j.template={response}", "reward.models.j.parser=number"]
@@ -284,6 +300,27 @@ def test_workload_is_read_from_the_rows():
     work = workload(rows)
     assert (work.prompt_tokens, work.equal_groups, work.image_bytes) == (10, 3 / 5, 800)
     assert work.lengths(1) == lengths_of(rows[0]) and work.lengths(2) == work.lengths(9) == lengths_of(rows[1])
+
+
+def test_conversations_are_read_from_the_rows_and_the_plan():
+    rows = [
+        {"conversations": 10, "turns": 30, "outside_seconds": 40.0, "responses": 10, "groups": 2, "groups_dropped": 0}
+        | {"prompt_tokens": 100, "media_bytes": 0, "response_length_mean": 8.0, "longest_response": 9}
+    ]
+    work = workload(rows)
+    assert work.turns == 3 and work.outside is not None  # 2 s in the mean, of 20 waits
+    assert work.outside.median * math.exp(work.outside.sigma**2 / 2) == pytest.approx(2.0)
+    assert work.outside.p99 == pytest.approx(4 * work.outside.median)
+
+    def planned(*words):
+        return costs_for(load_config("examples/plan/paper.yaml", list(words)), TINY).workload
+
+    assert (planned().turns, planned().outside) == (1, None)
+    talks = planned("plan.turns=3", "plan.tool_seconds=5", "plan.tool_tokens=7")
+    assert (talks.turns, talks.outside, talks.outside_tokens) == (3, Lengths(median=5.0, p99=20.0), 7)
+    played = planned("environment=calculator")
+    assert (played.turns, played.outside, played.outside_tokens) == (2, Lengths(median=1.0, p99=4.0), 64)
+    assert planned("environment=calculator", "plan.tool_seconds=0").outside is None
 
 
 def judged_run(costs, mode="dynamic", devices=4):
@@ -544,6 +581,14 @@ def test_calibrate_then_plan(yatt, tmp_path):
         (
             ["rollout.engine_args.max_num_seqs=many"],
             "rollout.engine_args.max_num_seqs='many' must be a whole number above 0",
+        ),
+        (
+            ["plan.tool_seconds=2"],
+            "plan.tool_seconds=2.0 has no meaning for a single turn; set plan.turns to 2 or more",
+        ),
+        (
+            ["environment=calculator", "environment.max_turns=3", "plan.turns=4"],
+            "plan.turns=4 is over environment.max_turns=3; lower it to 3",
         ),
         (["plan.calibration=none.json"], "plan.calibration=none.json: No such file or directory; write one with"),
         (["plan.calibration=README.md"], "plan.calibration=README.md is not a calibration; write one with"),

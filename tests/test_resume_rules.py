@@ -247,7 +247,8 @@ def test_rows_that_cannot_be_read_or_hold_bytes_have_contents(tmp_path):
 def test_two_runs_never_share_a_folder(here):
     one = saved(config(), 2)
     assert refused(config()) == (
-        "run.name=run: runs/run holds a run already; resume=auto goes on with it, another run.name starts a new one"
+        "run.name=run: runs/run holds a run already; resume=auto goes on with it, --overwrite begins anew, another "
+        "run.name keeps both"
     )
     saved(config(), 4)
     assert refused(config(f"resume={one}")).startswith(

@@ -11,6 +11,7 @@ from yatt.controller.fleet import Fleet
 from yatt.controller.health import HealthCheck
 from yatt.controller.load_balancer import LoadBalancer
 from yatt.controller.migration import Migration
+from yatt.controller.talks import TalkCounts, Talks
 from yatt.errors import BackendError, ProcessDied, WaitTimeout
 from yatt.types import Completion, Pulse, Request, SampleKey, SamplingParams, Span
 
@@ -126,6 +127,40 @@ def test_equals_begin_elsewhere_for_each_controller_and_a_slow_engine_counts_as_
     assert first.choose(group(0, 1), room) == (1, 1)
     first.slow_down({0: False})
     assert first.choose(group(0, 1), room) == (0, 1)
+
+
+def test_a_conversation_stays_with_its_cache_unless_another_engine_is_far_less_busy():
+    engines, room = fleet(3), np.array([8, 8, 8])
+    balancer = LoadBalancer(engines, index=0, controllers=1)
+    turn = group(0, 1)  # its work is 2
+    for engine in range(3):
+        balancer.sent(engine, group(1, 8))  # 16 each
+    assert balancer.choose(turn, room, home=2) == (2, 1)
+    balancer.sent(2, group(2, 10))  # 36 and 2 are 38, of 24.7 in the mean: 1.54 times
+    assert balancer.choose(turn, room, home=2) == (0, 1)
+    balancer.came_back(2, group(2, 2), idle=False)  # 34, of 23.3: 1.46 times
+    assert balancer.choose(turn, room, home=2) == (2, 1)
+    assert balancer.choose(turn, np.array([8, 8, 0]), home=2) == (0, 1)
+    engines.awake[2] = False
+    assert balancer.choose(turn, room, home=2) == (0, 1)
+
+
+def test_conversations_are_counted_as_one_controller_of_several_sees_them():
+    """One of turns of 3 and 5 tokens that is moved and ends after 4 s outside, and one that is given up."""
+    talks = Talks(controllers=2)
+    assert talks.counts() is None and talks.home(SampleKey(0, 0)) is None
+    talks.begin(0, 0)
+    talks.begin(0, 1)
+    talks.said(SampleKey(0, 0), row=10, sampled=3, engine=1)
+    talks.said(SampleKey(9, 0), row=10, sampled=3, engine=1)  # none of its business
+    assert talks.home(SampleKey(0, 0, 1)) == 1 and talks.home(SampleKey(0, 1)) is None
+    assert talks.known(SampleKey(0, 0, 1), 14) == 10 and talks.known(SampleKey(0, 1), 14) == 0
+    talks.said(SampleKey(0, 0, 1), row=19, sampled=5, engine=0)
+    assert talks.counts() == TalkCounts(under_way=4, ended=0, sampled=8, outside=0.0)
+    talks.end(0, 0, 4.0)
+    assert talks.counts() == TalkCounts(under_way=2, ended=2, sampled=0, outside=0.5)
+    talks.end(0, 1, None)  # given up: it says nothing of others
+    assert talks.counts() == TalkCounts(under_way=0, ended=2, sampled=0, outside=0.5)
 
 
 def test_an_engine_with_far_more_than_its_share_is_overfull():

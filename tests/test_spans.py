@@ -138,7 +138,7 @@ async def test_the_crew_asks_everyone_and_waits_for_nobody_for_long(actors, monk
     monkeypatch.setattr("yatt.cluster.crew.PATIENCE", 2.0)
     crew = ClusterCrew(CONFIG, tmp_path, lambda name, state: None)
     await actors[0].start(asleep=False)
-    crew._on_slots = {
+    crew._ranks.actors = {
         name: Handle(actor)
         for name, actor in {"g": actors[0], "gone": Mute(RuntimeError("gone")), "stuck": Mute(None)}.items()
     }

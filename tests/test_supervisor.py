@@ -79,6 +79,9 @@ class Journal:
         assert [s.name for s in spans].count("evaluate") == (evaluation is not None)
         self.events.append(f"row {report.step}{' evaluated' if evaluation else ''}")
 
+    def recovered(self, step):
+        self.events.append(f"goes on from {step}")
+
     def saved(self, step):
         self.events.append(f"saved {step}")
 
@@ -231,6 +234,43 @@ async def test_minutes_and_a_signal_ask_for_a_checkpoint():
     assert [event for event in events if event.startswith("saved")] == ["saved 1", "saved 5"]
 
 
+async def test_a_death_while_evaluating_at_the_start_or_at_the_very_end_is_recovered_from():
+    """The first evaluation is done once; what comes after the last step is done again."""
+
+    class Mortal(Crew):
+        async def evaluate(self, step):
+            report = await super().evaluate(step)
+            if self.events.count("evaluate 0") == 1:
+                raise ProcessDied("generator 0 died")
+            return report
+
+    crew = Mortal(events := [])
+    supervisor = supervised(settings("train.steps=2", "checkpoint.every=1"), crew)
+
+    async def finish():
+        events.append("export")
+        if events.count("export") == 1:
+            raise ProcessDied("rank 0 died")
+
+    assert await supervisor.run(1, finish) == 2
+    done = [event for event in events if event.startswith(("evaluate 0", "step", "back", "goes", "row 0", "export"))]
+    assert done == [
+        *("evaluate 0", "back to 0", "goes on from 0", "evaluate 0", "row 0"),
+        *("step 1", "step 2", "export", "back to 2", "goes on from 2", "export"),
+    ]
+
+
+async def test_a_run_that_is_stopped_while_it_recovers_ends_at_its_checkpoint():
+    class Slow(Crew):
+        async def recover(self, error):
+            assert self.supervisor.stop() is True
+            return await super().recover(error)
+
+    crew = Slow(events := [], dies_at=[3])
+    assert await supervised(settings("train.steps=9", "checkpoint.every=2"), crew).run(1) == 2
+    assert events[-2:] == ["back to 2", "goes on from 2"]
+
+
 async def test_a_death_ends_the_run_where_nothing_can_be_brought_up_anew():
     with pytest.raises(ProcessDied, match="rank 0 died in step 2"):
         await play(settings("train.steps=4"), dies_at=[2], recovers=False)
@@ -335,8 +375,8 @@ async def test_stop_during_the_first_evaluation_does_not_wait_for_a_step():
 class Idle(ClusterCrew):
     """A crew of nobody: every reward of every step fails, or, with a gap, engine and trainer differ."""
 
-    def __init__(self, config, run_path, on_phase, checkpoints):
-        super().__init__(config, run_path, on_phase)
+    def __init__(self, config, run_path, on_phase, checkpoints, tell):
+        super().__init__(config, run_path, on_phase, tell=tell)
         self.checkpoints = checkpoints
 
     async def start(self, *, model, train, generate):

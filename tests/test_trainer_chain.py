@@ -27,6 +27,7 @@ LAYOUTS = {
     "tp2+sp": (2, {"tp": 2, "sequence_parallel": True}),
     "pp2": (2, {"pp": 2}),
     "tp2xdp2": (4, {"tp": 2}),
+    "fsdp2": (2, {"backend": "fsdp"}),
 }
 
 
@@ -164,7 +165,8 @@ PREFERENCES: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("dpo", "tp2xdp2"), ("dpo", "pp2"), ("cdpo", "one"), ("ipo", "dp2"), ("ipo, averaged", "one")]
+    ("name", "layout"),
+    [("dpo", "tp2xdp2"), ("dpo", "pp2"), ("cdpo", "one"), ("ipo", "dp2"), ("ipo, averaged", "one"), ("dpo", "fsdp2")],
 )
 def test_preferences_match_hugging_face(folder: str, other: str, name: str, layout: str) -> None:
     world, copies, train = replicas(layout)
@@ -217,7 +219,7 @@ def test_references_worked_out_beforehand_change_nothing(folder: str, other: str
     assert worst(end, expected[1]) <= 1e-5
 
 
-@pytest.mark.parametrize("layout", ["one", "dp2"])
+@pytest.mark.parametrize("layout", ["one", "dp2", "fsdp2"])
 def test_kto_matches_its_definition(folder: str, other: str, layout: str) -> None:
     """The reference point is the mean log ratio of the second sequences, at least 0, and has no gradient."""
     world, copies, train = replicas(layout)

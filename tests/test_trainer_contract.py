@@ -27,6 +27,7 @@ from yatt.simulation.costs import ControllerCosts, TrainerCosts
 from yatt.simulation.loop import run
 from yatt.simulation.network import Network, Site
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
+from yatt.training.fsdp.backend import open_rank as open_fsdp
 from yatt.training.megatron.backend import open_rank as open_megatron
 from yatt.types import Share
 
@@ -151,11 +152,11 @@ class TestRanks(TrainerContract):
     def folder(self, tmp_path_factory):
         return save_tiny(tmp_path_factory.mktemp("model"), "qwen3", spread=2.0)
 
-    @pytest.fixture(params=["megatron", "plain"])
+    @pytest.fixture(params=["megatron", "fsdp", "plain"])
     async def place(self, request, folder, monkeypatch):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        rank = {"megatron": open_megatron, "plain": open_plain}[request.param]
+        rank = {"megatron": open_megatron, "fsdp": open_fsdp, "plain": open_plain}[request.param]
         place, actors = await opened(config(folder), [rank], monkeypatch)
         yield place
         await actors[0].close()

@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny(tmp_path_factory.mktemp("model"), "qwen3", spread=2.0)
 
 
-@pytest.fixture(params=["megatron", "plain"])
+@pytest.fixture(params=["megatron", "fsdp", "plain"])
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -173,6 +173,7 @@ def reference_step(folder: str, reference_folder: str, updates: list[list[Sample
         ("megatron", 1, {}),
         ("megatron", 2, {"pp": 2}),
         ("megatron", 4, {"tp": 2, "pp": 2}),
+        ("fsdp", 1, {}),
         ("plain", 1, {}),
     ],
 )
@@ -212,6 +213,7 @@ def test_two_updates_keep_the_old_logprobs(
         ("megatron", 2, {}),
         ("megatron", 4, {"pp": 2}),
         ("megatron", 4, {"tp": 2, "sequence_parallel": True}),
+        ("fsdp", 2, {}),
         ("plain", 2, {}),
     ],
 )

@@ -6,6 +6,10 @@ class YattError(Exception):
 
     exit_status = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """The lines that a notebook shows: what the user can mend, without the frames above it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class ConfigError(YattError):
     """A setting, or what it points at, is wrong. Raised before a device is touched."""

@@ -92,6 +92,11 @@ class Scorer(Protocol):
 class Chat(Protocol):
     """The text of a conversation as tokens."""
 
+    def ids(self, tokens: Sequence[int]) -> np.ndarray:
+        """Token ids of somebody else's, int32. Raises BadRow where there are none, or the tokenizer has one of them
+        not."""
+        ...
+
     def opening(self, messages: Sequence[Message], tools: Tools = ()) -> np.ndarray:
         """Token ids of the messages, up to where the assistant goes on, int32. Raises BadRow where the chat template
         refuses them."""
@@ -126,7 +131,7 @@ class Talk(Protocol):
         """The policy's answer to all that was said."""
         ...
 
-    async def complete(self, tokens: np.ndarray, max_tokens: int | None = None) -> Completion:
+    async def complete(self, tokens: Sequence[int], max_tokens: int | None = None) -> Completion:
         """The policy's completion of token ids, which are all there is."""
         ...
 

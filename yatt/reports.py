@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import islice
+from typing import Literal
 
 from yatt.moments import Moments
 
@@ -93,11 +94,17 @@ class Decision:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
     """What happened to a process of the run, or was done about it, in words; `at` seconds since the epoch, by the
-    driver's clock."""
+    driver's clock. The process "run" are all ranks and controllers together."""
 
     at: float
     process: str
+    kind: Literal["silent", "died", "back", "given up"]
     text: str
+
+    @property
+    def line(self) -> str:
+        """In words, with the process."""
+        return self.text if self.text.startswith(self.process) else f"{self.process}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +155,7 @@ class RolloutCounts:
     turns: int = 0
     tool_calls: int = 0
     tool_failures: int = 0
+    cache_hits: int = 0
     outside_seconds: float = 0.0
     forks: int = 0
     ended_by: Mapping[str, int] = field(default_factory=dict)

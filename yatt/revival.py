@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from yatt.errors import ProcessDied, YattError
 from yatt.placement.plan import Role
@@ -55,11 +55,11 @@ class Revival:
         self._tell = tell
         self._failures: dict[Engine, int] = {}  # since the last step
         self._tasks: list[asyncio.Task[None]] = []
-        self.given_up: set[Engine] = set()
+        self.given_up: dict[Engine, ProcessDied] = {}
 
     def watch(self, engines: Iterable[Engine]) -> None:
-        """From now on, start these anew when they die."""
-        self._tasks += [asyncio.create_task(self._keep(engine)) for engine in engines if engine not in self.given_up]
+        """From now on, start these anew when they die. Those that were given up before stay so."""
+        self._tasks += [asyncio.create_task(self._keep(engine)) for engine in engines]
 
     def step_done(self) -> None:
         """The run has made progress: what failed before is forgiven."""
@@ -74,18 +74,19 @@ class Revival:
 
     async def _keep(self, engine: Engine) -> None:
         name = self._hosts.name(engine)
-        while True:
+        while engine not in self.given_up:
             error = await self._hosts.death(engine)
             since = self._clock.now()
-            self._say(name, f"{error}; starting it anew")
+            self._say(name, "died", f"{error}; starting it anew")
             while (last := await self._attempt(engine, error)) is not None:
                 error = last
                 if self._failures.get(engine, 0) >= ATTEMPTS:
-                    self.given_up.add(engine)
-                    self._say(name, f"given up after {ATTEMPTS} failures: {error}")
-                    await self._hosts.give_up(engine, error)
-                    return
-            self._say(name, f"back after {self._clock.now() - since:.1f} s")
+                    self.given_up[engine] = error
+                    self._say(name, "given up", f"given up after {ATTEMPTS} failures: {error}")
+                    break
+            else:
+                self._say(name, "back", f"back after {self._clock.now() - since:.1f} s")
+        await self._hosts.give_up(engine, self.given_up[engine])
 
     async def _attempt(self, engine: Engine, error: ProcessDied) -> ProcessDied | None:
         """Start it once more; why it failed, if it did."""
@@ -102,5 +103,5 @@ class Revival:
             return again if isinstance(again, ProcessDied) else ProcessDied(str(again))
         return None
 
-    def _say(self, name: str, text: str) -> None:
-        self._tell(Incident(at=self._clock.now(), process=name, text=text))
+    def _say(self, name: str, kind: Literal["died", "back", "given up"], text: str) -> None:
+        self._tell(Incident(at=self._clock.now(), process=name, kind=kind, text=text))

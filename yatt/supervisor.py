@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -26,8 +26,8 @@ class Crew(Protocol):
         ...
 
     async def recover(self, error: ProcessDied) -> int:
-        """Bring up anew what died and go back to the last complete checkpoint; returns its step, 0 for the start.
-        Raises `error` where the runtime cannot."""
+        """Bring up anew what died and go back to the last good checkpoint; returns its step, 0 for the start. Raises
+        the last death where it cannot, or not any more."""
         ...
 
 
@@ -37,6 +37,10 @@ class Journal(Protocol):
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None: ...
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None: ...
+
+    def recovered(self, step: int) -> None:
+        """The run goes on from the end of `step`: what came after is done again."""
+        ...
 
     def saved(self, step: int) -> None: ...
 
@@ -65,11 +69,12 @@ class Supervisor:
         """Have a checkpoint after the step under way, or the next one."""
         self._asked = True
 
-    async def run(self, first: int) -> int:
-        """Returns the last step done; `first - 1` when there was nothing left to do. Waits for the checkpoint that is
-        being written, however it ends; where it is cancelled, there will be none of it."""
+    async def run(self, first: int, finish: Callable[[], Awaitable[object]] | None = None) -> int:
+        """Returns the last step done; `first - 1` when there was nothing left to do. After `train.steps`, does `finish`
+        with the ranks. Waits for the checkpoint that is being written, however it ends; where it is cancelled, there
+        will be none of it."""
         try:
-            return await self._run(first)
+            return await self._run(first, finish)
         except asyncio.CancelledError:
             if self._saving is not None:
                 self._saving[1].cancel()
@@ -78,24 +83,27 @@ class Supervisor:
             with suppress(ProcessDied):  # what ended the run is told
                 await self._written()
 
-    async def _run(self, first: int) -> int:
-        last = self._config.train.steps
-        if first == 1 and self._evaluates:
-            self._journal.start(await self._timed("evaluate", self._crew.evaluate, 0), self._take_spans())
-        self._running, self._saved_at = True, self._clock.now()
-        step = first
-        while step <= last:
+    async def _run(self, first: int, finish: Callable[[], Awaitable[object]] | None) -> int:
+        last, done, evaluates = self._config.train.steps, first - 1, first == 1 and self._evaluates
+        while True:
             try:
-                await self._step(step, last)
+                if evaluates:
+                    evaluation = await self._timed("evaluate", self._crew.evaluate, 0)
+                    self._journal.start(evaluation, self._take_spans())
+                    evaluates = False
+                if not self._running:
+                    self._running, self._saved_at = True, self._clock.now()
+                while done < last and not self._stopping:
+                    await self._step(done + 1, last)
+                    done += 1
+                if done == last and finish is not None:
+                    await finish()
+                return done
             except ProcessDied as error:
                 with suppress(ProcessDied):
                     await self._written()
-                step = await self._crew.recover(error) + 1
-                continue
-            if self._stopping:
-                return step
-            step += 1
-        return step - 1
+                done = await self._timed("recover", self._crew.recover, error)
+                self._journal.recovered(done)
 
     async def _step(self, step: int, last: int) -> None:
         """A step, and the evaluation and the checkpoint due after it."""
@@ -149,9 +157,9 @@ class Supervisor:
         else:
             self._journal.saved(step)
 
-    async def _timed(self, name: str, call: Callable[[int], Any], step: int) -> Any:
+    async def _timed(self, name: str, call: Callable[[Any], Any], argument: Any) -> Any:
         start = self._clock.now()
-        result = await call(step)
+        result = await call(argument)
         self._spans.append(PhaseSpan(name=name, actor="driver", start=start, stop=self._clock.now()))
         return result
 

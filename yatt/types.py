@@ -167,7 +167,8 @@ class Answer:
 class Turn:
     """One turn of the policy's in a conversation: it sampled tokens [start, stop) of its row. `calls` are the tools it
     called, `failed` those of them that could not be parsed or raised. Its answer took `seconds`, and what came before
-    it, outside the engines, `waited`. `reward` is what the environment gave for the turn, where it did."""
+    it, outside the engines, `waited`. `cached`: it went on at the engine, and under the weights, by which its row was
+    there before. `reward` is what the environment gave for the turn, where it did."""
 
     start: int
     stop: int
@@ -175,6 +176,7 @@ class Turn:
     failed: int = 0
     seconds: float = 0.0
     waited: float = 0.0
+    cached: bool = False
     reward: float | None = None
 
 

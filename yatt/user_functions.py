@@ -1,10 +1,12 @@
-"""A user's own function, named FILE.py:NAME or package.module:NAME: found, imported, and called. Light: reward workers
-import it."""
+"""A user's own function, named FILE.py:NAME or package.module:NAME, or given to a call from Python: found, imported,
+and called. Light: reward workers import it."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from yatt.config.paths import OBJECT
 from yatt.errors import BackendError, ConfigError
 
 T = TypeVar("T")
@@ -26,8 +29,10 @@ def find(setting: str, reference: str, builtins: Mapping[str, str] | None = None
     if not location:
         others = f" or one of {', '.join(known)}" if known else ""
         raise ConfigError(f"{written} is not built in{nearest(name, known)}; use FILE.py:NAME{others}")
-    if location.endswith(".py") and not Path(location).is_file():
+    if location.endswith((".py", OBJECT)) and not Path(location).is_file():
         raise ConfigError(f"{written}: there is no file {location}")
+    if location.endswith(OBJECT):
+        return _unpacked(written, Path(location))
     try:
         module = (
             _import_file(Path(location).resolve()) if location.endswith(".py") else importlib.import_module(location)
@@ -39,6 +44,26 @@ def find(setting: str, reference: str, builtins: Mapping[str, str] | None = None
         raise ConfigError(f"{written}: {location} has no {name!r}{nearest(name, vars(module))}")
     if not callable(function):
         raise ConfigError(f"{written} is a {type(function).__name__}, not a function; name a function")
+    return function
+
+
+def _unpacked(written: str, file: Path) -> Callable[..., Any]:
+    """The object of a file that `yatt.packed_objects` wrote, which is called."""
+    written_by, _, content = file.read_bytes().partition(b"\n")
+    instead = f"use that Python, or write it to a file (its source is beside {file.name}) and name FILE.py:NAME"
+    try:
+        head = json.loads(written_by)
+        python = tuple(head["python"])
+        sys.path += [entry for entry in head["path"] if entry not in sys.path]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{written}: {file} is not what a call from Python has written; name FILE.py:NAME") from None
+    if python != sys.version_info[:2]:
+        made, now = (".".join(map(str, version)) for version in (python, sys.version_info[:2]))
+        raise ConfigError(f"{written} was made by Python {made}, and this is {now}; {instead}")
+    try:
+        function: Callable[..., Any] = pickle.loads(content)
+    except BaseException as error:
+        raise ConfigError(f"{written} does not load: {describe(error)}") from error
     return function
 
 

@@ -1,5 +1,5 @@
 """Make what the agent starts from: a tiny untrained model that knows of tools, demonstrations, questions and held-out
-questions.
+questions; and the same for the game.
 
     python examples/agent/prepare.py --seed 0 --out examples/agent/work
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from game import TwoGuesses
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -41,6 +42,8 @@ DEMONSTRATIONS = 12_000
 CALLING = 0.35
 """The share of demonstrations that call the calculator; the others answer at once, and the model gets those wrong."""
 TRAIN_PROMPTS, EVAL_PROMPTS = 4_000, 200
+GAMES = 2_000
+"""Demonstrations of the game, of two turns each: any digit, whatever was said."""
 
 
 def question(a: int, b: int) -> str:
@@ -116,8 +119,19 @@ def demonstrations(words: PreTrainedTokenizerFast, a: int, b: int, calls: bool) 
     ]
 
 
-def rendered(words: PreTrainedTokenizerFast, messages: list[dict[str, Any]]) -> str:
-    return str(words.apply_chat_template(messages, tools=TOOLS, tokenize=False, add_generation_prompt=True))
+def rendered(words: PreTrainedTokenizerFast, messages: list[dict[str, Any]], tools: Any = TOOLS) -> str:
+    return str(words.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True))
+
+
+def game(words: PreTrainedTokenizerFast, draw: random.Random) -> list[dict[str, str]]:
+    """One row for each turn of a game that is played without thought."""
+    world, guesses = TwoGuesses(), [str(draw.randint(1, 9)) for _ in range(2)]
+    asked: list[dict[str, Any]] = [{"role": "user", "content": world.reset(uid=draw.randrange(1 << 30))}]
+    lines = [{"prompt": rendered(words, asked, None), "response": guesses[0]}]
+    if (hint := world.step(guesses[0])) is not None:
+        told = [*asked, {"role": "assistant", "content": guesses[0]}, {"role": "user", "content": hint}]
+        lines.append({"prompt": rendered(words, told, None), "response": guesses[1]})
+    return lines
 
 
 def rows(seed: int, words: PreTrainedTokenizerFast) -> dict[str, list[dict[str, str]]]:
@@ -127,7 +141,11 @@ def rows(seed: int, words: PreTrainedTokenizerFast) -> dict[str, list[dict[str, 
     asked, shown = rest[:TRAIN_PROMPTS], rest[TRAIN_PROMPTS:]
     calling = [i < CALLING * len(shown) for i in range(len(shown))]
     random.Random(seed).shuffle(calling)
+    draw = random.Random(seed)
     return {
+        "game-demonstrations.jsonl": [row for _ in range(GAMES) for row in game(words, draw)],
+        "game.jsonl": [{"prompt": "Let us play."}] * TRAIN_PROMPTS,
+        "game-eval.jsonl": [{"prompt": "Let us play."}] * EVAL_PROMPTS,
         "eval.jsonl": [{"prompt": question(a, b), "answer": str(a * b)} for a, b in held_out],
         "train.jsonl": [{"prompt": question(a, b), "answer": str(a * b)} for a, b in asked],
         "demonstrations.jsonl": [

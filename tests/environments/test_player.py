@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,18 +15,22 @@ import pytest
 from tests.doubles import ScriptedScorer, Ticks
 from tests.environments.templates import tokenizer
 from yatt.algorithm.samples import samples
+from yatt.cluster.samplelog import SampleLog
 from yatt.config.schema import AlgorithmConfig, EnvironmentConfig
 from yatt.controller.carry_over import carried_group, restored_group
 from yatt.controller.conversation import Limits
-from yatt.controller.player import Player, Setting
+from yatt.controller.player import ConversationSetup, Player
+from yatt.controller.talks import Talks
 from yatt.controller.tally import Tally, as_group, count
+from yatt.data.turns import ResponseText
 from yatt.environments.chat import Chat
-from yatt.environments.endpoint import read_request
-from yatt.environments.hosted import HostedEnvironment, check_environment
+from yatt.environments.hosted import BEGINNING, HostedEnvironment, check_environment
+from yatt.environments.messages import read_request
 from yatt.errors import BackendError, ConfigError
 from yatt.types import Completion, Prompt, Request, SamplingParams, Span, Trajectory
 
 WORLDS = Path(__file__).with_name("worlds.py")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "agent" / "calculator"
 MADE = tokenizer("qwen2.5")
 CHAT = Chat(MADE)
 END = MADE.convert_tokens_to_ids("<|im_end|>")
@@ -53,6 +58,7 @@ class Policy:
 
     def __init__(self, texts: Callable[[int, int], str | None]) -> None:
         self.texts = texts
+        self.talks = Talks()
         self.requests: list[Request] = []
 
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
@@ -96,7 +102,7 @@ def play(
     if key not in STAGE:
         STAGE[key] = HostedEnvironment(EnvironmentConfig(**{"function": f"{WORLDS}:{world}", **settings}))
         LOOP.run_until_complete(STAGE[key].start())
-    setting = Setting(
+    setup = ConversationSetup(
         environment=STAGE[key],
         chat=CHAT,
         limits=limits or Limits(turns=6, tokens=None, context=4000),
@@ -106,7 +112,7 @@ def play(
 
     async def run() -> list[Trajectory]:
         scorer = ScriptedScorer(judge or (lambda t: 0.0))
-        player = Player(policy, scorer, lambda ids: "", 3, "rollout", setting=setting, clock=Ticks())  # type: ignore[arg-type]
+        player = Player(policy, scorer, lambda ids: "", 3, "rollout", setup=setup, clock=Ticks())  # type: ignore[arg-type]
         params = [SamplingParams(max_tokens=max_tokens)] * siblings
         responding = asyncio.ensure_future(player.respond(prompt(), params))
         if abort:
@@ -159,6 +165,26 @@ def test_a_conversation_becomes_a_sample_whose_fresh_tokens_are_of_the_version_n
     assert np.array_equal(same.tokens, sample.tokens) and np.array_equal(same.loss_mask, sample.loss_mask)
     assert np.array_equal(same.rollout_logprobs, sample.rollout_logprobs) and same.fresh == sample.fresh
     assert again.trajectories[0].messages == trajectory.messages
+
+
+def test_samples_have_what_the_policy_read_and_what_it_said_piece_by_piece(tmp_path: Path) -> None:
+    (trajectory,), _ = play("two", lambda sibling, turn: ["one", "three", "x"][turn])
+    (talk,), _ = play("Sums", calls)
+    log = SampleLog(tmp_path, 0, 2)
+    log.decode = ResponseText(MADE).whole
+    log.groups(1, [as_group(one.prompt, [one]) for one in (trajectory, talk)])
+    apart, together = map(json.loads, (tmp_path / "step-1.c0.jsonl").read_text().splitlines())
+    for line, one in ((apart, trajectory), (together, talk)):
+        assert [len(row) for row in line["rows"]] == [2 * len(row.turns) for row in one.rows]
+        for pieces, row in zip(line["rows"], one.rows, strict=True):
+            assert "".join(piece["text"] for piece in pieces) == MADE.decode(row.tokens.tolist())
+            assert sum(piece["tokens"] for piece in pieces if piece["trained"]) == row.loss_mask.sum()
+    assert [p["text"] for p in together["rows"][0] if p["trained"]] == said(talk)
+    assert [(turn["calls"], turn["seconds"] > 0, turn["waited"] > 0) for turn in together["turns"]] == [
+        (1, True, True),
+        (0, True, True),
+    ]
+    assert [m["role"] for m in together["messages"]] == ["user", "assistant", "tool", "assistant"]
 
 
 def test_mistakes_of_the_policy_are_told_to_it_and_counted() -> None:
@@ -247,6 +273,22 @@ def test_an_agent_over_http_records_what_a_class_does() -> None:
     assert row.loss_mask.sum() == over_http.response_tokens
 
 
+def test_the_three_ways_record_the_same() -> None:
+    def texts(sibling: int, turn: int) -> str:
+        return [ASK % ("calculate", '{"expression": "3 + 4"}'), "7"][turn]
+
+    ways = [EXAMPLE.with_suffix(".py:Products"), f"{WORLDS}:products", EXAMPLE.with_suffix(".py:agent")]
+    played = [play("", texts, function=str(way), max_tokens=100)[0][0] for way in ways]
+    for one in played:
+        assert one.score == played[0].score and one.score is not None and one.score.parts == {"asked": 1.0}
+        assert one.score.value == 1.0 and len(one.rows) == 1 and len(one.turns) == 2
+        assert np.array_equal(one.tokens, played[0].tokens) and np.array_equal(one.loss_mask, played[0].loss_mask)
+        assert np.array_equal(one.rollout_logprobs, played[0].rollout_logprobs) and one.spans == played[0].spans
+        assert [(turn.start, turn.stop, turn.calls) for turn in one.turns] == [
+            (turn.start, turn.stop, turn.calls) for turn in played[0].turns
+        ]
+
+
 PROGRAM = """
 import json, os, sys, urllib.request
 row = json.load(sys.stdin)
@@ -277,6 +319,20 @@ def test_a_program_is_an_agent(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is no text"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, "a tool call without a name"),
         ({"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}, "max_tokens=0 must be"),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": "9"},
+            "max_completion_tokens='9' must",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": {"function": {}}}]}, "tool_calls that are no list"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "3"}}]}]},
+            "arguments",
+        ),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": {"add": {}}}, "tools must be a list"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": ["add"]}, r"tools\[0\] is not of the form"),
+        ({"messages": "hello"}, "messages must be a list"),
+        ({"messages": [{"role": "tool", "content": "\ufdd0"}]}, "which is no character"),
+        ({"messages": ["hello"]}, r"messages\[0\] has no role"),
     ],
 )
 def test_requests_that_mean_nothing_are_refused(asked: dict[str, Any], message: str) -> None:
@@ -299,6 +355,33 @@ def test_limits_end_a_conversation_that_would_never_end(limits: Limits, reason: 
     assert limits.tokens is None or trajectory.response_tokens <= limits.tokens
     assert trajectory.score is not None and trajectory.score.value == 1.0
     assert count(Tally(finished=[as_group(trajectory.prompt, [trajectory])]), 1, 0).ended_by == {reason: 1}
+
+
+def test_what_a_function_asks_wrongly_is_told_to_it_and_ends_nothing_else() -> None:
+    (trajectory,), _ = play("mistaken", lambda sibling, turn: "hm")
+    assert trajectory.score is not None and (trajectory.score.status, trajectory.score.value) == ("ok", 7.0)
+    assert len(trajectory.rows) == 1 and len(trajectory.turns) == 1
+
+
+@pytest.mark.parametrize("world", ["stubborn", "generous"])
+def test_what_goes_on_where_nothing_is_answered_any_more_comes_to_its_end(world: str) -> None:
+    limits = Limits(turns=2, tokens=None, context=1000)
+    (trajectory,), _ = play(world, lambda sibling, turn: "hm", limits=limits, timeout=1.0, retries=0)
+    assert trajectory.score is not None and trajectory.score.status == "timed_out"
+    assert "between two turns the environment took over 1 s" in trajectory.score.detail
+
+
+@pytest.mark.parametrize(("world", "detail"), [("early", "before the policy had one"), ("NoNumber", "must be finite")])
+def test_a_reward_that_is_none_fails_the_conversation(world: str, detail: str) -> None:
+    (trajectory,), _ = play(world, lambda sibling, turn: "hm", retries=0)
+    assert trajectory.score is not None and trajectory.score.status == "failed" and detail in trajectory.score.detail
+
+
+def test_conversations_begin_some_at_a_time_so_that_none_waits_for_the_others_beginning() -> None:
+    """The reward is how many had begun in the worker, and asked nothing yet, as one more did."""
+    many, _ = play("crowd", lambda sibling, turn: "hm", siblings=BEGINNING + 18)
+    rewards = [t.score.value for t in many if t.score is not None and t.score.value is not None]
+    assert len(rewards) == BEGINNING + 18 and max(rewards) == BEGINNING
 
 
 def test_aborted_conversations_have_no_score() -> None:

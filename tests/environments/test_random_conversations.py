@@ -17,7 +17,7 @@ from tests.environments.test_chat import ADD, text
 from tests.generator_double import DoubleGenerator, Drawing
 from yatt.controller.conversation import Limits
 from yatt.controller.fleet import Fleet
-from yatt.controller.player import Player, Setting
+from yatt.controller.player import ConversationSetup, Player
 from yatt.controller.router import Router
 from yatt.environments.chat import Chat
 from yatt.errors import ConversationEnded, ProcessDied
@@ -70,7 +70,7 @@ class Chatter:
                 answer = await talk.chat(messages, tools, rng.choice([None, 3, 9]))
                 messages.append(answer.message)
                 if rng.random() < 0.15:
-                    await talk.complete(np.array([5, 6, 7, rng.randrange(60)], dtype=np.int32), 4)
+                    await talk.complete([5, 6, 7, rng.randrange(60)], 4)
                 if rng.random() < 0.15:
                     messages = messages[:1]
                 elif answer.calls or answer.mistakes or (tools and rng.random() < 0.3):
@@ -102,23 +102,21 @@ async def converse(name: str, seed: int, conversations: int) -> list[Trajectory]
     ]
     fleet = Fleet(engines)
     router = Router(fleet, clock=clock, limit=64)
-    setting = Setting(
+    setup = ConversationSetup(
         environment=Chatter(rng, name in WITH_TOOLS and rng.random() < 0.7),
         chat=chat,
         limits=Limits(turns=rng.choice([2, 5, 9]), tokens=rng.choice([None, 25]), context=rng.choice([600, 1500])),
         retries=0,
         judged=False,
     )
-    player = Player(
-        router, ScriptedScorer(lambda t: 0.0), lambda ids: "", seed, "rollout", setting=setting, clock=clock
-    )
+    player = Player(router, ScriptedScorer(lambda t: 0.0), lambda ids: "", seed, "rollout", setup=setup, clock=clock)
 
     async def disturb() -> None:
         awake = [True] * 3
         for _ in range(6):
             await clock.sleep(rng.random() * 0.3)
             slot = rng.randrange(3)
-            if rng.random() < 0.3 and sum(fleet.up) > 1:
+            if rng.random() < 0.3 and sum(not engine.dead for engine in engines) > 1:  # a dead one may not be known yet
                 engines[slot].die()
             else:
                 awake[slot] = not awake[slot] or sum(awake) == 1

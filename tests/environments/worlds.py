@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import time
 from typing import Any
+
+from examples.agent.calculator import TOOLS, Products
 
 
 class Sums:
@@ -106,3 +110,78 @@ async def endless(session: Any) -> float:
 
 def plain(session: Any) -> float:
     return 0.0
+
+
+async def mistaken(session: Any) -> float:
+    """Asks for what cannot be, and then for what can."""
+    wrong: list[Any] = [
+        lambda: session.chat("hello"),
+        lambda: session.chat([]),
+        lambda: session.chat([{"content": "x"}]),
+        lambda: session.chat([{"role": "user", "content": 7}]),
+        lambda: session.chat([{"role": "user", "content": "x"}], max_tokens=-1),
+        lambda: session.complete([]),
+        lambda: session.complete([1, 10**9]),
+    ]
+    caught = 0
+    for ask in wrong:
+        try:
+            await ask()
+        except ValueError:
+            caught += 1
+    await session.chat([{"role": "user", "content": "x"}])
+    return float(caught)
+
+
+async def stubborn(session: Any) -> float:
+    """Asks on, whatever it is told."""
+    while True:
+        with contextlib.suppress(Exception):
+            await session.chat([{"role": "user", "content": "go"}])
+
+
+async def generous(session: Any) -> float:
+    """Gives rewards for ever."""
+    await session.chat([{"role": "user", "content": "go"}])
+    while True:
+        session.reward(0.1)
+        await asyncio.sleep(0.001)
+
+
+async def early(session: Any) -> float:
+    session.reward(1.0)
+    return 0.0
+
+
+class NoNumber:
+    def step(self, answer: str) -> Any:
+        return "go on", float("nan")
+
+
+async def products(session: Any) -> dict[str, float]:
+    """The example's task, as a function."""
+    world, messages = Products(), list(session.row["messages"])
+    world.reset(session.row["answer"])
+    while True:
+        reply = await session.chat(messages, TOOLS)
+        messages.append(reply.message)
+        for call in reply.calls:
+            said = world.calculate(**call["arguments"])
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": said})
+        if not reply.calls:
+            world.step(reply.content)
+            return world.reward()
+
+
+BEGUN: set[int] = set()
+
+
+async def crowd(session: Any) -> float:
+    """How many begin at this moment."""
+    me = session.row["sibling"]
+    BEGUN.add(me)
+    here = len(BEGUN)
+    await asyncio.sleep(0.2)
+    BEGUN.discard(me)
+    await session.chat([{"role": "user", "content": "go"}])
+    return float(here)

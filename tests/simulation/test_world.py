@@ -14,6 +14,8 @@ from yatt.errors import BackendError, ConfigError
 from yatt.simulation.costs import ControllerCosts, EngineCosts, Lengths, ScorerCosts, TrainerCosts
 from yatt.simulation.simulate import simulate
 
+PLAIN = EngineCosts(step=0.1, per_request=0.0, per_kv_token=0.0, load=0.0)
+NOTHING = TrainerCosts(per_token=0.0, per_token_squared=0.0, per_update=0.0)
 SMALL = partial(audited, settings(), COSTS, devices=4, controllers=2, steps=3)
 
 
@@ -97,6 +99,27 @@ def test_phases_by_hand() -> None:
     assert first["train"] == pytest.approx(3.01) and second["train"] == pytest.approx(3.01)
     assert first["sync"] == pytest.approx(1.5) and second["sync"] == pytest.approx(1.5)
     assert first["report"] == pytest.approx(0.05)
+
+
+def test_a_prompts_images_are_seen_once_by_its_engine_and_once_in_a_micro_batch() -> None:
+    """Of 2 prompts with 3 responses each: 2 towers of 0.5 s in the rollout, and in the one micro-batch 2 of 0.25 s.
+
+    Rollout: offloading 0.3, reading 0.32, towers 1.0, 10 steps of 0.1 s: 2.62 s. Train: sleeping and loading 1.0,
+    6 samples of 26 tokens at 0.01 s 1.56, the micro-batch 0.1, towers 0.5: 3.16 s.
+    """
+    costs = replace(
+        COSTS,
+        engine=replace(PLAIN, step=0.1, prefill=0.01, images=0.5, sleep=0.6),
+        trainer=replace(NOTHING, per_token=0.01, per_micro_batch=0.1, offload=0.3, onload=0.4, images=0.25),
+        scorer=ScorerCosts(seconds=0.0),
+        controller=ControllerCosts(per_response=0.0, per_step=0.0),
+        workload=replace(
+            COSTS.workload, responses=(Lengths(median=10, p99=10),), equal_groups=0.0, image_bytes=0, image_pixels=9
+        ),
+    )
+    (step,) = simulate(settings(batch=2, filter="none"), costs, devices=1, controllers=1, steps=1, seed=0).steps
+    assert step.phases["rollout"] == pytest.approx(2.62)
+    assert step.phases["train"] == pytest.approx(3.16)
 
 
 def test_bytes_are_split_over_controllers() -> None:

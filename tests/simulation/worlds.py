@@ -93,7 +93,9 @@ def settings(
         algorithm=AlgorithmConfig.model_validate({"name": algorithm}),
         rollout=RolloutConfig(**({"n": 3, "max_tokens": 64, "filter": "all_equal"} | rollout)),
         reward=RewardConfig(timeout=timeout, models=judges),
-        train=TrainConfig(steps=1, batch_size=batch, tokens_per_micro_batch=256, **(train or {})),
+        train=TrainConfig(
+            **({"steps": 1, "batch_size": batch, "tokens_per_micro_batch": 256, "max_recoveries": 9} | (train or {}))
+        ),
         checkpoint=CheckpointConfig(every=every),
         cluster=ClusterConfig(step_timeout=1e6),
         placement=PlacementConfig(mode=mode, split=split or {}),

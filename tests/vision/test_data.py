@@ -24,7 +24,7 @@ from pictures import END, PAD, PARTS, START, as_array, picture, seeing_folder, s
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from yatt.config.image_tokens import image_tokens
-from yatt.config.schema import Config, DataConfig
+from yatt.config.schema import Config, DataConfig, EnvironmentConfig
 from yatt.data import images as data_images
 from yatt.data.columns import Columns
 from yatt.data.encoders import row_encoder
@@ -99,6 +99,16 @@ def encoded(model: str, row: dict[str, Any], place: Path | str = "", algorithm: 
     source = Rows([row], place)
     encode = row_encoder(config_of(model, algorithm, length, **data), load_tokenizer(model), source, store)
     return encode(row, 0, 0), store.held
+
+
+def test_a_row_with_images_begins_no_conversation(model: str) -> None:
+    """Without their bytes, the marks of its images would be words."""
+    config = config_of(model).model_copy(update={"environment": EnvironmentConfig(function="calculator")})
+    rows = Rows([{"prompt": "<image> ?", "images": [ONE]}, {"prompt": "And ?"}])
+    encode = row_encoder(config, load_tokenizer(model), rows, ListStore())
+    with pytest.raises(BadRow, match="the row has images, and conversations are of text alone"):
+        encode(rows.row(0), 0, 0)
+    assert len(encode(rows.row(1), 1, 1).tokens)
 
 
 def tokens_of(model: str, text: str) -> list[int]:

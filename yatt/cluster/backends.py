@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from yatt.config.schema import Config
 from yatt.protocols import Generator, Scorer
 from yatt.reports import Probed
 
@@ -23,6 +24,15 @@ class Backends:
     trainer: str = "yatt.training.megatron.backend:open_rank"
     scorer: str = "yatt.reward.mixed:open_scorer"
     tokenizer: str = "yatt.data.prompts:load_tokenizer"
+
+
+TRAINERS = {"megatron": Backends.trainer, "fsdp": "yatt.training.fsdp.backend:open_rank"}
+"""By `train.backend`."""
+
+
+def backends_of(config: Config) -> Backends:
+    """The classes that a run of this config is made of."""
+    return Backends(trainer=TRAINERS[config.train.backend])
 
 
 class HostedGenerator(Generator, Protocol):

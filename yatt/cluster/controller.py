@@ -18,7 +18,7 @@ from yatt.cluster.calls import first_error
 from yatt.cluster.clock import WallClock
 from yatt.cluster.generator import RemoteGenerator
 from yatt.cluster.media import RayMediaStore
-from yatt.cluster.process import SlotProcess, settle
+from yatt.cluster.process import Hosted, SlotProcess, settle
 from yatt.cluster.rank import RankHandle, RemoteTrainer
 from yatt.cluster.samplelog import SampleLog
 from yatt.config.models import policy_facts
@@ -39,16 +39,18 @@ from yatt.controller.evaluator import Evaluator
 from yatt.controller.exchange import Exchange
 from yatt.controller.offline import OfflineController
 from yatt.controller.peers import Hub, HubPeers
-from yatt.controller.player import Setting
+from yatt.controller.player import ConversationSetup
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.step import Controller
 from yatt.data.encoders import held_out_rows, row_encoder
 from yatt.data.loader import Encode, Loader, good_rows
 from yatt.data.rows import RowSource
 from yatt.data.source import open_source
+from yatt.data.template import with_arguments
 from yatt.data.turns import ResponseText
 from yatt.environments.chat import Chat
 from yatt.environments.hosted import HostedEnvironment
+from yatt.errors import ProcessDied
 from yatt.placement.plan import Layout, Role
 from yatt.protocols import MediaStore, Peers
 from yatt.reports import EvaluationReport, StepReport
@@ -70,22 +72,27 @@ class GeneratorHandle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """The actors that a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate."""
+    """The actors that a controller talks to. `hub` is controller 0; without ranks the cluster can only evaluate.
+    Controllers of `world` 2 stand in for those of world 1, who died: engines must not take them for the same. With
+    `coming`, engines that die are started anew."""
 
     hub: Any
     layout: Layout
     parameters: Mapping[Role, float]
     generators: tuple[GeneratorHandle, ...]
     ranks: tuple[RankHandle, ...]
+    world: int
+    coming: bool
 
 
-class ControllerActor:
+class ControllerActor(Hosted):
     """Hosts one controller."""
 
     def __init__(
         self, process: SlotProcess, config: Config, backends: Backends, *, index: int, count: int, run_path: str
     ) -> None:
         settle(process)
+        self._recorder = process.recorder()
         self._config = config
         self._backends = backends
         self._index = index
@@ -93,9 +100,11 @@ class ControllerActor:
         self._log = SampleLog(Path(run_path) / "samples", index, config.log.samples)
         self._hub = Hub(count, config.cluster.step_timeout)
         self._scorer: HostedScorer | None = None
-        self._setting: Setting | None = None
+        self._setup: ConversationSetup | None = None
         self._controller: Controller | OfflineController | None = None
         self._evaluator: Evaluator | OfflineController | None = None
+        self._assembly: Assembly | None = None
+        self._client = ""
 
     async def meet(self, tag: str, index: int, value: Any) -> list[Any]:
         """The hub of all controllers' collectives; only controller 0 is asked."""
@@ -112,6 +121,7 @@ class ControllerActor:
 
     async def _start(self, wiring: Wiring) -> None:
         config = self._config
+        self._client = f"controller {self._index} of world {wiring.world}"
         host = self._hub if self._index == 0 else None
         peers = HubPeers(self._index, self._count, host or HubOverTheWire(wiring.hub), host)
         parts = Parts(
@@ -123,20 +133,23 @@ class ControllerActor:
             exchange=self._exchange(peers, wiring),
             clock=WallClock(),
         )
-        tokenizer: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
+        plain: PreTrainedTokenizerFast = load(self._backends.tokenizer)(config.model.path)
+        tokenizer = with_arguments(plain, config.data.template_arguments)
         place = {"index": self._index, "count": self._count}
         nodes = {_node(), *(g.node for g in wiring.generators), *(rank.node for rank in wiring.ranks)}
         store = partial(RayMediaStore, together=len(nodes) == 1)
         if not config.algorithm.recipe.reinforces:
             self._controller = self._evaluator = self._offline(parts, tokenizer, store)
             return
-        assembly = Assembly(parts, self._engines(wiring))
+        assembly = self._assembly = Assembly(parts, self._engines(wiring))
         ask = {role: router.generate for role, router in assembly.routers.items()}
         scorer: HostedScorer = load(self._backends.scorer)(config.reward, ask, **place)
         self._scorer = scorer
         await scorer.start()
-        self._setting = await self._open_environment(tokenizer)
-        reading = Reading(decode=ResponseText(tokenizer), scorer=scorer, setting=self._setting)
+        self._setup = await self._open_environment(tokenizer)
+        text = ResponseText(tokenizer)
+        reading = Reading(decode=text, scorer=scorer, setup=self._setup)
+        self._log.decode = text.whole
         if config.evaluate.path is not None or config.evaluate.size is not None:
             held_out = held_out_rows(config, tokenizer, index=self._index, count=self._count, store=store())
             self._evaluator = assembly.evaluator(held_out, reading, self._log.evaluation)
@@ -146,7 +159,7 @@ class ControllerActor:
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
             self._controller = assembly.controller(loader, reading, drop, self._log.groups)
 
-    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> Setting | None:
+    async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> ConversationSetup | None:
         """What conversations are played in, its workers started."""
         config, environment = self._config, self._config.environment
         if not environment.played:
@@ -154,7 +167,7 @@ class ControllerActor:
         hosted = HostedEnvironment(environment)
         await hosted.start()
         limits = Limits(turns=environment.max_turns, tokens=environment.max_tokens, context=config.model.context_length)
-        return Setting(
+        return ConversationSetup(
             environment=hosted,
             chat=Chat(tokenizer, environment.calls),
             limits=limits,
@@ -178,18 +191,36 @@ class ControllerActor:
         return offline_controller(parts, self._loader(source, encode), held_out, reference)
 
     def _engines(self, wiring: Wiring) -> Engines:
-        client, timeout = f"controller {self._index}", self._config.cluster.step_timeout
         generators: dict[Role, list[RemoteGenerator]] = {role: [] for role in wiring.layout.sizes}
-        for g in wiring.generators:
-            generators[g.role].append(
-                RemoteGenerator(g.actor, name=g.name, client=client, slots=g.slots, node=g.node, timeout=timeout)
-            )
+        for handle in wiring.generators:
+            generators[handle.role].append(self._remote(handle))
         return Engines(
             layout=wiring.layout,
             mode=mode_of(self._config, wiring.layout, wiring.parameters),
             generators=generators,
             resident=resident(self._config, trains=bool(wiring.ranks)),
+            coming=wiring.coming,
         )
+
+    def _remote(self, handle: GeneratorHandle) -> RemoteGenerator:
+        return RemoteGenerator(
+            handle.actor,
+            name=handle.name,
+            client=self._client,
+            slots=handle.slots,
+            node=handle.node,
+            timeout=self._config.cluster.step_timeout,
+        )
+
+    async def join(self, role: Role, number: int, handle: GeneratorHandle) -> None:
+        """See `Assembly.join`."""
+        assert self._assembly is not None
+        await _first(self._assembly.join(role, number, self._remote(handle)))
+
+    async def give_up(self, role: Role, number: int, why: str) -> None:
+        """See `Assembly.give_up`."""
+        assert self._assembly is not None
+        self._assembly.give_up(role, number, ProcessDied(why))
 
     def _exchange(self, peers: Peers, wiring: Wiring) -> Exchange:
         nodes, facts = {rank.dp_rank: rank.node for rank in reversed(wiring.ranks)}, policy_facts(self._config)
@@ -238,17 +269,21 @@ class ControllerActor:
                 out.writelines(json.dumps(asdict(group)) + "\n" for group in carried)
         return state
 
-    async def restore(self, state: dict[str, Any], folder: str) -> None:
-        """Go on from what `save` returned and what all controllers wrote into `folder`. Collective."""
+    async def restore(self, state: dict[str, Any] | None, folder: str) -> None:
+        """Go on from what `save` returned and what all controllers wrote into `folder`; without a state, from the start
+        of the run. Collective."""
         assert self._controller is not None
+        if state is None:
+            await _first(self._controller.restore(self._controller.desk.state()))
+            return
         lines = [line for file in sorted(Path(folder).glob("controller-*.jsonl")) for line in file.open()]
-        await self._controller.restore(state, [CarriedGroup(**json.loads(line)) for line in lines])
+        await _first(self._controller.restore(state, [CarriedGroup(**json.loads(line)) for line in lines]))
 
     async def close(self) -> None:
         if self._scorer is not None:
             await self._scorer.close()
-        if self._setting is not None:
-            await self._setting.environment.close()
+        if self._setup is not None:
+            await self._setup.environment.close()
 
 
 async def _first(work: Awaitable[R]) -> R:

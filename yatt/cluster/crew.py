@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,24 +13,31 @@ from typing import Any, TypeVar
 import ray
 
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import Backends, backends_of
 from yatt.cluster.calls import wait_all, wait_one
+from yatt.cluster.clock import WallClock
 from yatt.cluster.controller import ControllerActor, GeneratorHandle, Wiring
 from yatt.cluster.generator import GeneratorActor
+from yatt.cluster.heartbeat import Heartbeat
+from yatt.cluster.hosts import EngineHosts, end_all
 from yatt.cluster.kinds import Slot, controller_kind, generator_kind, rank_kind
 from yatt.cluster.payload import payload_bytes
 from yatt.cluster.process import SlotProcess
 from yatt.cluster.rank import RankActor, RankHandle, RemoteTrainer
+from yatt.cluster.rankhosts import RankHosts
 from yatt.cluster.session import find_slots, place
-from yatt.config.facts import model_facts, parameters
+from yatt.config.facts import parameters
+from yatt.config.models import policy_facts
 from yatt.config.placement import train_slots
 from yatt.config.schema import Config
 from yatt.controller.assembly import engine_sites, layout_of, mode_of
-from yatt.errors import ConfigError, ProcessDied
+from yatt.errors import BackendError, ConfigError, ProcessDied, WaitTimeout
 from yatt.placement.cost import served
 from yatt.placement.plan import POLICY, TRAINER, Layout, Role
 from yatt.placement.policy import Mode
-from yatt.reports import EvaluationReport, PhaseSpan, StepReport
+from yatt.recovery import Recovery
+from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
+from yatt.revival import Engine
 from yatt.simulation.standing import costs_for, divided
 
 T = TypeVar("T")
@@ -40,24 +46,39 @@ OnPhase = Callable[[str, str], None]
 """Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
 PATIENCE = 5.0
 """Seconds an engine or rank has to say what it did."""
+ROLL_CALL = 60.0
+"""Seconds in which Ray is to notice who died, once something has failed."""
 
 
 class ClusterCrew:
     """The controllers, generators and ranks of one run, on Ray. What steps and evaluations send to the driver passes
-    through `_receive`, which counts the bytes of data in it: `payload` stays 0."""
+    through `_receive`, which counts the bytes of data in it: `payload` stays 0. `tell` hears of deaths, and what was
+    done about them."""
 
-    def __init__(self, config: Config, run_path: Path, on_phase: OnPhase, made_of: Backends | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_path: Path,
+        on_phase: OnPhase,
+        made_of: Backends | None = None,
+        tell: Callable[[Incident], object] = bool,
+    ) -> None:
         self._config = config
-        self._backends = made_of or Backends()
+        self._backends = made_of or backends_of(config)
         self._run_path = run_path.absolute()
         self._on_phase = on_phase
         self._controllers: dict[str, Any] = {}
-        self._actors: list[Any] = []
-        self._on_slots: dict[str, Any] = {}
         self._trainer: RemoteTrainer | None = None
         self._up = False
         self.slots: list[Slot] = []
-        self._train_slots: list[Slot] = []
+        self._models: dict[Role, str] = {}
+        self._parameters: dict[Role, float] = {}
+        self._heartbeat = Heartbeat(config.cluster.silence, WallClock(), tell)
+        self._hosts = EngineHosts(config.cluster, self._place_anew, self._heartbeat.listen)
+        weights_dir = config.weights.dir or str(self._run_path / "weights")
+        self._ranks = RankHosts(config, weights_dir, self._place_rank, self._start)
+        self._recovery = Recovery(self, self._hosts, WallClock(), tell, most=config.train.max_recoveries)
+        self._world = 0  # how many times controllers and ranks were started
         self.payload = 0
 
     async def start(self, *, model: str, train: bool, generate: bool) -> None:
@@ -66,49 +87,56 @@ class ClusterCrew:
         self.slots = find_slots(self._config.cluster)
         if generate:
             self._config = _divided(self._config, len(self.slots))
-        layout = self._layout()
+        self._division = layout = self._layout()
         judges = [role for role in layout.sizes if role != POLICY]
-        models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
-        weigh = parameters(models) if generate and judges else {}
-        mode = mode_of(self._config, layout, weigh)
+        self._models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
+        self._parameters = parameters(self._models) if generate and judges else {}
         await forks.ready(self._config.cluster.start_timeout)
-        places = self._engines(layout, mode, models) if generate else {}
-        engines = {name: engine.actor for name, engine in places.items()}
-        count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
-        self._train_slots = self.slots[-train_slots(self._config, len(self.slots)) :] if train else []
-        ranks = [self._place_rank(i, slot) for i, slot in enumerate(self._train_slots)]
-        self._on_slots = engines | {f"rank {i}": rank for i, rank in enumerate(ranks)}
-        nodes = list(dict.fromkeys(slot.node for slot in self.slots))
-        self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
-        timeout = self._config.cluster.start_timeout
-        policy = {name for name, engine in places.items() if engine.role == POLICY}
-        shared = bool(judges)
-        started = await asyncio.gather(
-            self._start("engines", {name: engines[name].start.remote(shared) for name in policy}, timeout),
-            self._start_ranks(ranks, timeout),
-        )
+        self._hosts.asleep = bool(judges)
+        if generate:
+            self._place_engines(mode_of(self._config, layout, self._parameters))
+        self._ranks.slots = self.slots[-train_slots(self._config, len(self.slots)) :] if train else []
+        self._place_ranks_and_controllers()
+        ranks, _ = await asyncio.gather(self._ranks.start(), self._start_engines(POLICY))
         for judge in judges:  # one after another: each takes memory of its slots before it sleeps
-            calls = {
-                name: engines[name].start.remote(shared) for name, engine in places.items() if engine.role == judge
-            }
-            await self._start("judges", calls, timeout)
-        handles: tuple[RankHandle, ...] = started[1]
+            await self._start_engines(judge)
+        await self._wire(ranks)
+        self._up = True
+        if train:
+            self._recovery.watch()
+
+    def _place_ranks_and_controllers(self) -> None:
+        """Start their processes, at once."""
+        count = self._config.cluster.controllers or len({slot.node for slot in self.slots})
+        nodes = list(dict.fromkeys(slot.node for slot in self.slots))
+        self._ranks.place()
+        self._controllers = {f"controller {i}": self._place_controller(i, count, nodes) for i in range(count)}
+
+    async def _start_engines(self, role: Role) -> None:
+        await asyncio.gather(
+            *(self._come_up(h.name, h.actor, self._hosts.load(h)) for h in self._engines if h.role == role)
+        )
+
+    async def _wire(self, ranks: tuple[RankHandle, ...]) -> None:
+        """Have the controllers know of everyone."""
+        self._world += 1
         wiring = Wiring(
             hub=next(iter(self._controllers.values())),
-            layout=layout,
-            parameters=weigh,
-            generators=tuple(places.values()),
-            ranks=handles,
+            layout=self._division,
+            parameters=self._parameters,
+            generators=tuple(self._engines),
+            ranks=ranks,
+            world=self._world,
+            coming=bool(ranks),
         )
+        self._hosts.controllers = self._controllers
         self._trainer = RemoteTrainer(
-            handles, weights_kind=self._config.weights.transport, timeout=self._config.cluster.step_timeout
+            ranks, weights_kind=self._config.weights.transport, timeout=self._config.cluster.step_timeout
         )
-        await self._start(
-            "controllers", {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}, timeout
-        )
-        if train and self._config.algorithm.precompute_reference:
+        calls = {name: actor.start.remote(wiring) for name, actor in self._controllers.items()}
+        await self._start("controllers", calls, self._controllers)
+        if ranks and self._config.algorithm.precompute_reference:
             await self._ask_reference()
-        self._up = True
 
     async def _ask_reference(self) -> None:
         """Have the reference look at every row, while the ranks have the weights that the run starts from."""
@@ -119,42 +147,20 @@ class ClusterCrew:
         await self.trainer.on_all("forget_reference")
         self._on_phase("reference", "ready")
 
-    async def _start(self, what: str, calls: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Wait for actors to come up, telling of each as it does."""
-
-        async def tell(name: str, call: Any) -> Any:
-            self._on_phase(name, "starting")
-            answer = await wait_one(f"starting {what}", name, call, timeout)
-            self._on_phase(name, "ready")
-            return answer
-
-        answers = await asyncio.gather(*(tell(name, call) for name, call in calls.items()))
+    async def _start(self, what: str, calls: Mapping[str, Any], actors: Mapping[str, Any]) -> dict[str, Any]:
+        """Wait for actors to come up."""
+        timeout = self._config.cluster.start_timeout
+        waits = {name: wait_one(f"starting {what}", name, call, timeout) for name, call in calls.items()}
+        answers = await asyncio.gather(*(self._come_up(name, actors[name], wait) for name, wait in waits.items()))
         return dict(zip(calls, answers, strict=True))
 
-    async def _start_ranks(self, ranks: Sequence[Any], timeout: float) -> tuple[RankHandle, ...]:
-        if not ranks:
-            return ()
-        host, port = await wait_one("starting ranks", "rank 0", ranks[0].endpoint.remote(), timeout)
-        writers = {slot.node: index for index, slot in reversed(list(enumerate(self._train_slots)))}
-        run_token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        folder = self._config.weights.dir or str(self._run_path / "weights")
-        calls = {
-            f"rank {i}": actor.start.remote(
-                host, port, token=f"{run_token}-{i}" if self._writes(i, writers) else None, weights_dir=folder
-            )
-            for i, actor in enumerate(ranks)
-        }
-        places = await self._start("ranks", calls, timeout)
-        return tuple(
-            RankHandle(actor=actor, name=name, node=slot.node, dp_rank=places[name][0])
-            for actor, name, slot in zip(ranks, calls, self._train_slots, strict=True)
-        )
-
-    def _writes(self, rank: int, writers: dict[str, int]) -> bool:
-        """Through shared memory one rank per node writes; on disk rank 0 does."""
-        if not self._config.algorithm.recipe.reinforces:
-            return False
-        return rank == 0 if self._config.weights.transport == "disk" else rank in writers.values()
+    async def _come_up(self, name: str, actor: Any, wait: Awaitable[T]) -> T:
+        """Wait for an actor to come up, telling of it; listen to it from then on."""
+        self._on_phase(name, "starting")
+        answer = await wait
+        self._on_phase(name, "ready")
+        self._heartbeat.listen(name, actor)
+        return answer
 
     def _layout(self) -> Layout:
         """How the slots can be divided. Raises ConfigError where a block would lie on two nodes."""
@@ -169,48 +175,74 @@ class ClusterCrew:
                 )
         return layout
 
-    def _engines(self, layout: Layout, mode: Mode, models: Mapping[Role, str]) -> dict[str, GeneratorHandle]:
-        """The engines of every role, by name."""
-        handles: dict[str, GeneratorHandle] = {}
-        for role, sites in engine_sites(layout, mode).items():
+    def _place_engines(self, mode: Mode) -> None:
+        for role, sites in engine_sites(self._division, mode).items():
             for number, site in enumerate(sites):
                 name = f"{'generator' if role == POLICY else role} {number}"
-                slots = [self.slots[slot] for slot in site.slots]
-                actor = self._place_generator(name, role, slots, models[role])
-                handles[name] = GeneratorHandle(actor=actor, name=name, role=role, slots=site.slots, node=slots[0].node)
-        return handles
+                node = self.slots[site.slots[0]].node
+                handle = GeneratorHandle(actor=None, name=name, role=role, slots=site.slots, node=node)
+                self._hosts.handles[role, number] = self._place_anew(handle)
+
+    @property
+    def _engines(self) -> list[GeneratorHandle]:
+        return list(self._hosts.handles.values())
+
+    @property
+    def _on_slots(self) -> dict[str, Any]:
+        """Engines and ranks, by name."""
+        return {engine.name: engine.actor for engine in self._engines} | self._ranks.actors
+
+    @property
+    def _actors(self) -> list[Any]:
+        return [*self._on_slots.values(), *self._controllers.values()]
 
     def _process(self, name: str, device: Any, role: str = "", slots: Sequence[Slot] = ()) -> SlotProcess:
         log = self._run_path / "log" / f"{name.replace(' ', '-')}.log"
         where = tuple(slot.index for slot in slots)
         return SlotProcess(name=name, device=device, directory=os.getcwd(), log=str(log), role=role, slots=where)
 
-    def _place_generator(self, name: str, role: Role, slots: Sequence[Slot], model: str) -> Any:
-        kind = generator_kind(self._config, role, slots, self._backends)
-        process = self._process(name, slots[0].device, role, slots)
-        return self._keep(place(GeneratorActor, slots[0].node, kind, process, self._config, model, self._backends))
+    def _place_anew(self, handle: GeneratorHandle) -> GeneratorHandle:
+        """A process for this engine; its handle."""
+        slots = [self.slots[slot] for slot in handle.slots]
+        kind = generator_kind(self._config, handle.role, slots, self._backends)
+        process = self._process(handle.name, slots[0].device, handle.role, slots)
+        model = self._models[handle.role]
+        actor = place(GeneratorActor, handle.node, kind, process, self._config, model, self._backends)
+        return replace(handle, actor=actor)
 
     def _place_rank(self, rank: int, slot: Slot) -> Any:
         process = self._process(f"rank {rank}", slot.device, TRAINER, [slot])
-        place_of = {"rank": rank, "world_size": len(self._train_slots)}
+        place_of = {"rank": rank, "world_size": len(self._ranks.slots)}
         kind, backend = rank_kind(slot, self._backends), self._backends.trainer
-        return self._keep(place(RankActor, slot.node, kind, process, self._config, backend, **place_of))
+        return place(RankActor, slot.node, kind, process, self._config, backend, **place_of)
 
     def _place_controller(self, index: int, count: int, nodes: Sequence[str]) -> Any:
         process = self._process(f"controller {index}", "cpu")
         kind = controller_kind(self.slots[0], self._backends)
         keywords = {"index": index, "count": count, "run_path": str(self._run_path)}
         node = nodes[index % len(nodes)]
-        return self._keep(place(ControllerActor, node, kind, process, self._config, self._backends, **keywords))
-
-    def _keep(self, actor: Any) -> Any:
-        self._actors.append(actor)
-        return actor
+        return place(ControllerActor, node, kind, process, self._config, self._backends, **keywords)
 
     async def _on_controllers(self, method: str, *arguments: Any) -> list[Any]:
+        """Raises ProcessDied at once where a rank or a controller dies, though nobody may need it yet, or another's
+        call failed first; and where they have waited for too long, which is taken for a death."""
         calls = {name: getattr(actor, method).remote(*arguments) for name, actor in self._controllers.items()}
         timeout = self._config.cluster.step_timeout
-        return list((await wait_all(f"{method} on the controllers", calls, timeout)).values())
+        work = asyncio.ensure_future(wait_all(f"{method} on the controllers", calls, timeout))
+        try:
+            await asyncio.wait([work, *self._ranks.deaths], return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise next(death.result() for death in self._ranks.deaths if death.done())
+            return list(work.result().values())
+        except (BackendError, WaitTimeout) as error:
+            if not isinstance(error, ProcessDied):
+                await self.roll_call()
+            if isinstance(error, WaitTimeout):
+                self._heartbeat.dump()
+                raise ProcessDied(f"{error}; the stacks of all are in the run's log/") from error
+            raise
+        finally:
+            work.cancel()
 
     def _receive(self, answers: Sequence[T]) -> T:
         self.payload += payload_bytes(answers)
@@ -218,6 +250,7 @@ class ClusterCrew:
 
     async def step(self, step: int) -> StepReport:
         reports: list[StepReport] = await self._on_controllers("step", step)
+        self._recovery.step_done(step)
         spans = tuple(span for report in reports for span in report.spans) + await self.take_spans()
         return replace(self._receive(reports), spans=spans)
 
@@ -232,14 +265,34 @@ class ClusterCrew:
         return tuple(span for answer in answers for span in answer)
 
     async def roll_call(self) -> None:
-        """Raises ProcessDied where an engine or a rank is gone. Asked of Ray, which notices late on a machine out of
+        """Raises ProcessDied where a rank or a controller is gone. Asked of Ray, which notices late on a machine out of
         memory."""
-        calls = {name: actor.__ray_ready__.remote() for name, actor in self._on_slots.items()}
-        await wait_all("roll call", calls, self._config.cluster.step_timeout)
+        calls = {n: actor.__ray_ready__.remote() for n, actor in (self._ranks.actors | self._controllers).items()}
+        with contextlib.suppress(WaitTimeout):
+            await wait_all("roll call", calls, ROLL_CALL)
 
     async def recover(self, error: ProcessDied) -> int:
-        """Nothing is brought up anew while a run goes on: it ends, and `resume=auto` continues it."""
-        raise error
+        return await self._recovery.recover(error)
+
+    def revivable(self) -> Iterable[Engine]:
+        return list(self._hosts.handles)
+
+    async def tear_down(self) -> None:
+        everyone = self._ranks.actors | self._controllers
+        self._ranks.leave()
+        self._heartbeat.leave(everyone)
+        await end_all(everyone)
+        self._ranks.remove_weights()
+
+    async def build(self) -> None:
+        self._place_ranks_and_controllers()
+        ranks, _ = await asyncio.gather(self._ranks.start(), self._hosts.forget_all())
+        await self._wire(ranks)
+
+    async def go_back(self) -> int:
+        """To the start of the run."""
+        await self._on_controllers("restore", None, "")
+        return 0
 
     async def evaluate(self, step: int) -> EvaluationReport:
         reports: list[EvaluationReport] = await self._on_controllers("evaluate", step)
@@ -272,13 +325,18 @@ class ClusterCrew:
 
     async def close(self) -> None:
         """End every actor; what an actor started ends with it. Once all are up, waits ten seconds for their goodbye."""
+        await self._recovery.close()
+        await self._heartbeat.close()
+        self._ranks.leave()
+        actors = self._actors
         if self._up:
-            farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(self._actors)}
+            farewells = {f"actor {i}": actor.close.remote() for i, actor in enumerate(actors)}
             with contextlib.suppress(Exception):  # one that is gone or stuck is killed like the rest
                 await wait_all("closing", farewells, 10.0)
-        for actor in self._actors:
+        for actor in actors:
             ray.kill(actor)
-        self._actors.clear()
+        self._ranks.actors, self._controllers = {}, {}
+        self._hosts.handles.clear()
 
 
 def _divided(config: Config, slots: int) -> Config:
@@ -287,6 +345,6 @@ def _divided(config: Config, slots: int) -> Config:
     if config.placement.mode != "partial" or config.placement.split:
         return config
     with contextlib.suppress(ConfigError):
-        facts = model_facts(config.model.path, weights=False)
+        facts = policy_facts(config, weights=False)
         return divided(config, slots, costs_for(config, facts))
     return config

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from yatt.cluster.backends import Backends, HostedGenerator, load
 from yatt.cluster.calls import wait_one
 from yatt.cluster.media import address, opened
-from yatt.cluster.process import SlotProcess, settle
+from yatt.cluster.process import Hosted, SlotProcess, settle
 from yatt.cluster.wire import (
     CompletionColumns,
     RequestColumns,
@@ -53,6 +53,11 @@ class Sampling:
         self._running = self._requests = self._tokens = 0
         self._since: tuple[float, Pulse] | None = None
 
+    @property
+    def going(self) -> bool:
+        """Whether it samples."""
+        return self._since is not None
+
     def begin(self, requests: int, now: Pulse) -> None:
         self._running += requests
         self._look(now)
@@ -79,7 +84,7 @@ class Sampling:
             self._requests, self._tokens, self._since = 0, 0, None
 
 
-class GeneratorActor:
+class GeneratorActor(Hosted):
     """Hosts one engine. A client (a controller) submits requests under stream numbers and drains what has ended; where
     it drains nothing yet, one call does both."""
 
@@ -112,6 +117,12 @@ class GeneratorActor:
             await (self._generator.sleep() if asleep else self._generator.pause())
         gc.freeze()  # what a process holds for good need not be looked through for garbage
 
+    async def progress(self) -> tuple[int, ...] | None:
+        if not self._sampling.going:
+            return None
+        now = await self._generator.pulse()
+        return (now.steps, now.tokens, now.read)
+
     async def submit(self, client: str, requests: RequestColumns, *images: Any) -> None:
         """Begin generating; each stream is one `generate` call. Its images are let go when it ends."""
         for stream, part in read_requests(requests, opened(images)):
@@ -140,6 +151,15 @@ class GeneratorActor:
         """End a stream nobody reads any more: its requests sample no further token."""
         if task := self._tasks[client].get(stream):
             task.cancel()
+
+    async def forget(self, asleep: bool) -> None:
+        """Let go of all requests and of all answers, for whoever asked, and be as after `start`."""
+        tasks = [task for streams in self._tasks.values() for task in streams.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._mail.clear()
+        await self.call("sleep" if asleep else "pause")
 
     async def drain(self, client: str, requests: RequestColumns | None = None, *images: Any) -> CompletionColumns:
         """Begin these requests, if any; what has ended for this client since the last call. Waits up to POLL seconds

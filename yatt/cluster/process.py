@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import faulthandler
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from yatt.cluster.calls import WAITS
 from yatt.cluster.clock import WallClock
 from yatt.controller.recorder import Recorder
 
@@ -30,6 +33,40 @@ class SlotProcess:
         return Recorder(self.name, WallClock(), role=self.role, slots=self.slots)
 
 
+DUMP = signal.SIGUSR2
+"""Has a process write the stacks of its threads into its log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A sign of life. `progress` is None where there is nothing to do, else what changes as work gets on; `waits` say
+    what is waited for, or done."""
+
+    host: str
+    pid: int
+    progress: tuple[int, ...] | None
+    waits: tuple[str, ...]
+
+
+class Hosted:
+    """Base of all actors."""
+
+    _recorder: Recorder
+
+    async def beat(self) -> Beat:
+        """A sign of life."""
+        waits = (*(f"for {wait}" for wait in WAITS.told()), *(f"in {phase}" for phase in self._recorder.doing()))
+        return Beat(host=os.uname().nodename, pid=os.getpid(), progress=await self.progress(), waits=waits)
+
+    async def progress(self) -> tuple[int, ...] | None:
+        """See `Beat`. What has a deadline of its own need not say."""
+        return None
+
+    async def lasts(self) -> None:
+        """Never returns: who calls hears when the process is gone."""
+        await asyncio.Event().wait()
+
+
 def settle(process: SlotProcess) -> None:
     """Take the driver's working directory and send everything this process prints to its own log file."""
     if os.path.isdir(process.directory):
@@ -43,4 +80,5 @@ def settle(process: SlotProcess) -> None:
         os.dup2(file, 2)
         os.close(file)
     faulthandler.enable()
+    faulthandler.register(DUMP, file=2, all_threads=True)
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {process.name} %(levelname)s %(message)s", force=True)

@@ -17,7 +17,7 @@ from ray import ObjectRef
 from yatt.cluster.backends import HostedRank, load
 from yatt.cluster.calls import wait_all
 from yatt.cluster.media import address, opened
-from yatt.cluster.process import SlotProcess, settle
+from yatt.cluster.process import Hosted, SlotProcess, settle
 from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
@@ -42,7 +42,7 @@ class _Delivery:
     task: asyncio.Task[None] | None = None
 
 
-class RankActor:
+class RankActor(Hosted):
     """Hosts one rank. Everything that touches the model runs on one thread; an update or an evaluation begins once the
     share of every controller that has one for this rank has come, and the rank has its memory."""
 

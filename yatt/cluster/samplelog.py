@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from yatt.cluster.media import ImageHandle
 from yatt.text import one_line
-from yatt.types import Group, Media, Trajectory
+from yatt.types import Group, Media, Row, Trajectory
 from yatt.vision.images import thumbnail
 
 IMAGES, SIDE = 4, 96
@@ -21,12 +24,14 @@ _log = logging.getLogger(__name__)
 
 
 class SampleLog:
-    """A few trajectories to read, straight from the controller to the run folder. It never ends a run."""
+    """A few trajectories to read, straight from the controller to the run folder. It never ends a run. `decode` gives
+    the text of tokens, of which the rows of conversations are written."""
 
     def __init__(self, folder: Path, index: int, limit: int) -> None:
         self._folder = folder
         self._index = index
         self._limit = limit
+        self.decode: Callable[[np.ndarray], str] = lambda tokens: ""
 
     def groups(self, step: int, groups: Sequence[Group]) -> None:
         """The first trajectory of the step's first groups, failed ones included."""
@@ -42,7 +47,7 @@ class SampleLog:
     def _write(self, kind: Literal["step", "eval"], step: int, chosen: Sequence[Trajectory], mode: Any) -> None:
         if not chosen or not self._limit:
             return
-        rows = [_row(step, t) | ({"mode": mode(t)} if mode else {}) for t in chosen]
+        rows = [_row(step, t, self.decode) | ({"mode": mode(t)} if mode else {}) for t in chosen]
         file = self._folder / f"{kind}-{step}.c{self._index}.jsonl"
         try:
             # What a user's row or reward says may be no text that UTF-8 has: it is escaped, as JSON does it.
@@ -52,7 +57,7 @@ class SampleLog:
             _log.warning(f"{file} cannot be written: {error.strerror}; the run goes on")
 
 
-def _row(step: int, t: Trajectory) -> dict[str, Any]:
+def _row(step: int, t: Trajectory, decode: Callable[[np.ndarray], str]) -> dict[str, Any]:
     """The line of one trajectory."""
     images = {"images": _thumbnails(t.prompt.media)} if t.prompt.media else {}
     return (
@@ -71,7 +76,7 @@ def _row(step: int, t: Trajectory) -> dict[str, Any]:
             "answer": t.prompt.answer,
         }
         | images
-        | (_conversation(t) if t.turns else {})
+        | (_conversation(t, decode) if t.turns else {})
     )
 
 
@@ -89,7 +94,21 @@ def _thumbnails(images: Sequence[Media]) -> list[str]:
     return shown
 
 
-def _conversation(t: Trajectory) -> dict[str, Any]:
-    """What a conversation has beside: what was said in its last row, and its turns."""
-    turns = [asdict(turn) for row in t.rows for turn in row.turns]
-    return {"messages": list(t.messages), "turns": turns, "forks": t.forks, "truncated": t.truncated}
+def _conversation(t: Trajectory, decode: Callable[[np.ndarray], str]) -> dict[str, Any]:
+    """What a conversation has beside: what was said in its last row, its turns, and each row piece by piece."""
+    return {
+        "messages": list(t.messages),
+        "turns": [asdict(turn) for row in t.rows for turn in row.turns],
+        "rows": [_pieces(row, decode) for row in t.rows],
+        "forks": t.forks,
+        "truncated": t.truncated,
+    }
+
+
+def _pieces(row: Row, decode: Callable[[np.ndarray], str]) -> list[dict[str, Any]]:
+    """A row as the policy has it: what it read, and what it sampled, which alone is trained."""
+    starts = [0, *(np.flatnonzero(np.diff(row.loss_mask)) + 1).tolist(), len(row.tokens)]
+    return [
+        {"text": decode(row.tokens[a:b]), "tokens": b - a, "trained": bool(row.loss_mask[a])}
+        for a, b in pairwise(starts)
+    ]

@@ -10,7 +10,8 @@ from typing import Any
 from yatt.config import folders
 from yatt.config.algorithms import LONE, RECIPES, REWARDED_TOKENS, TOKEN_ADVANTAGES
 from yatt.config.facts import differing_token
-from yatt.config.models import facts_beside, models_beside, scores
+from yatt.config.models import any_family, facts_beside, models_beside, scores
+from yatt.config.paths import OBJECT
 from yatt.config.schema import (
     AlgorithmConfig,
     Config,
@@ -146,7 +147,7 @@ def _functions(config: Config) -> Iterator[str]:
         file = (name or "").rpartition(":")[0]
         if name and not file:
             yield f"algorithm.{setting}={name} names no function; use FILE.py:NAME"
-        elif file.endswith(".py") and not os.path.isfile(file):
+        elif file.endswith((".py", OBJECT)) and not os.path.isfile(file):
             yield f"algorithm.{setting}={name}: no such file, from {os.getcwd()}"
 
 
@@ -193,9 +194,9 @@ def beside_mistakes(config: Config, policy: ModelFacts) -> Iterator[str]:
     """One line for each model beside the policy, in a folder of its own, that cannot be read or does not fit it."""
     for setting, path in models_beside(config).items():
         try:
-            facts = facts_beside(setting, path)
+            facts = facts_beside(config, setting, path)
             differs = differing_token(config.model.path, path, setting)
-            yield from folders.mistakes(path, setting)
+            yield from folders.mistakes(path, setting, any_family=any_family(config))
         except ConfigError as error:
             yield str(error)
             continue

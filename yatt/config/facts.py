@@ -11,18 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from yatt.config.paths import ON_HUB
 from yatt.config.weight_files import read_json, stored
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
-from yatt.models.family import EMBEDDING, head_size, kv_heads, tied
+from yatt.models.family import EMBEDDING, HEAD, head_size, kv_heads, tied
 from yatt.models.fields import SIZES
+from yatt.models.generic import (
+    causal_architectures,
+    completed,
+    embedding_rows,
+    head_dims,
+    layer_sizes,
+    scoring_architectures,
+)
 from yatt.models.table import ARCHITECTURES, CLASSIFIERS, family_of
 from yatt.models.vision import language, named, prefixes_of, vision_facts, vision_mistakes
 
 HEADS = {"generative": "ForCausalLM", "classifier": "ForSequenceClassification"}
 """How the architecture's name ends, of a judge of each kind."""
 _TOKENIZER = "tokenizer.json"
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_facts(
@@ -32,11 +40,13 @@ def model_facts(
     weights: bool = True,
     judge: Literal["generative", "classifier"] | None = None,
     scalar: bool = False,
+    any_family: bool = False,
 ) -> ModelFacts:
     """Reads config.json and the headers of the weight files; without `weights`, config.json alone. What they say that
     cannot be trained is for `yatt.config.folders`. With `judge`, the model is one of that kind, which is served and
     never trained: any architecture with the right head will do. With `scalar` it is trained to score, so that a
-    classifier of one label will do as well as a language model.
+    classifier of one label will do as well as a language model. With `any_family` it is trained as transformers has it:
+    any causal language model will do that transformers has.
 
     Raises ConfigError naming `setting` where one is missing, torn, or of an architecture that is not supported.
     """
@@ -44,6 +54,8 @@ def model_facts(
     if not folder.is_dir():
         raise ConfigError(no_folder(setting, path))
     whole = read_json(folder / "config.json", setting)
+    if any_family and judge is None:
+        return _any_facts(whole, path, setting, weights=weights, scalar=scalar)
     family = family_of(architecture_of(whole))
     tower = None if family is None else family.tower
     config = language(whole, tower)
@@ -52,15 +64,10 @@ def model_facts(
     else:
         _check_trained(config, f"{setting}={path}", scalar)
     classifies = architecture_of(config).endswith(HEADS["classifier"])
-    wrong = [name for name in SIZES if not isinstance(config.get(name), int) or config[name] < 1]
-    if wrong:
-        raise ConfigError(f"{setting}={path}: config.json has no whole number under {', '.join(wrong)}")
+    _check_sizes(config, f"{setting}={path}")
     pad = config.get("pad_token_id")
-    if judge is None and isinstance(pad, int) and not -config["vocab_size"] <= pad < config["vocab_size"]:
-        raise ConfigError(
-            f"{setting}={path}: pad_token_id={pad} is no token of its vocab_size={config['vocab_size']}, and "
-            "transformers loads no such model; name one below that in config.json, or null"
-        )
+    if judge is None:
+        _check_padding(config, f"{setting}={path}")
     shapes = tensor_shapes(path, setting) if weights else {}
     unlike = [] if tower is None else list(vision_mistakes(whole, tower))
     if unlike and judge is None:
@@ -83,21 +90,69 @@ def model_facts(
     )
 
 
+def _any_facts(whole: Mapping[str, Any], path: str, setting: str, *, weights: bool, scalar: bool) -> ModelFacts:
+    """`model_facts` of a model of any family."""
+    at, architecture = f"{setting}={path}", architecture_of(whole)
+    family, scoring = family_of(architecture), set(scoring_architectures().values())
+    if family is not None and family.tower is not None:
+        raise ConfigError(f"{at}: train.backend=fsdp trains no {architecture}, which sees; use train.backend=megatron")
+    if architecture not in causal_architectures().values() and not (scalar and architecture in scoring):
+        kind = "causal language model or classifier" if scalar else "causal language model"
+        raise ConfigError(f"{at}: architecture {architecture} is no {kind} of the installed transformers; use another")
+    if architecture in scoring:
+        _check_labels(whole, at)
+    config = completed(whole)
+    _check_sizes(config, at)
+    _check_padding(config, at)
+    shapes = tensor_shapes(path, setting) if weights else {}
+    sizes = layer_sizes(config, shapes)
+    tied_head = whole.get("tie_word_embeddings", bool(shapes) and HEAD not in shapes)
+    pad = config.get("pad_token_id")
+    return ModelFacts(
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=kv_heads(config, family),
+        vocab_size=config["vocab_size"],
+        max_positions=config["max_position_embeddings"],
+        embedding_rows=embedding_rows(shapes) or config["vocab_size"],
+        head_dim=head_dims(config) if family is None else head_size(config, family),
+        tied=bool(tied_head) or architecture in scoring,
+        architecture=architecture,
+        padding=pad if isinstance(pad, int) else None,
+        layer_weights=None if sizes is None else sizes.all,
+        active=None if sizes is None else sizes.active,
+    )
+
+
+def _check_sizes(config: Mapping[str, Any], at: str) -> None:
+    wrong = [name for name in SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    if wrong:
+        raise ConfigError(f"{at}: config.json has no whole number under {', '.join(wrong)}")
+
+
+def _check_padding(config: Mapping[str, Any], at: str) -> None:
+    pad, vocabulary = config.get("pad_token_id"), config["vocab_size"]
+    if isinstance(pad, int) and not -vocabulary <= pad < vocabulary:
+        raise ConfigError(
+            f"{at}: pad_token_id={pad} is no token of its vocab_size={vocabulary}, and transformers loads no such "
+            "model; name one below that in config.json, or null"
+        )
+
+
 def padding_row(pad: int | None, rows: int) -> int | None:
     """The row of an embedding of so many rows that `pad_token_id` names, as torch counts: -1 is the last one."""
     return None if pad is None else pad % rows
 
 
 def no_folder(setting: str, path: str) -> str:
-    """The error for a path that is no folder. It may be a name on the Hub, from which nothing is fetched here."""
-    hub = "/".join(Path(path).parts[-2:])
-    if not _HUB.fullmatch(hub) or Path(path).parent.is_dir():
-        return f"{setting}={path}: no such folder; name a Hugging Face model folder"
-    name = Path(path).name
-    return (
-        f"{setting}={path}: no such folder; name a Hugging Face model folder (if {hub} is a name on the Hub: "
-        f"`hf download {hub} --local-dir {name}`, then {setting}={name})"
-    )
+    """The error for a path that is no folder. It may end as a name on the Hub, which stands by itself."""
+    name = "/".join(Path(path).parts[-2:])
+    said = f"{setting}={path}: no such folder; name a Hugging Face model folder"
+    if not ON_HUB.fullmatch(name) or Path(path).parent.is_dir() or path == name:
+        return said
+    return f"{said} (if it is {name} on the Hub, write {setting}={name})"
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from yatt.config.facts import architecture_of
+from yatt.config.facts import HEADS, architecture_of
 from yatt.config.weight_files import Stored, file_mistakes, read_json, same_bytes, stored, stored_in
 from yatt.errors import ConfigError
 from yatt.models.family import EMBEDDING, HEAD, tensors, tied
 from yatt.models.fields import config_mistakes
+from yatt.models.generic import embedding_rows, model_mistakes
 from yatt.models.table import family_of
 from yatt.models.vision import language, named, prefixes_of, vision_mistakes
 
@@ -29,9 +30,12 @@ BESIDE = {
 """Files that make another model of the folder for one of its readers."""
 
 
-def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = False) -> list[str]:
+def mistakes(
+    path: str, setting: str, *, weights: bool = True, judge: bool = False, any_family: bool = False
+) -> list[str]:
     """One line for each reason why readers of the folder would not see one model that is trained here; with `weights`,
-    of the weight files too. A judge is for the engine alone, which may read more than is trained.
+    of the weight files too. A judge is for the engine alone, which may read more than is trained. With
+    `any_family` transformers trains the model as it reads it, and no table says which tensors there are.
 
     Raises ConfigError where the folder cannot be read, or is of no architecture that is known (`facts.model_facts`).
     """
@@ -41,6 +45,10 @@ def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = Fal
     family = family_of(architecture)
     tower = None if family is None else family.tower
     flat, reasons = language(config, tower), list[str]()
+    if any_family and not judge:
+        reasons += model_mistakes(config, architecture)
+        reasons += _files(folder, setting, config) if weights else ()
+        return [f"{setting}={path}: {one}" for one in reasons]
     if not judge and family is not None:
         reasons += config_mistakes(flat, family, architecture)
         reasons += vision_mistakes(config, tower) if tower is not None else ()
@@ -49,9 +57,9 @@ def mistakes(path: str, setting: str, *, weights: bool = True, judge: bool = Fal
     return [f"{setting}={path}: {one}" for one in reasons]
 
 
-def refuse(path: str, setting: str, *, weights: bool = True) -> None:
+def refuse(path: str, setting: str, *, weights: bool = True, any_family: bool = False) -> None:
     """Raises ConfigError with the `mistakes` there are."""
-    reasons = mistakes(path, setting, weights=weights)
+    reasons = mistakes(path, setting, weights=weights, any_family=any_family)
     if reasons:
         raise ConfigError("\n".join(reasons))
 
@@ -59,11 +67,7 @@ def refuse(path: str, setting: str, *, weights: bool = True) -> None:
 def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool) -> Iterator[str]:
     yield from file_mistakes(folder, setting)
     if not judge:
-        for name, what in BESIDE.items():
-            if (folder / name).exists():
-                yield f"{name} is {what}"
-        for file in sorted(folder.rglob("consolidated*.safetensors"))[:1]:
-            yield f"an engine would read {file.relative_to(folder)} in place of the model; move it away"
+        yield from _other_models(folder)
     on_disk, architecture = stored(folder, setting), architecture_of(config)
     family = family_of(architecture)
     if family is None or (judge and config.get("quantization_config")):
@@ -76,6 +80,34 @@ def _weights(folder: Path, setting: str, config: Mapping[str, Any], judge: bool)
         yield from _left_over(on_disk, expected, classifies=architecture == family.scoring)
         if tied(config, family) and architecture == family.causal:
             yield from _tied(folder, setting, on_disk, embedding)
+
+
+def _other_models(folder: Path) -> Iterator[str]:
+    for name, what in BESIDE.items():
+        if (folder / name).exists():
+            yield f"{name} is {what}"
+    for file in sorted(folder.rglob("consolidated*.safetensors"))[:1]:
+        yield f"an engine would read {file.relative_to(folder)} in place of the model; move it away"
+
+
+def _files(folder: Path, setting: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """What can be told of weight files of which no table knows the tensors."""
+    yield from file_mistakes(folder, setting)
+    yield from _other_models(folder)
+    on_disk = stored(folder, setting)
+    yield from _codes(on_disk, on_disk)
+    rows = embedding_rows({name: tensor.shape for name, tensor in on_disk.items()})
+    if rows is not None and rows != config["vocab_size"]:
+        yield f"its weights have {rows} embedding rows but vocab_size={config['vocab_size']}"
+    if config.get("tie_word_embeddings") and not architecture_of(config).endswith(HEADS["classifier"]):
+        yield from _tied(folder, setting, on_disk, EMBEDDING)
+
+
+def _codes(on_disk: Mapping[str, Stored], expected: Collection[str]) -> Iterator[str]:
+    codes = [name for name, tensor in on_disk.items() if name in expected and tensor.dtype not in FLOATS]
+    if codes:
+        dtype = on_disk[codes[0]].dtype
+        yield f"{_first(codes)} is {dtype}, which is a code for a number; save the model in float32 or bfloat16"
 
 
 def _missing(
@@ -102,10 +134,7 @@ def _left_over(
     if unknown:
         kind = "classifier" if classifies else "model"
         yield f"its weight files have {_first(unknown)}, which no {kind} of this architecture has; use another model"
-    codes = [name for name, tensor in on_disk.items() if name in expected and tensor.dtype not in FLOATS]
-    if codes:
-        dtype = on_disk[codes[0]].dtype
-        yield f"{_first(codes)} is {dtype}, which is a code for a number; save the model in float32 or bfloat16"
+    yield from _codes(on_disk, expected)
 
 
 def _tied(folder: Path, setting: str, on_disk: Mapping[str, Stored], embedding: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from yatt.config import folders
 from yatt.config.facts import model_facts, tokenizer_size
+from yatt.config.paths import OBJECT
 from yatt.config.schema import JudgeConfig
 from yatt.config.secrets import masked
 from yatt.errors import ConfigError
@@ -84,7 +85,7 @@ def _written(at: str, judge: JudgeConfig) -> Iterator[str]:
         yield f"{at}.template is not set; write what the judge is asked, with {{response}} where the response goes"
     if judge.parser is None:
         yield f"{at}.parser is not set; say how its answer becomes a number, such as number or verdict:yes=1,no=0"
-    elif (file := judge.parser.rpartition(":")[0]).endswith(".py") and not os.path.isfile(file):
+    elif (file := judge.parser.rpartition(":")[0]).endswith((".py", OBJECT)) and not os.path.isfile(file):
         yield f"{at}.parser={judge.parser}: no such file, from {os.getcwd()}"
     if judge.judgements > 1 and judge.temperature == 0:
         yield f"{at}.judgements={judge.judgements} are all the same at {at}.temperature=0; use 1, or a temperature of 1"

@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from types import UnionType
@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from yatt.config import yaml_core
-from yatt.config.paths import absolute, expanded
+from yatt.config.paths import absolute, expanded, found_beside
 from yatt.config.schema import Config
 from yatt.config.secrets import secrets
 from yatt.errors import ConfigError
@@ -42,28 +42,39 @@ class Setting(NamedTuple):
     description: str
 
 
-def load_config(path: str | None, overrides: Sequence[str]) -> Config:
-    """The defaults, then the YAML file, then the `key=value` words, each over what came before.
+def load_config(
+    path: str | None,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    choose: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> Config:
+    """The defaults, then the YAML file, then the `key=value` words, then nested `settings`, each over what came before.
 
     All are read as YAML 1.2, the words' values too (`a.b=null`, `data.tasks=[...]`), but a text stands there as it is.
-    Paths are taken from the file's folder, those of words from the working directory (`yatt.config.paths`). Raises
-    ConfigError with one line per mistake.
+    Paths are taken from the file's folder, those of words and `settings` from the working directory
+    (`yatt.config.paths`). `choose` is shown the nested values that were given, and says what stands in the defaults'
+    place. Raises ConfigError with one line per mistake.
     """
     values, mistakes = _read_yaml(path) if path is not None else {}, list[str]()
     if path is not None:
         try:
-            values = expanded(values, "" if _is_saved(Path(path)) else os.path.dirname(path))
+            saved = _is_saved(Path(path))
+            values = expanded(values, "" if saved else os.path.dirname(path))
+            values = found_beside(values, os.path.dirname(path)) if saved else values
         except ConfigError as error:
             mistakes.append(f"{path}: {error}")
-    given: list[str] = []
+    given = [name for name, _ in leaves(settings or {})]
     for word in overrides:
         try:
             key, value = _parse_word(word)
-            values = _merged(values, expanded(_nest(key, value), ""))
+            values = _over(values, expanded(nest(key, value), ""))
             given.append(key)
         except ConfigError as error:
             mistakes.append(str(error))
     try:
+        values = _over(values, expanded(settings or {}, ""))
+        if choose is not None and not mistakes:
+            values = merged(choose(values), values)
         config = _validate(values, path, given)
     except ConfigError as error:
         mistakes.append(str(error))
@@ -75,15 +86,15 @@ def load_config(path: str | None, overrides: Sequence[str]) -> Config:
 def settings_in(words: Sequence[str]) -> dict[str, Any]:
     """The settings that `key=value` words give, by their dotted names: those of a section one by one."""
 
-    def leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    def settings(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         field = _locate(name.split("."))[1]
         if isinstance(value, Mapping) and field is not None and _section(field.annotation):
             for key, inner in value.items():
-                yield from leaves(f"{name}.{key}", inner)
+                yield from settings(f"{name}.{key}", inner)
         else:
             yield name, value
 
-    return dict(leaf for word in words for leaf in leaves(*_parse_word(word)))
+    return dict(setting for word in words for setting in settings(*_parse_word(word)))
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -160,7 +171,17 @@ def _parse_word(word: str) -> tuple[str, Any]:
     return key, text.strip() if textual and not (nothing or quoted or listed) else value
 
 
-def _nest(key: str, value: Any) -> dict[str, Any]:
+def leaves(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested `values` hold, by dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", value
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """One value under its dotted name."""
     *sections, last = key.split(".")
     values = {last: value}
     for section in reversed(sections):
@@ -168,12 +189,22 @@ def _nest(key: str, value: Any) -> dict[str, Any]:
     return values
 
 
-def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _over(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Merged, an environment that is a text alone being the section that it is short for."""
+
+    def long(given: dict[str, Any]) -> dict[str, Any]:
+        short = given.get("environment")
+        return {**given, "environment": {"function": short}} if isinstance(short, str) else given
+
+    return merged(long(values), long(others))
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Both, with sections merged. A new mapping: YAML's aliases may have put one under several names."""
     values = dict(under)
     for key, value in over.items():
         lower = values.get(key)
-        values[key] = _merged(lower, value) if isinstance(value, Mapping) and isinstance(lower, Mapping) else value
+        values[key] = merged(lower, value) if isinstance(value, Mapping) and isinstance(lower, Mapping) else value
     return values
 
 
@@ -251,8 +282,8 @@ def _number_meant(value: str | float, *, whole: bool) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """The settings with the same last word, and of those the ones that share most of the others; else the setting or
-    section whose whole name is nearest, else the one whose last word is."""
+    """The settings with the same last word, and of those the ones that share most of the others; where there are
+    none, of the last word that is nearest; else the setting or section whose whole name is nearest."""
     settings = [setting.name for setting in describe()]
     names = [*settings, *dict.fromkeys(full.rpartition(".")[0] for full in settings if "." in full)]
     tail = name.rpartition(".")[2]
@@ -260,12 +291,14 @@ def _suggestion(name: str) -> str:
     if shared:
         near = [full for full, words in shared.items() if words == max(shared.values())][:MOST_MEANT]
         return f"; did you mean {' or '.join(near)}?"
-    tails = {full.rpartition(".")[2]: full for full in reversed(names)}
+    tails = [full.rpartition(".")[2] for full in names]
+    if close := difflib.get_close_matches(tail, tails, n=1, cutoff=0.75):
+        return _suggestion(name.removesuffix(tail) + close[0])
     near = [
         full
         for full in difflib.get_close_matches(name, names, n=3, cutoff=0.6)
         if difflib.SequenceMatcher(None, tail, full.rpartition(".")[2]).ratio() >= 0.6
-    ] or [tails[match] for match in difflib.get_close_matches(tail, tails, n=1, cutoff=0.75)]
+    ]
     return f"; did you mean {near[0]}?" if near else "; `yatt init` writes all there are"
 
 

@@ -24,6 +24,9 @@ def lora_mistakes(case: Case) -> Iterator[str]:
         if lora.targets != unset.targets:
             yield f"train.lora.targets={_named(lora)} needs train.lora.rank > 0; set a rank such as 8, or unset it"
         return
+    if case.config.train.backend != "megatron":
+        yield f"train.lora.rank={lora.rank} needs train.backend=megatron, not {case.config.train.backend}; set it to 0"
+        return
     if case.config.train.vision == "trained":
         yield f"train.lora.rank={lora.rank} needs train.vision=frozen, not trained: adapters are the language model's"
     if case.model is not None:

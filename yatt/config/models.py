@@ -14,12 +14,17 @@ def scores(config: Config) -> bool:
 
 def policy_facts(config: Config, *, weights: bool = True) -> ModelFacts:
     """Sizes of what is trained, as `model_facts` reads them. A reward model may be a classifier already."""
-    return model_facts(config.model.path, weights=weights, scalar=scores(config))
+    return model_facts(config.model.path, weights=weights, scalar=scores(config), any_family=any_family(config))
 
 
-def facts_beside(setting: str, path: str) -> ModelFacts:
+def facts_beside(config: Config, setting: str, path: str) -> ModelFacts:
     """Sizes of a model beside the policy, as `model_facts` reads them. A critic may be a classifier."""
-    return model_facts(path, setting, scalar=setting == "critic.path")
+    return model_facts(path, setting, scalar=setting == "critic.path", any_family=any_family(config))
+
+
+def any_family(config: Config) -> bool:
+    """Whether the trainer takes any family that transformers has."""
+    return config.train.backend == "fsdp"
 
 
 def models_beside(config: Config) -> dict[str, str]:

@@ -18,6 +18,7 @@ FIXED: dict[str, str] = {
     "data.shuffle": "the order of the rows comes from it",
     "data.tasks": "the rows come from it",
     "data.size": "the rows come from it",
+    "train.backend": "each trainer writes checkpoints of its own",
     "model.dtype": "its weights are of that type",
     "train.vision": "its optimizer is of what was trained",
     "train.lora.rank": "its adapters are of that rank",

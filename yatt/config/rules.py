@@ -13,11 +13,13 @@ from yatt.config.algorithm_rules import algorithm_mistakes, beside_mistakes
 from yatt.config.case import Case
 from yatt.config.engines import engine_mistakes, size_mistakes
 from yatt.config.facts import local_gpus, tokenizer_size
+from yatt.config.hub import revision_mistakes
 from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.lora_rules import lora_mistakes
 from yatt.config.machine_rules import devices, memory, serving
-from yatt.config.models import facts_beside, models_beside, policy_facts
+from yatt.config.models import any_family, facts_beside, models_beside, policy_facts, scores
+from yatt.config.paths import file_of
 from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
 from yatt.config.secrets import secrets
@@ -25,6 +27,7 @@ from yatt.config.trackers import check_trackers
 from yatt.config.vision_rules import vision_mistakes
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
+from yatt.models.generic import can_score
 from yatt.models.table import family_of
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
@@ -56,7 +59,7 @@ def check_plan(config: Config, devices: Sequence[int]) -> ModelFacts:
         raise ConfigError(f"algorithm.name={config.algorithm.name} has no rollout to plan; use a config of grpo or ppo")
     model = policy_facts(config, weights=False)
     cases = [Case(config=config, model=model, gpus=0, slots=slots, slots_name="--devices") for slots in devices]
-    mistakes = folders.mistakes(config.model.path, "model.path", weights=False)
+    mistakes = folders.mistakes(config.model.path, "model.path", weights=False, any_family=any_family(config))
     mistakes += [mistake for case in cases for rule in PLANNED for mistake in rule(case)]
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
@@ -68,6 +71,7 @@ def _model(case: Case) -> Iterator[str]:
     if model is None:
         return
     path, vocabulary = config.model.path, model.vocab_size
+    yield from revision_mistakes(config)
     try:
         tokens = tokenizer_size(path)
         if tokens > vocabulary:
@@ -75,13 +79,15 @@ def _model(case: Case) -> Iterator[str]:
                 f"model.path={path}: its tokenizer has {tokens} tokens but vocab_size={vocabulary}; "
                 "resize the model's embeddings or use its own tokenizer"
             )
-        yield from folders.mistakes(path, "model.path")
+        yield from folders.mistakes(path, "model.path", any_family=any_family(config))
     except ConfigError as error:
         yield str(error)
+    if any_family(config) and scores(config) and not can_score(model.architecture):
+        yield f"model.path={path}: transformers has no classifier of a {model.architecture}'s family; use another"
     yield from beside_mistakes(config, model)
     for setting, other in models_beside(config).items():
         with suppress(ConfigError):  # said already
-            yield from _division(config.train, facts_beside(setting, other), f" of {setting}={other}")
+            yield from _division(config.train, facts_beside(config, setting, other), f" of {setting}={other}")
     if config.model.context_length > model.max_positions:
         yield (
             f"model.context_length={config.model.context_length} is over the model's "
@@ -91,6 +97,13 @@ def _model(case: Case) -> Iterator[str]:
 
 def _layout(case: Case) -> Iterator[str]:
     train = case.config.train
+    if train.backend == "fsdp":
+        for setting, value in (("tp", train.tp), ("pp", train.pp)):
+            if value > 1:
+                yield (
+                    f"train.{setting}={value} needs train.backend=megatron: fsdp cuts weights over all ranks, and "
+                    f"neither layers nor their insides; set train.{setting}=1"
+                )
     if case.model is not None:
         yield from _division(train, case.model)
         yield from size_mistakes(case.config, {POLICY: case.model})
@@ -213,10 +226,10 @@ _FILTERS = ("none", "all_equal", "band")
 
 
 def _sampling(case: Case) -> Iterator[str]:
-    rollout, file = case.config.rollout, case.config.rollout.filter.rpartition(":")[0]
-    if file.endswith(".py") and not os.path.isfile(file):
+    rollout, file = case.config.rollout, file_of(case.config.rollout.filter)
+    if file is not None and not os.path.isfile(file):
         yield f"rollout.filter={rollout.filter}: no such file, from {os.getcwd()}"
-    elif not file and rollout.filter not in _FILTERS:
+    elif not rollout.filter.rpartition(":")[0] and rollout.filter not in _FILTERS:
         yield f"rollout.filter={rollout.filter} is not one of {', '.join(_FILTERS)}; use FILE.py:NAME for your own"
     band = rollout.reward_band
     if (band is None) == (rollout.filter == "band"):
@@ -258,6 +271,14 @@ def _plan(case: Case) -> Iterator[str]:
             f"model.context_length={config.model.context_length}; "
             f"lower plan.prompt_tokens to {max(1, config.model.context_length - config.rollout.max_tokens)}"
         )
+    talks = config.environment.played or plan.calibration is not None
+    if plan.turns == 1 or (plan.turns is None and not talks):
+        for name in ("tool_seconds", "tool_tokens"):
+            if (value := getattr(plan, name)) is not None:
+                yield f"plan.{name}={value} has no meaning for a single turn; set plan.turns to 2 or more, or unset it"
+    if plan.turns is not None and config.environment.played and plan.turns > config.environment.max_turns:
+        most = config.environment.max_turns
+        yield f"plan.turns={plan.turns} is over environment.max_turns={most}; lower it to {most}"
 
 
 def _placement(case: Case) -> Iterator[str]:
@@ -289,12 +310,14 @@ def _data(case: Case) -> Iterator[str]:
                 yield f"data.{setting}={value}: model.path={config.model.path} sees no images; unset it"
         if data.fetch_images:
             yield f"data.fetch_images=true: model.path={config.model.path} sees no images; unset it"
-    if evaluate.every and evaluate.path is None and not (data.tasks and evaluate.size):
-        yield f"evaluate.every={evaluate.every} has nothing to evaluate on; set evaluate.path, or every to 0"
-    elif evaluate.size and evaluate.path is None and not data.tasks:
-        yield f"evaluate.size={evaluate.size} has nothing to evaluate on; set evaluate.path, or unset it"
-    if evaluate.by is not None and evaluate.path is None and not (data.tasks and evaluate.size):
-        yield f"evaluate.by={evaluate.by} has nothing to evaluate on; set evaluate.path, or unset it"
+    if evaluate.path is None and not (data.tasks and evaluate.size):
+        asked = {"every": evaluate.every, "size": evaluate.size, "by": evaluate.by}
+        if told := [f"evaluate.{name}={value}" for name, value in asked.items() if value]:
+            verb = "has" if len(told) == 1 else "have"
+            yield (
+                f"{' and '.join(told)} {verb} nothing to evaluate on; set evaluate.path, or evaluate=null to evaluate "
+                "nothing"
+            )
     if config.resume not in ("never", "auto") and not os.path.exists(config.resume):
         yield f"resume={config.resume}: no such checkpoint; use never, auto or the path of one"
 
@@ -320,8 +343,8 @@ def _reward(case: Case) -> Iterator[str]:
     if environment.function is not None:
         functions["environment.function"] = environment.function
     for setting, name in functions.items():
-        file = name.rpartition(":")[0]
-        if file.endswith(".py") and not os.path.isfile(file):
+        file = file_of(name)
+        if file is not None and not os.path.isfile(file):
             yield f"{setting}={name}: no such file, from {os.getcwd()}"
     weights = [*(one.weight for one in reward.functions.values()), *(one.weight for one in reward.models.values())]
     if weights and not any(weights) and reward.function is None and not case.config.algorithm.recipe.teacher:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from yatt.config.algorithms import RECIPES, Recipe, own_defaults
-from yatt.config.drawing import EngineName as EngineName
-from yatt.config.drawing import EnvironmentConfig as EnvironmentConfig
-from yatt.config.drawing import JudgeConfig as JudgeConfig
-from yatt.config.drawing import RewardConfig as RewardConfig
-from yatt.config.drawing import RewardFunctionConfig as RewardFunctionConfig
-from yatt.config.drawing import RolloutConfig as RolloutConfig
-from yatt.config.drawing import truncates as truncates
+from yatt.config.rollout import EngineName as EngineName
+from yatt.config.rollout import EnvironmentConfig as EnvironmentConfig
+from yatt.config.rollout import JudgeConfig as JudgeConfig
+from yatt.config.rollout import RewardConfig as RewardConfig
+from yatt.config.rollout import RewardFunctionConfig as RewardFunctionConfig
+from yatt.config.rollout import RolloutConfig as RolloutConfig
+from yatt.config.rollout import truncates as truncates
 from yatt.config.section import Name as Name
 from yatt.config.section import Section as Section
 
@@ -29,9 +29,16 @@ class RunConfig(Section):
 
 
 class ModelConfig(Section):
-    path: str = Field(..., description="Hugging Face folder of the policy: config, weights, tokenizer.")
-    reference: str | None = Field(None, description="Folder of the reference model; the policy's own start when unset.")
-    teacher: str | None = Field(None, description="Folder of the model to learn from (distillation).")
+    path: str = Field(..., description="Hugging Face folder of the policy, or its name on the Hub: ORG/NAME.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of a name on the Hub; the newest when unset; a run keeps the commit."
+    )
+    reference: str | None = Field(
+        None, description="Folder of the reference model, or its name on the Hub; the policy's own start when unset."
+    )
+    teacher: str | None = Field(
+        None, description="Folder of the model to learn from (distillation), or its name on the Hub."
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="Type of weights and activations.")
     context_length: int = Field(2048, ge=8, description="Most tokens of prompt and response together.")
 
@@ -69,6 +76,9 @@ class DataConfig(Section):
     metadata_keys: list[str] | None = Field(None, description="Columns handed to the reward; all others when unset.")
     system_prompt: str | None = Field(None, description="System message put before every chat prompt.")
     chat_template: Literal["auto", "never"] = Field("auto", description="Whether text prompts go through the template.")
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the chat template, such as {enable_thinking: false}."
+    )
     shuffle: bool = Field(True, description="Shuffle rows anew each epoch.")
     bad_rows: Literal["fail", "skip"] = Field("fail", description="What a row that cannot be used does.")
     max_prompt_tokens: int | None = Field(None, ge=1, description="Longest prompt; by default what the context leaves.")
@@ -210,12 +220,18 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     steps: int = Field(..., ge=1, description="Steps of the whole run.")
     idle_steps: int = Field(3, ge=0, description="Steps in a row that teach nothing, after which a run ends; 0: none.")
+    max_recoveries: int = Field(
+        3, ge=0, description="Deaths of ranks or controllers, with no new step in between, that a run goes on after."
+    )
     batch_size: int = Field(..., ge=1, description="Prompts per step (sft: sequences), over all controllers.")
     updates_per_step: int = Field(1, ge=1, description="Optimizer updates a step's samples are divided into.")
     epochs_per_step: int = Field(1, ge=1, description="Passes over a step's samples.")
     tokens_per_micro_batch: int = Field(8192, ge=1, description="Most tokens of a micro-batch on one rank.")
     patches_per_micro_batch: int | None = Field(
         None, ge=1, description="Most patches of images in it; what its tokens let in when unset."
+    )
+    backend: Literal["megatron", "fsdp"] = Field(
+        "megatron", description="Megatron-Core, or FSDP2 over transformers' own modules: any family, weights sharded."
     )
     tp: int = Field(1, ge=1, description="Tensor-parallel size.")
     pp: int = Field(1, ge=1, description="Pipeline-parallel size.")
@@ -240,6 +256,7 @@ class ClusterConfig(Section):
     threads: int | None = Field(None, ge=1, description="CPU threads per slot process; cores / slots when unset.")
     start_timeout: float = Field(600.0, gt=0, description="Seconds for engines and ranks to come up.")
     step_timeout: float = Field(3600.0, gt=0, description="Seconds any wait within a step may take.")
+    silence: float = Field(120.0, gt=0, description="Seconds without a sign of life after which a process is ended.")
 
 
 class PlacementConfig(Section):
@@ -298,6 +315,13 @@ class PlanConfig(Section):
     response_p99: float | None = Field(None, gt=0, description="99th percentile of responses; four times the median.")
     equal_groups: float | None = Field(None, ge=0, lt=1, description="Share of groups of equal rewards; 0.")
     image_bytes: int | None = Field(None, ge=0, description="Bytes of the images of a prompt; 0.")
+    images: int | None = Field(None, ge=1, description="Images of a prompt, where plan.image_pixels is above 0; 1.")
+    image_pixels: int | None = Field(None, ge=0, description="Pixels of each image, which the vision tower sees; 0.")
+    turns: int | None = Field(None, ge=1, description="Turns of a conversation; 2 where there is an environment.")
+    tool_seconds: float | None = Field(
+        None, ge=0, description="Median seconds between two turns; their 99th percentile is four times that. 1."
+    )
+    tool_tokens: int | None = Field(None, ge=0, description="Tokens that are said to the policy between two turns; 64.")
 
 
 class Config(Section):

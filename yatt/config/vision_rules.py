@@ -8,7 +8,7 @@ from typing import Any
 
 from yatt.config.case import Case
 from yatt.config.models import facts_beside, models_beside
-from yatt.config.schema import OptimizerConfig, TrainConfig
+from yatt.config.schema import Config, OptimizerConfig, TrainConfig
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
 from yatt.vision.processor import Processor, read_processor
@@ -38,7 +38,7 @@ def vision_mistakes(case: Case) -> Iterator[str]:
         own = read_processor(path, config.data.max_pixels)
         yield from _sizes(own, model, f"model.path={path}")
         for setting, other in models_beside(config).items():
-            yield from _beside(own, setting, other)
+            yield from _beside(config, own, setting, other)
     except ConfigError as error:
         yield str(error)
 
@@ -67,11 +67,11 @@ def _sizes(read: Processor, model: ModelFacts, at: str) -> Iterator[str]:
             yield f"{at}: its image processor has {name}={value}, and its vision tower {wanted}; mend the former"
 
 
-def _beside(own: Processor, setting: str, path: str) -> Iterator[str]:
+def _beside(config: Config, own: Processor, setting: str, path: str) -> Iterator[str]:
     """Whether a model beside the policy sees what the policy sees."""
     facts = None
     with suppress(ConfigError):  # said already
-        facts = facts_beside(setting, path)
+        facts = facts_beside(config, setting, path)
     if facts is None:
         return
     if facts.vision is None:

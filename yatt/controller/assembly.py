@@ -20,7 +20,7 @@ from yatt.controller.exchange import Assign, Exchange
 from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.offline import OfflineController
 from yatt.controller.phases import Phases
-from yatt.controller.player import Player, Setting
+from yatt.controller.player import ConversationSetup, Player
 from yatt.controller.recorder import Recorder
 from yatt.controller.reference_rows import PrecomputedReference
 from yatt.controller.responder import Decode, Responder
@@ -71,7 +71,7 @@ class Reading:
 
     decode: Decode
     scorer: Scorer
-    setting: Setting | None = None
+    setup: ConversationSetup | None = None
 
 
 class Assembly:
@@ -177,10 +177,10 @@ class Assembly:
 
     def _responder(self, reading: Reading, purpose: str) -> Responder:
         seed, router = self._parts.config.run.seed, self.routers[POLICY]
-        if reading.setting is None:
+        if reading.setup is None:
             return Responder(router, reading.scorer, reading.decode, seed, purpose)
         clock = self._parts.clock
-        return Player(router, reading.scorer, reading.decode, seed, purpose, setting=reading.setting, clock=clock)
+        return Player(router, reading.scorer, reading.decode, seed, purpose, setup=reading.setup, clock=clock)
 
 
 def responses_per_prompt(config: Config) -> int:

@@ -6,8 +6,10 @@ those of any row, and those that the chat template writes anew, begin another ro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +34,8 @@ from yatt.types import (
 
 Ask = Callable[[Request], Awaitable[Completion]]
 """Draws one response."""
+Home = Callable[[SampleKey], int | None]
+"""The engine that drew the last turn of a conversation."""
 SeedOf = Callable[[SampleKey], int]
 
 
@@ -45,18 +49,28 @@ class Limits:
     context: int
 
 
-class OpenRow:
-    """A row that may go on."""
+class Said(NamedTuple):
+    """What is said to the policy: the tokens behind those of a row, and the messages that they are of."""
 
-    def __init__(self, tokens: np.ndarray, messages: Sequence[Message] = (), media: tuple[Media, ...] = ()) -> None:
-        self.tokens = tokens
-        self.mask = np.zeros(len(tokens), dtype=bool)
-        self.logprobs = np.zeros(len(tokens), dtype=np.float32)
+    tokens: np.ndarray
+    messages: Sequence[Message] = ()
+
+
+class OpenRow:
+    """A row that may go on. While the policy has a turn in it, it is `taken`, and nothing of the turn is in it yet."""
+
+    def __init__(self) -> None:
+        self.tokens = np.zeros(0, dtype=np.int32)
+        self.mask = np.zeros(0, dtype=bool)
+        self.logprobs = np.zeros(0, dtype=np.float32)
         self.spans: tuple[Span, ...] = ()
         self.turns: list[Turn] = []
-        self.messages = list(messages)
-        self.media = media
-        self.answer: Answer | None = None
+        self.messages: list[Message] = []
+        self.media: tuple[Media, ...] = ()
+        self.text = ""  # of the last turn
+        self.answer: Answer | None = None  # of the last turn, where messages may go on from it
+        self.engine: int | None = None  # that drew the last turn
+        self.taken = False
 
     @property
     def sampled(self) -> np.ndarray:
@@ -64,12 +78,12 @@ class OpenRow:
         last = self.turns[-1]
         return self.tokens[last.start : last.stop]
 
-    def hear(self, tokens: np.ndarray, messages: Sequence[Message]) -> None:
+    def hear(self, said: Said) -> None:
         """Add what the policy did not say."""
-        self._extend(tokens, np.zeros(len(tokens), dtype=np.float32), sampled=False)
-        self.messages += messages
+        self._extend(said.tokens, np.zeros(len(said.tokens), dtype=np.float32), sampled=False)
+        self.messages += said.messages
 
-    def say(self, completion: Completion, answer: Answer, *, seconds: float, waited: float) -> None:
+    def say(self, completion: Completion, answer: Answer, *, seconds: float, waited: float, cached: bool) -> None:
         """Add a turn of the policy's."""
         start = len(self.tokens)
         first = self.turns[0].start if self.turns else start
@@ -84,10 +98,11 @@ class OpenRow:
                 failed=len(answer.mistakes),
                 seconds=seconds,
                 waited=waited,
+                cached=cached,
             )
         )
         self.messages.append(answer.message)
-        self.answer = answer
+        self.text = answer.text
 
     def closed(self) -> Row:
         """The row as it is trained: up to the last token that the policy sampled."""
@@ -120,15 +135,18 @@ class Conversation:
         params: SamplingParams,
         limits: Limits,
         ask: Ask,
+        home: Home,
         chat: Chat,
         seed_of: SeedOf,
         clock: Clock,
     ) -> None:
         self.prompt, self.sibling = prompt, sibling
         self._params, self._limits = params, limits
-        self._ask, self._chat, self._seed_of, self._clock = ask, chat, seed_of, clock
+        self._ask, self._home, self._chat, self._seed_of, self._clock = ask, home, chat, seed_of, clock
         self._rows: list[OpenRow] = []
-        self._asked = self._drawn = self._under_way = 0
+        self._asked = self._drawn = 0
+        self._promised = 0  # tokens that turns under way may sample
+        self._under_way: dict[SampleKey, asyncio.Future[None]] = {}
         self._outside_since = clock.now()
         self.forks = 0
         self.truncated = ""
@@ -136,29 +154,26 @@ class Conversation:
         self._finish: Finish = "stop"
 
     async def chat(self, messages: Sequence[Message], tools: Tools = (), max_tokens: int | None = None) -> Answer:
-        """The policy's answer to all that was said, `messages`. It goes on in the row that they go on from. Raises
-        ConversationEnded where a limit is reached, and BadRow where the chat template refuses the messages."""
-        row, new = self._row_of(messages)
+        """The policy's answer to all that was said, `messages`. It goes on in the row that they go on from; in another
+        one, where the policy has a turn in that row. Raises ConversationEnded where a limit is reached, and BadRow
+        where the chat template refuses the messages."""
+        row = self._row_of(messages)
         if row is not None and row.answer is not None:
+            new = messages[len(row.messages) :]
             suffix = self._chat.suffix(row.messages[:-1], row.answer, row.sampled, new, tools)
-            if suffix is None:
-                self.forks += 1
-                row = None
-            else:
-                row.hear(suffix, new)
-        if row is None:
-            row = OpenRow(self._chat.opening(messages, tools), messages)
-        return await self._turn(row, tools, max_tokens)
+            if suffix is not None:
+                return await self._turn(row, Said(suffix, new), tools, max_tokens)
+        answer = await self._turn(OpenRow(), Said(self._chat.opening(messages, tools), messages), tools, max_tokens)
+        self.forks += row is not None
+        return answer
 
-    async def complete(self, tokens: np.ndarray, max_tokens: int | None = None) -> Completion:
-        """The policy's completion of token ids, which are all there is: a longer row, where one begins them."""
-        known = [row for row in self._rows if row.turns and _begins(row.tokens, tokens)]
-        if known:
-            row = max(known, key=lambda one: len(one.tokens))
-            row.hear(tokens[len(row.tokens) :], ())
-        else:
-            row = OpenRow(np.asarray(tokens, dtype=np.int32))
-        answer = await self._turn(row, (), max_tokens)
+    async def complete(self, tokens: Sequence[int], max_tokens: int | None = None) -> Completion:
+        """The policy's completion of token ids, which are all there is: a longer row, where one begins them. Raises
+        ConversationEnded where a limit is reached, and BadRow for ids that the tokenizer has not."""
+        ids = self._chat.ids(tokens)
+        known = [row for row in self._rows if not row.taken and _begins(row.tokens, ids)]
+        row = max(known, key=lambda one: len(one.tokens), default=None) or OpenRow()
+        answer = await self._turn(row, Said(ids[len(row.tokens) :]), (), max_tokens)
         last = row.turns[-1]
         return Completion(
             key=SampleKey(self.prompt.uid, self.sibling, self._asked - 1),
@@ -167,6 +182,11 @@ class Conversation:
             spans=(),
             finish=answer.finish,
         )
+
+    @property
+    def outside(self) -> float:
+        """Seconds between its turns."""
+        return sum(turn.waited for row in self._rows for turn in row.turns)
 
     def reward(self, value: float) -> None:
         """What the environment gives for the last turn."""
@@ -201,7 +221,7 @@ class Conversation:
             rollout_logprobs=last.rollout_logprobs,
             spans=last.spans,
             finish=finish,
-            text=newest.answer.text if newest.answer else "",
+            text=newest.text,
             turns=last.turns,
             earlier=tuple(earlier),
             messages=tuple(newest.messages),
@@ -209,67 +229,75 @@ class Conversation:
             forks=self.forks,
         )
 
-    async def _turn(self, row: OpenRow, tools: Tools, max_tokens: int | None) -> Answer:
-        """One turn of the policy's at the end of a row."""
-        request = self._request(row, max_tokens)
+    async def _turn(self, row: OpenRow, said: Said, tools: Tools, max_tokens: int | None) -> Answer:
+        """One turn of the policy's at the end of a row, once this was said. The row has all of it afterwards, or where
+        an error is raised nothing."""
+        request = await self._request(np.concatenate([row.tokens, said.tokens]).astype(np.int32), max_tokens, row.media)
         waited = self._clock.now() - self._outside_since if not self._under_way else 0.0
         began = self._clock.now()
-        self._under_way += 1
+        ended = self._under_way[request.key] = asyncio.get_running_loop().create_future()
+        self._promised += request.params.max_tokens
+        row.taken = True
         try:
             completion = await self._ask(request)
+            self._drawn += len(completion.tokens)
         finally:
-            self._under_way -= 1
+            row.taken = False
+            self._promised -= request.params.max_tokens
+            del self._under_way[request.key]
+            ended.set_result(None)
             self._outside_since = self._clock.now()
-        self._drawn += len(completion.tokens)
-        if completion.finish == "aborted":
-            self.aborted = True
         answer = self._chat.answer(completion.tokens, tools)
         if len(completion.tokens):
-            row.say(completion, answer, seconds=self._clock.now() - began, waited=waited)
+            row.hear(said)
+            engine = self._home(request.key)
+            cached = row.turns and row.engine == engine and row.spans[-1].version == completion.spans[0].version
+            row.engine = engine
+            row.say(completion, answer, seconds=self._clock.now() - began, waited=waited, cached=bool(cached))
+            row.answer = answer if said.messages else None  # bare tokens are no messages, from which others could go on
             if row in self._rows:  # the row that spoke last is the trajectory's own
                 self._rows.remove(row)
             self._rows.append(row)
         self._finish = completion.finish
+        self.aborted = self.aborted or completion.finish == "aborted"
         if self.aborted:
             raise ConversationEnded("aborted")
         if not len(completion.tokens):
             raise BackendError(f"request {request.key} was answered without a token")
-        read, said = len(request.tokens), len(completion.tokens)
-        return replace(answer, finish=completion.finish, read=read, said=said)
+        return replace(answer, finish=completion.finish, read=len(request.tokens), said=len(completion.tokens))
 
-    def _request(self, row: OpenRow, max_tokens: int | None) -> Request:
-        limits, key = self._limits, SampleKey(self.prompt.uid, self.sibling, self._asked)
+    async def _request(self, tokens: np.ndarray, max_tokens: int | None, media: tuple[Media, ...]) -> Request:
+        """The request for the turn that follows these tokens. Where turns under way may yet take all that is left of
+        the limit on sampled tokens, waits for one of them. Raises ConversationEnded where a limit is reached."""
+        while (most := self._left(max_tokens)) < 1 and self._under_way and not self.aborted:
+            await asyncio.wait(self._under_way.values(), return_when=asyncio.FIRST_COMPLETED)
         if self.aborted:
             raise ConversationEnded("aborted")
-        most = min(self._params.max_tokens, max_tokens or self._params.max_tokens, limits.context - len(row.tokens))
-        if limits.tokens is not None:
-            most = min(most, limits.tokens - self._drawn)
-        if self._asked >= limits.turns:
-            self.truncated = "turns"
-        elif limits.context <= len(row.tokens):
-            self.truncated = "context"
-        elif most < 1:
-            self.truncated = "tokens"
+        room = self._limits.context - len(tokens)
+        self.truncated = (
+            "turns" if self._asked >= self._limits.turns else "context" if room < 1 else "tokens" if most < 1 else ""
+        )
         if self.truncated:
             raise ConversationEnded(self.truncated)
+        key = SampleKey(self.prompt.uid, self.sibling, self._asked)
         self._asked += 1
-        return Request(
-            key=key,
-            tokens=row.tokens,
-            params=replace(self._params, max_tokens=most),
-            seed=self._seed_of(key),
-            media=row.media,
-        )
+        params = replace(self._params, max_tokens=min(most, room))
+        return Request(key=key, tokens=tokens, params=params, seed=self._seed_of(key), media=media)
 
-    def _row_of(self, messages: Sequence[Message]) -> tuple[OpenRow | None, list[Message]]:
-        """The longest row that says how the messages begin, and what is new behind it."""
+    def _left(self, max_tokens: int | None) -> int:
+        """Tokens that a turn may sample, but for what its row has room for."""
+        most = min(self._params.max_tokens, max_tokens or self._params.max_tokens)
+        return most if self._limits.tokens is None else min(most, self._limits.tokens - self._drawn - self._promised)
+
+    def _row_of(self, messages: Sequence[Message]) -> OpenRow | None:
+        """The longest row that says how the messages begin; None where the policy has a turn in it."""
         best: OpenRow | None = None
         for row in self._rows:
             said = len(row.messages)
             goes_on = said < len(messages) and all(map(_same, row.messages, messages))
             if row.answer is not None and goes_on and (best is None or said > len(best.messages)):
                 best = row
-        return best, list(messages[len(best.messages) :]) if best else list(messages)
+        return None if best is None or best.taken else best
 
 
 def _same(one: Message, other: Message) -> bool:

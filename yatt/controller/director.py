@@ -120,7 +120,7 @@ class Director:
         await self._look_at_engines()
         if not any(stats.speed.looks for stats in self._stats.values()):
             return None  # nobody has done anything yet
-        policy = self._stats[POLICY].progress
+        policy = self._stats[POLICY]
         responses = max(self._rollout.responses, policy.ended + policy.requests)
         coming = {role: stats.coming(responses) for role, stats in self._stats.items()}
         before, self.holders = self.holders, self._livable(self.holders)
@@ -208,7 +208,7 @@ class Director:
     async def _look_at_engines(self) -> None:
         for role, router in self._routers.items():
             pulses = await router.fleet.each(lambda _, generator: generator.pulse())
-            self._stats[role].see(pulses, router.asked)
+            self._stats[role].see(pulses, router.asked, router.talks.counts())
             running = [0] * len(self.layout.blocks)
             for number, pulse in pulses.items():
                 running[self._block_of[router.fleet.generators[number].slots[0]]] += pulse.running

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from yatt.controller.speed_fit import EngineWork, SpeedFit
+from yatt.controller.talks import TalkCounts
 from yatt.placement.forecast import LEAST, Load
 from yatt.types import Pulse
 
@@ -177,22 +178,38 @@ class EngineStats:
         self.prompts = PromptStats()
         self.speed = SpeedFit()
         self._engines = engines
+        self._talks: TalkCounts | None = None
+        self._ended_before = 0  # conversations, as the rollout began
 
-    def see(self, pulses: Mapping[int, Pulse], asked: Asked) -> None:
-        """Take one look at all engines of the role in, and what this controller has asked of them."""
+    @property
+    def requests(self) -> int:
+        """Requests under way; of conversations, those whose environment has the word included. This controller may have
+        none any more, and others still some at the engines."""
+        return max(self.progress.requests, self._talks.under_way if self._talks else 0)
+
+    @property
+    def ended(self) -> int:
+        """Requests that have ended in this rollout; of conversations, whole ones."""
+        return self.progress.ended if self._talks is None else self._talks.ended - self._ended_before
+
+    def see(self, pulses: Mapping[int, Pulse], asked: Asked, talks: TalkCounts | None = None) -> None:
+        """Take one look at all engines of the role in, and what this controller has asked of them. `talks` are the
+        conversations that its requests are turns of: then a response is a whole one of them."""
+        self._talks = talks
         if work := self.progress.see(pulses):
             self.speed.see(work)
         self.prompts.see(pulses, asked)
 
     def begin(self) -> None:
         """A rollout begins: the last one, which is over, says how long responses and prompts are."""
-        self.lengths.see_rollout(self.progress.ended, self.progress.tokens)
+        self.lengths.see_rollout(self.ended, self.progress.tokens)
+        self._ended_before = self._talks.ended if self._talks else 0
         self.progress.begin()
         self.prompts.begin()
 
     def coming(self, responses: float) -> float:
         """Requests still to come in a rollout of so many responses of the policy; below 0 where more came."""
-        return responses * self.per_response - self.progress.ended - self.progress.requests
+        return responses * self.per_response - self.ended - self.requests
 
     def load(self, coming: float, prompt: float, speed: SpeedFit) -> Load:
         """The role's work now, at this speed. `prompt` tokens are read for a request where none has been seen. A
@@ -201,15 +218,20 @@ class EngineStats:
         length, longest = self.lengths.expected, self.lengths.expected_longest
         prefix = prompts.mean or prompts.in_rollout.mean or prompt
         unread = max(0.0, progress.requests + progress.ended - prompts.requests_read)
+        oldest, outside = progress.oldest, 0.0
+        if self._talks is not None:
+            oldest, outside = self._talks.sampled, self._talks.outside
+            unread = 0.0  # turns come one after another, and most of what they read is there
         return Load(
-            requests=progress.requests,
+            requests=self.requests,
             coming=coming,
             tokens=length,
             length=length,
-            longest=max(longest - progress.oldest, LEAST * longest),
-            gone=min(progress.oldest, (1 - LEAST) * longest),
+            longest=max(longest - oldest, LEAST * longest),
+            gone=min(oldest, (1 - LEAST) * longest),
             prefix=prefix,
             drawn=max(progress.cached - prefix, 0.0) if progress.cached else length / 2,
             unread=min(unread, progress.requests),
+            outside=outside,
             speed=speed.speed(progress.capacity, self._engines),
         )

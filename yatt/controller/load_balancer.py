@@ -13,7 +13,8 @@ from yatt.types import Request
 PREFILL = 1 / 32
 """Work of reading a prompt token, in response tokens."""
 UNEVEN = 1.5
-"""An engine with so many times its share of the requests gives some of it to others that have woken."""
+"""An engine with so many times its share of the requests gives some of it to others that have woken, and so many times
+the mean work is left by the conversations that it has in its cache."""
 SLOW = 4.0
 """An engine is slow when others are this many times as fast; it is given work as if that much slower."""
 
@@ -37,11 +38,14 @@ class LoadBalancer:
         self._ended = 0  # responses, ever
         self.order_ties()
 
-    def choose(self, requests: Sequence[Request], room: Counts) -> tuple[int, int]:
+    def choose(self, requests: Sequence[Request], room: Counts, home: int | None = None) -> tuple[int, int]:
         """The engine for the first of these siblings, and how many of them: all, so that their prompt is read once,
         where an open engine has room for all or none has any; else as many as the least busy one has room for. `room`
-        [engines] are the requests that each may still be given."""
+        [engines] are the requests that each may still be given. A conversation stays at the engine that has its cache,
+        its `home`, unless that is so much busier than others that moving pays."""
         finish = (self._work + self.work_of(requests)) / self._speed + self._ties
+        if home is not None and self._stays(home, len(requests), finish, room):
+            return home, len(requests)
         finish = np.where(self._fleet.open, finish, np.inf)
         if room[self._fleet.open].max() <= 0:
             return int(finish.argmin()), len(requests)
@@ -50,6 +54,11 @@ class LoadBalancer:
             return int(np.where(fits, finish, np.inf).argmin()), len(requests)
         engine = int(np.where(room > 0, finish, np.inf).argmin())
         return engine, int(room[engine])
+
+    def _stays(self, home: int, requests: int, finish: Numbers, room: Counts) -> bool:
+        """Whether so many requests stay at `home`, which would be done with them later than others."""
+        here = self._fleet.open
+        return bool(here[home] and room[home] >= requests and finish[home] <= UNEVEN * finish[here].mean())
 
     def sent(self, engine: int, requests: Sequence[Request]) -> None:
         self._work[engine] += self.work_of(requests)

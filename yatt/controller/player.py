@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from yatt.controller.conversation import Conversation, Limits
@@ -18,7 +19,7 @@ PART = "environment"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class ConversationSetup:
     """What conversations are played in, and how they are read. One that fails is played anew, `retries` times at most.
     With `judged`, the run's rewards score a conversation too, beside the environment."""
 
@@ -33,10 +34,18 @@ class Player(Responder):
     """A responder whose responses are conversations."""
 
     def __init__(
-        self, router: Router, scorer: Scorer, decode: Decode, seed: int, purpose: str, *, setting: Setting, clock: Clock
+        self,
+        router: Router,
+        scorer: Scorer,
+        decode: Decode,
+        seed: int,
+        purpose: str,
+        *,
+        setup: ConversationSetup,
+        clock: Clock,
     ) -> None:
         super().__init__(router, scorer, decode, seed, purpose)
-        self._setting, self._clock = setting, clock
+        self._setup, self._clock = setup, clock
         self._playing: dict[tuple[int, int], tuple[Conversation, asyncio.Future[Score | None]]] = {}
 
     async def respond(
@@ -66,24 +75,28 @@ class Player(Responder):
 
     async def _play(self, prompt: Prompt, sibling: int, params: SamplingParams) -> tuple[Trajectory, Score | None]:
         """One conversation, and the environment's score of it."""
-        setting, key = self._setting, (prompt.uid, sibling)
-        for attempt in range(setting.retries + 1):
+        setup, key = self._setup, (prompt.uid, sibling)
+        for attempt in range(setup.retries + 1):
             talk = Conversation(
                 prompt=prompt,
                 sibling=sibling,
                 params=params,
-                limits=setting.limits,
+                limits=setup.limits,
                 ask=self._ask,
-                chat=setting.chat,
+                home=self._router.talks.home,
+                chat=setup.chat,
                 seed_of=lambda key: request_seed(self._seed, key, self._purpose),
                 clock=self._clock,
             )
-            play = asyncio.ensure_future(setting.environment.play(talk))
+            play = asyncio.ensure_future(setup.environment.play(talk))
             self._playing[key] = talk, play
+            self._router.talks.begin(*key)
+            outside: float | None = None
             try:
                 score = await play
+                outside = talk.outside
             except ConversationEnded:
-                score = None
+                score, outside = None, talk.outside
             except asyncio.CancelledError:
                 if not talk.aborted:  # we are cancelled ourselves
                     play.cancel()
@@ -91,26 +104,30 @@ class Player(Responder):
                 score = None
             finally:
                 del self._playing[key]
+                self._router.talks.end(*key, outside)
             whole = score is None or score.status == "ok"
-            if talk.aborted or whole or attempt == setting.retries:
+            if talk.aborted or whole or attempt == setup.retries:
                 break
-        return talk.trajectory(), with_turns(score, talk.trajectory())
+        trajectory = talk.trajectory()
+        return trajectory, with_turns(score, trajectory)
 
     async def _judge(self, trajectory: Trajectory, score: Score | None) -> Trajectory:
         """The trajectory with its score: the environment's, the rewards', or the sum of both."""
         if not trajectory.turns:
             detail = score.detail if score and score.detail else "the conversation ended before the policy had a turn"
-            return trajectory.judged(Score(status="failed", detail=detail))
-        if score is not None and (score.status != "ok" or not self._setting.judged):
+            status = score.status if score and score.status != "ok" else "failed"
+            return trajectory.judged(Score(status=status, detail=detail))
+        if score is not None and (score.status != "ok" or not self._setup.judged):
             return trajectory.judged(score)
-        if not self._setting.judged:
+        if not self._setup.judged:
             return trajectory.judged(Score(status="failed", detail="the environment gave no reward"))
         (judged,) = await self._score([trajectory])
         return judged if score is None else judged.judged(_sum(score, judged.score))
 
     async def _ask(self, request: Request) -> Completion:
-        async for completions in self._router.generate([request]):
-            return completions[0]
+        async with aclosing(self._router.generate([request])) as answers:  # it forgets the request now, not some day
+            async for completions in answers:
+                return completions[0]
         raise BackendError(f"a generator did not answer request {request.key}")
 
 

@@ -21,14 +21,21 @@ class Recorder:
         self.clock = clock
         self._span = partial(PhaseSpan, actor=actor, role=role, slots=slots)
         self._spans: deque[PhaseSpan] = deque(maxlen=MOST)
+        self._open: list[tuple[str, float]] = []
 
     @asynccontextmanager
     async def phase(self, name: str, **counts: int) -> AsyncIterator[None]:
         start = self.clock.now()
+        self._open.append((name, start))
         try:
             yield
         finally:
+            self._open.remove((name, start))
             self.add(name, start, counts)
+
+    def doing(self) -> list[str]:
+        """The phases that it is in, in words."""
+        return [f"{name} ({self.clock.now() - start:.0f} s)" for name, start in self._open]
 
     def add(self, name: str, start: float, counts: Mapping[str, int]) -> None:
         """A span from `start` to now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 
 from yatt.controller.admission import Admission
@@ -13,6 +13,7 @@ from yatt.controller.fleet import Fleet, PlacedGenerator
 from yatt.controller.health import HealthCheck
 from yatt.controller.load_balancer import LoadBalancer
 from yatt.controller.migration import Migration, empty
+from yatt.controller.talks import Talks
 from yatt.errors import ProcessDied
 from yatt.protocols import Clock
 from yatt.types import Completion, Request, SampleKey
@@ -53,6 +54,7 @@ class Router:
     ) -> None:
         self.fleet = fleet
         self.asked = Asked()
+        self.talks = Talks(controllers)
         self._longest = 0  # tokens of the longest response since the director last asked
         self._clock = clock
         self._admission = Admission(fleet, limit=limit, timeout=timeout)
@@ -63,11 +65,12 @@ class Router:
         self._stranded: list[tuple[Sequence[Request], Inbox]] = []  # no engine is left to send them to
         self._watching: asyncio.Task[None] | None = None
 
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[list[Completion]]:
+    async def generate(self, requests: Sequence[Request]) -> AsyncGenerator[list[Completion], None]:
         """Completions of one group, in the order they end. Left early, it ends what is still running."""
         inbox: Inbox = asyncio.Queue()
-        asked = self.asked
-        self.asked = Asked(asked.requests + len(requests), asked.prompt_tokens + len(requests[0].tokens))
+        asked, first = self.asked, requests[0]
+        fresh = len(first.tokens) - self.talks.known(first.key, len(first.tokens))
+        self.asked = Asked(asked.requests + len(requests), asked.prompt_tokens + fresh)
         left = len(requests)
         try:
             if not await self._admission.admit(requests):
@@ -148,7 +151,7 @@ class Router:
             if not self.fleet.alive:
                 self._stranded.append((requests, inbox))
                 return
-            engine, count = self._balancer.choose(requests, self._admission.room)
+            engine, count = self._balancer.choose(requests, self._admission.room, self.talks.home(requests[0].key))
             self._call(engine, requests[:count], inbox)
             requests = requests[count:]
 
@@ -195,6 +198,8 @@ class Router:
             ended.append(whole)
             self._admission.response_ended()
             self._balancer.response_ended(len(whole.tokens))
+            row = len(request.tokens) + len(completion.tokens)
+            self.talks.said(completion.key, row, len(whole.tokens), call.engine)
         self._release(call, released)
         if ended:
             call.inbox.put_nowait(ended)

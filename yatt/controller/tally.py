@@ -112,6 +112,7 @@ def _conversations(drawn: Sequence[Trajectory]) -> dict[str, Any]:
         "turns": len(turns),
         "tool_calls": sum(turn.calls for turn in turns),
         "tool_failures": sum(turn.failed for turn in turns),
+        "cache_hits": sum(turn.cached for turn in turns),
         "outside_seconds": fsum(turn.waited for turn in turns),
         "forks": sum(t.forks for t in talks),
         "ended_by": dict(Counter(t.truncated for t in talks if t.truncated)),

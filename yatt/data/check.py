@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from yatt.config.schema import Config
 from yatt.config.sources import check_any, check_few, source_of
 from yatt.data.columns import Columns, paths
@@ -14,6 +16,7 @@ from yatt.data.loader import CHECKED, Encode, check_rows, encode_row
 from yatt.data.prompts import load_tokenizer
 from yatt.data.rows import Row, RowSource
 from yatt.data.source import open_evaluation, open_source
+from yatt.data.template import with_arguments
 from yatt.data.turns import Turn
 from yatt.environments.chat import Chat
 from yatt.environments.hosted import check_environment
@@ -71,7 +74,7 @@ def check_scoring(config: Config) -> None:
     for setting, name in (("advantage", config.algorithm.advantage), ("loss", config.algorithm.loss)):
         if name is not None:
             find(f"algorithm.{setting}", name)
-    source, tokenizer = open_source(config.data, config.run.seed), load_tokenizer(config.model.path)
+    source, tokenizer = open_source(config.data, config.run.seed), _tokenizer(config)
     if config.environment.played:
         check_environment(config.environment, Chat(tokenizer, config.environment.calls).knows_tools)
     encode = row_encoder(config, tokenizer, source)
@@ -87,8 +90,12 @@ def check_scoring(config: Config) -> None:
             return
 
 
+def _tokenizer(config: Config) -> PreTrainedTokenizerFast:
+    return with_arguments(load_tokenizer(config.model.path), config.data.template_arguments)
+
+
 def _sources(config: Config) -> Iterator[tuple[str, RowSource, Encode[object]]]:
-    tokenizer = load_tokenizer(config.model.path)
+    tokenizer = _tokenizer(config)
     _ = Turn(tokenizer).stops  # an engine reads them once it has started
     sources = {"training data": open_source(config.data, config.run.seed), HELD_OUT: open_evaluation(config)}
     for name, source in sources.items():

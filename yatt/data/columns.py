@@ -68,6 +68,12 @@ def media_column(row: Mapping[str, Any], key: str | None, *, sees: bool) -> str 
     return next((name for name in IMAGES if row.get(name)), None)
 
 
+def marked(answers: Sequence[Any]) -> bool:
+    """Whether each answer that is there stands behind a `####`, as in GSM8K."""
+    told = [one for one in answers if one is not None]
+    return bool(told) and all(isinstance(one, str) and _MARKED.search(one) for one in told)
+
+
 def paths(row: dict[str, Any]) -> Iterator[str]:
     """The names of a row's columns, those within a column of fields with its name before a dot."""
     for name, value in row.items():

@@ -13,9 +13,11 @@ from yatt.data.images import ImagePlaces
 from yatt.data.loader import Encode, share_of_rows
 from yatt.data.preferences import LabelEncoder, PairEncoder
 from yatt.data.prompts import PromptEncoder
-from yatt.data.rows import RowSource
+from yatt.data.rows import Row, RowSource
 from yatt.data.source import open_evaluation
+from yatt.errors import BadRow
 from yatt.protocols import MediaStore
+from yatt.types import Prompt
 from yatt.vision.images import ImageReader
 
 
@@ -28,7 +30,8 @@ def row_encoder(
     images = image_places(config, tokenizer, source, store)
     match config.algorithm.recipe.rows:
         case "prompts":
-            return PromptEncoder(tokenizer, data, length, config.rollout.max_tokens, store, images)
+            encode = PromptEncoder(tokenizer, data, length, config.rollout.max_tokens, store, images)
+            return _of_text(encode) if config.environment.played else encode
         case "demonstrations":
             return DemonstrationEncoder(tokenizer, data, length, images)
         case "pairs":
@@ -36,6 +39,18 @@ def row_encoder(
             return PairEncoder(tokenizer, data, length, scored=scored, images=images)
         case "labels":
             return LabelEncoder(tokenizer, data, length, source, images)
+
+
+def _of_text(encode: Encode[Prompt]) -> Encode[Prompt]:
+    """The same, for rows that begin conversations: with images they are bad ones."""
+
+    def of_text(row: Row, uid: int, index: int) -> Prompt:
+        prompt = encode(row, uid, index)
+        if prompt.media:
+            raise BadRow("the row has images, and conversations are of text alone; leave them out, or the environment")
+        return prompt
+
+    return of_text
 
 
 def image_places(

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from yatt.errors import BadRow, ConfigError
 from yatt.text import one_line
+from yatt.types import Tools
 
 Messages = list[dict[str, Any]]
 MARK = "\ufdd0"
@@ -26,12 +27,13 @@ _LONGEST = 1000
 """Characters of the longest piece that is looked for."""
 
 
-def render(tokenizer: PreTrainedTokenizerFast, messages: Messages, *, opened: bool) -> str:
-    """The messages in the chat template, with `opened` up to where the assistant goes on. Raises BadRow where the
-    template refuses them, whatever it raises."""
+def render(tokenizer: PreTrainedTokenizerFast, messages: Messages, *, opened: bool, tools: Tools = ()) -> str:
+    """The messages in the chat template, which tells of `tools`, with `opened` up to where the assistant goes on.
+    Raises BadRow where the template refuses them, whatever it raises."""
     try:
         shown = with_parts(messages)
-        return str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=opened))
+        schemas: list[Any] | None = [dict(tool) for tool in tools] or None
+        return str(tokenizer.apply_chat_template(shown, tools=schemas, tokenize=False, add_generation_prompt=opened))
     except Exception as error:  # a template raises whatever its expressions raise
         raise BadRow(f"the chat template refuses the messages: {one_line(error)}") from None
 
@@ -165,6 +167,10 @@ class ResponseText:
         while ids and ids[-1] in self._tail:
             ids.pop()
         return self._decode(ids).removeprefix(self._anchor)
+
+    def whole(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of every token, of those that end it too."""
+        return self._decode(np.asarray(tokens).tolist()).removeprefix(self._anchor)
 
     def _decode(self, ids: list[int]) -> str:
         decoded = self._tokenizer.decode(

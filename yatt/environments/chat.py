@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from yatt.data.turns import ResponseText, Turn
+from yatt.data.prompts import tokenize
+from yatt.data.turns import ResponseText, Turn, render
 from yatt.environments.calls import CallFormat, call_format
 from yatt.errors import BadRow
-from yatt.text import one_line
 from yatt.types import Answer, Message, Tools
 
 
@@ -37,6 +37,16 @@ class Chat:
             except BadRow:
                 self._knows_tools = False
         return self._knows_tools
+
+    def ids(self, tokens: Sequence[int]) -> np.ndarray:
+        """Token ids of somebody else's, int32. Raises BadRow where there are none, or the tokenizer has one of them
+        not."""
+        most = len(self._tokenizer)
+        wrong = [token for token in tokens if type(token) is not int or not 0 <= token < most]
+        if wrong or not len(tokens):
+            told = f"token {wrong[0]!r:.40} is none of the tokenizer's {most}" if wrong else "there are no tokens"
+            raise BadRow(f"{told}; give ids of its tokens")
+        return np.array(tokens, dtype=np.int32)
 
     def opening(self, messages: Sequence[Message], tools: Tools = ()) -> np.ndarray:
         """Token ids of the messages, up to where the assistant goes on, int32. Raises BadRow where the template refuses
@@ -91,20 +101,10 @@ class Chat:
         return after if ended else self._turn.end + after
 
     def _render(self, messages: Sequence[Message], tools: Tools, *, opened: bool) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=[dict(tool) for tool in tools] or None,
-                    tokenize=False,
-                    add_generation_prompt=opened,
-                )
-            )
-        except Exception as error:  # a template raises whatever its expressions raise
-            raise BadRow(f"the chat template refuses the messages: {one_line(error)}") from None
+        return render(self._tokenizer, list(messages), opened=opened, tools=tools)
 
     def _tokens(self, text: str) -> np.ndarray:
-        return np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+        return tokenize(self._tokenizer, text, special=False)
 
 
 def _squeezed(text: str) -> str:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from yatt.environments.messages import read_request
 from yatt.errors import BadRow, ConversationEnded, WaitTimeout
 from yatt.types import Answer, Message
 
@@ -106,48 +107,6 @@ class Endpoint:
         if not asked.get("stream"):
             return JSONResponse(whole)
         return StreamingResponse(_streamed(whole), media_type="text/event-stream")
-
-
-def read_request(asked: Any) -> tuple[list[Message], list[Mapping[str, Any]], int | None]:
-    """Messages, tools and the most tokens of a request. How tokens are sampled, the run says. Raises ValueError saying
-    what is wrong."""
-    if not isinstance(asked, Mapping) or not isinstance(asked.get("messages"), list) or not asked["messages"]:
-        raise ValueError("messages must be a list of at least one")
-    if asked.get("n") not in (None, 1):
-        raise ValueError(f"n={asked['n']} is not supported; the run draws siblings of a conversation itself")
-    most = asked.get("max_completion_tokens", asked.get("max_tokens"))
-    if most is not None and (not isinstance(most, int) or most < 1):
-        raise ValueError(f"max_tokens={most!r} must be a whole number above 0")
-    tools = [] if asked.get("tool_choice") == "none" else list(asked.get("tools") or ())
-    return [_message(number, one) for number, one in enumerate(asked["messages"])], tools, most
-
-
-def _message(number: int, given: Any) -> Message:
-    """A client's message as chat templates read it: content as text, arguments of calls as objects."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("role"), str):
-        raise ValueError(f"messages[{number}] has no role")
-    content = given.get("content")
-    if isinstance(content, list):
-        if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
-            raise ValueError(f"messages[{number}] has a part that is no text, and the policy is given text alone")
-        content = "".join(part.get("text", "") for part in content)
-    if not isinstance(content, str | None):
-        raise ValueError(f"messages[{number}] has content that is neither text nor a list of parts")
-    message: Message = {"role": given["role"], "content": content or ""}
-    message |= {name: given[name] for name in ("name", "tool_call_id") if given.get(name)}
-    if given.get("tool_calls"):
-        message["tool_calls"] = [_call(number, call) for call in given["tool_calls"]]
-    return message
-
-
-def _call(number: int, call: Any) -> dict[str, Any]:
-    try:
-        arguments = call["function"].get("arguments") or "{}"
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
-        function = {"name": call["function"]["name"], "arguments": parsed}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"messages[{number}] has a tool call without a name and arguments in JSON") from None
-    return {"type": "function", "id": call.get("id", ""), "function": function}
 
 
 def completion(answer: Answer) -> dict[str, Any]:

@@ -8,21 +8,25 @@ import subprocess
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
-from typing import Any
-
-import numpy as np
+from typing import Any, TypeVar
 
 from yatt.config.schema import EnvironmentConfig
 from yatt.environments.endpoint import Endpoint
 from yatt.environments.frames import Link
+from yatt.environments.messages import read_most, read_request
 from yatt.errors import BackendError, BadRow, ConfigError, ConversationEnded
 from yatt.protocols import Talk
-from yatt.reward.process import ask_to_end, end, ending, spawn
 from yatt.types import Answer, Message, Score, Tools
+from yatt.user_processes import ask_to_end, end, ending, spawn
+
+R = TypeVar("R")
 
 IMPORT_SECONDS = 180.0
 END_SECONDS = 10.0
 GRACE_SECONDS = 1.0
+BEGINNING = 32
+"""So many conversations begin at once in a worker; a next one when one of them has said something. What a process does
+for hundreds at once would take each of them longer than its time limit."""
 
 
 class HostedEnvironment:
@@ -99,6 +103,7 @@ class _Worker:
         self.tools, self.endpoint = tools, endpoint
         self._numbers = count()
         self._plays: dict[int, _Play] = {}
+        self._beginning = asyncio.Semaphore(BEGINNING)
         self._reading = asyncio.create_task(self._read())
         self.tainted = self.dead = False
         self._how = ""
@@ -130,14 +135,15 @@ class _Worker:
 
     async def play(self, talk: Talk, timeout: float, endpoint: Endpoint | None) -> Score | None:
         """Play one conversation: answer what it asks of the policy, until it is done."""
-        number, play = next(self._numbers), _Play(talk, timeout)
+        number, play = next(self._numbers), _Play(talk, timeout, self._beginning)
         self._plays[number] = play
         row, key = _row(talk), ""
         if endpoint is not None:
             key = endpoint.admit(play.chat)
             row["endpoint"] = {"base_url": endpoint.address, "api_key": key}
-        self._link.send({"number": number, "kind": "play", "row": row})
         try:
+            await play.admitted()
+            self._link.send({"number": number, "kind": "play", "row": row})
             while (message := await play.next()) is not None:
                 match message["kind"]:
                     case "done":
@@ -152,7 +158,7 @@ class _Worker:
             return Score(status="failed", detail=f"the environment's process died ({how})")
         except TimeoutError:
             self.tainted = True
-            return Score(status="timed_out", detail=f"the environment said nothing for {timeout:g} s")
+            return Score(status="timed_out", detail=f"between two turns the environment took over {timeout:g} s")
         finally:
             del self._plays[number]
             play.end()
@@ -170,12 +176,12 @@ class _Worker:
         answer: dict[str, Any]
         try:
             if asked["kind"] == "chat":
-                answer = {"value": _told(await play.talk.chat(asked["messages"], asked["tools"], asked["max_tokens"]))}
+                answer = {"value": _reply(await play.answered(play.talk.chat(*read_request(asked))))}
             else:
-                answer = {"value": await _complete(play.talk, asked)}
+                answer = {"value": await _complete(play, asked)}
         except ConversationEnded as error:
             answer = {"ended": error.reason}
-        except BadRow as error:
+        except (BadRow, ValueError) as error:
             answer = {"wrong": str(error)}
         self._link.send({"number": number, "kind": "answer", "call": asked["call"], **answer})
 
@@ -197,51 +203,73 @@ class _Worker:
 class _Play:
     """One conversation under way: what its worker says, and the turns of the policy's that are asked for."""
 
-    def __init__(self, talk: Talk, timeout: float) -> None:
-        self.talk, self._timeout = talk, timeout
+    def __init__(self, talk: Talk, timeout: float, beginning: asyncio.Semaphore) -> None:
+        self.talk, self._timeout, self._beginning = talk, timeout, beginning
+        self._begins = False
         self.inbox: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
         self._turns: set[asyncio.Task[Any]] = set()
         self._since = time.monotonic()
 
+    async def admitted(self) -> None:
+        """Returns once it may begin; its time counts from then on."""
+        await self._beginning.acquire()
+        self._begins, self._since = True, time.monotonic()
+
+    def begun(self) -> None:
+        """It has said something, or it is over: another one may begin."""
+        if self._begins:
+            self._begins = False
+            self._beginning.release()
+
     def begin(self, turn: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Let the policy have a turn, beside others."""
+        self.begun()
         task = asyncio.create_task(turn)
         self._turns.add(task)
         return task
 
     async def chat(self, messages: Sequence[Message], tools: Tools, max_tokens: int | None) -> Answer:
         """A turn that came from elsewhere than the worker's socket."""
-        answer: Answer = await self.begin(self.talk.chat(messages, tools, max_tokens))
+        answer: Answer = await self.begin(self.answered(self.talk.chat(messages, tools, max_tokens)))
         return answer
 
+    async def answered(self, turn: Coroutine[Any, Any, R]) -> R:
+        """A turn of the policy's. When it has ended, and only then, the environment has all its time again: one that
+        goes on asking where nothing is answered any more comes to its end."""
+        said = await turn
+        self._since = time.monotonic()
+        return said
+
     async def next(self) -> Mapping[str, Any] | None:
-        """The next message; None where the process has died. Raises TimeoutError where nothing is said for the time
-        limit, which counts from the moment at which the policy has said all that it was asked; and what broke a turn.
-        """
+        """The next message; None where the process has died. Raises TimeoutError where the time limit is over, which
+        counts from the policy's last answer, and not while it has something to answer; and what broke a turn."""
         message = asyncio.ensure_future(self.inbox.get())
         try:
             while True:
                 left = None if self._turns else self._since + self._timeout - time.monotonic()
-                if left is not None and left <= 0 and not message.done():
+                if left is not None and left <= 0 and not (message.done() and _is_last(message.result())):
                     raise TimeoutError
                 done, _ = await asyncio.wait({message, *self._turns}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 for turn in done & self._turns:
                     self._turns.discard(turn)
-                    self._since = time.monotonic()
                     if not turn.cancelled() and not isinstance(turn.exception(), ConversationEnded | BadRow | None):
                         turn.result()
                 if message in done:
-                    self._since = time.monotonic()
                     return message.result()
         finally:
             message.cancel()
 
     def end(self) -> None:
+        self.begun()
         for turn in self._turns:
             turn.cancel()
 
 
-def _told(answer: Answer) -> dict[str, Any]:
+def _is_last(message: Mapping[str, Any] | None) -> bool:
+    return message is None or message["kind"] == "done"
+
+
+def _reply(answer: Answer) -> dict[str, Any]:
     """An answer as a worker is told it."""
     return {
         "message": dict(answer.message),
@@ -252,8 +280,8 @@ def _told(answer: Answer) -> dict[str, Any]:
     }
 
 
-async def _complete(talk: Talk, asked: Mapping[str, Any]) -> dict[str, Any]:
-    done = await talk.complete(np.array(asked["tokens"], dtype=np.int32), asked["max_tokens"])
+async def _complete(play: _Play, asked: Mapping[str, Any]) -> dict[str, Any]:
+    done = await play.answered(play.talk.complete(asked["tokens"], read_most(asked)))
     return {"tokens": done.tokens.tolist(), "logprobs": done.rollout_logprobs.tolist(), "finish": done.finish}
 
 

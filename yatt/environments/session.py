@@ -11,7 +11,7 @@ from typing import Any
 
 from yatt.environments.tools import MISTAKES, call_tool, tool_schemas
 from yatt.errors import ConversationEnded
-from yatt.reward.function import BadResult, shown
+from yatt.reward.function import BadResult, as_number, shown
 from yatt.user_functions import describe
 
 Message = dict[str, Any]
@@ -34,7 +34,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Continuation:
     """Token ids that the policy sampled, and their log-probabilities. `finish` is "stop" or "length"."""
 
     tokens: list[int]
@@ -52,6 +52,7 @@ class Session:
         self.row = dict(row)
         self.endpoint: dict[str, str] = self.row.pop("endpoint", {})
         self._send, self._tell = send, tell
+        self._turns = 0
 
     async def chat(
         self, messages: Sequence[Message], tools: Sequence[Any] = (), max_tokens: int | None = None
@@ -59,16 +60,23 @@ class Session:
         """The policy's answer to all that was said. Messages that go on from those of an earlier call, its answer among
         them, go on in the same row; others begin another row of the same trajectory. `tools` are JSON schemas."""
         asked = {"messages": list(messages), "tools": list(tools), "max_tokens": max_tokens}
-        return Reply(**await self._send("chat", asked))
+        reply = Reply(**await self._send("chat", asked))
+        self._turns += 1
+        return reply
 
-    async def complete(self, tokens: Sequence[int], max_tokens: int | None = None) -> Completion:
+    async def complete(self, tokens: Sequence[int], max_tokens: int | None = None) -> Continuation:
         """The policy's completion of token ids, which are all there is."""
         asked = {"tokens": [int(token) for token in tokens], "max_tokens": max_tokens}
-        return Completion(**await self._send("complete", asked))
+        completion = Continuation(**await self._send("complete", asked))
+        self._turns += 1
+        return completion
 
     def reward(self, value: float) -> None:
-        """Give a reward for the last turn. It is part of the conversation's reward."""
-        self._tell("reward", float(value))
+        """Give a reward for the last turn. It is part of the conversation's reward. Raises BadResult for what is no
+        number, and before the first turn."""
+        if not self._turns:
+            raise BadResult("gave a reward for a turn before the policy had one")
+        self._tell("reward", as_number(value, "gave a turn the reward"))
 
     def failed_call(self) -> None:
         """Count a call of the last turn that came to nothing."""
@@ -109,7 +117,7 @@ async def play_class(kind: type, told: str, arguments: Mapping[str, Any], sessio
             messages.append(reply.message)
             if reply.calls or reply.mistakes:
                 messages += [await _answer(instance, call, session) for call in reply.calls]
-                messages += [_told(mistake) for mistake in reply.mistakes]
+                messages += [_unread(mistake) for mistake in reply.mistakes]
                 continue
             said = await _call(instance, "step", {"answer": reply.content}) if hasattr(kind, "step") else None
             if isinstance(said, tuple) and len(said) == 2:
@@ -142,7 +150,7 @@ async def _answer(instance: Any, call: Mapping[str, Any], session: Session) -> M
     return {"role": "tool", "name": call["name"], "tool_call_id": call["id"], "content": said}
 
 
-def _told(mistake: str) -> Message:
+def _unread(mistake: str) -> Message:
     return {"role": "tool", "name": "error", "content": f"error: the call cannot be read: {mistake}"}
 
 

@@ -19,8 +19,8 @@ from yatt.environments.frames import Link
 from yatt.environments.session import Session, in_thread, play_class
 from yatt.environments.tools import tool_schemas
 from yatt.errors import ConfigError, ConversationEnded
+from yatt.keeper import keep
 from yatt.reward.function import BadResult, as_number, shown
-from yatt.reward.keeper import keep
 from yatt.user_functions import describe, find
 
 BUILTINS = {

@@ -201,6 +201,15 @@ class Checkpoints:
         own = Path(asked).resolve().parent == self._run.checkpoints_folder.resolve()
         return Choice(read_checkpoint(Path(asked), "resume=", own=own, deep=deep), {})
 
+    def newest(self) -> Resume | None:
+        """The newest good checkpoint that this run has written, if any; those passed over for it are said, and get
+        other names. Raises CheckpointError as `newest_good`."""
+        choice = newest_good(self._run)
+        for line in choice.lines:
+            self.warn(line)
+        self.sweep(choice.passed)
+        return choice.resume
+
     def sweep(self, passed: Mapping[Path, str]) -> None:
         """Remove what dead runs left half-written, and give other names to checkpoints that were passed over, so that
         they are taken for none; the run's folder is locked."""

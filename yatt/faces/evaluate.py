@@ -19,17 +19,20 @@ from rich.console import Console
 from rich.table import Table
 
 from yatt.cluster import forks
-from yatt.cluster.backends import Backends
+from yatt.cluster.backends import backends_of
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import load_config, settings_in
+from yatt.config.names import fitting
 from yatt.config.rules import check
 from yatt.config.schema import Config
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import ConfigError
 from yatt.faces.chart import decimals
 from yatt.faces.checkpoints import Resume
+from yatt.faces.choose import Choice
 from yatt.faces.export import check_model, export_to, find_checkpoint
+from yatt.faces.hub import fetched
 from yatt.faces.progress import Progress
 from yatt.faces.rundir import RunDirectory
 from yatt.reports import EvaluationReport, Interval
@@ -37,12 +40,12 @@ from yatt.reports import EvaluationReport, Interval
 READ = (
     *("run.seed", "model.path", "model.dtype", "model.context_length", "cluster", "evaluate.path", "evaluate.size"),
     *("data.path", "data.tasks", "data.prompt_key", "data.system_prompt", "data.chat_template", "data.bad_rows"),
-    *("data.media_key", "data.max_pixels", "data.fetch_images", "data.max_prompt_tokens"),
-    *("data.metadata_keys", "train.tp", "train.pp"),
+    *("data.template_arguments", "data.media_key", "data.max_pixels", "data.fetch_images", "data.max_prompt_tokens"),
+    *("data.metadata_keys", "data.system_key", "train.tp", "train.pp"),
 )
 """Settings, and sections, that an evaluation looks at."""
 READ_DRAWN = (
-    *("data.answer_key", "reward", "placement", "log.samples", "evaluate.temperature"),
+    *("data.answer_key", "data.answer_after", "reward", "placement", "log.samples", "evaluate.temperature"),
     *("evaluate.correct_at", "evaluate.by", "rollout.engine", "rollout.max_tokens", "rollout.top_p", "rollout.top_k"),
     *("rollout.stop", "rollout.engine_args"),
 )
@@ -53,6 +56,8 @@ READ_ROWS = (
     "train.attention",
 )
 """More of them, where rows are learned from."""
+GIVEN = ("algorithm.name", "run.dir")
+"""More of them, where a model is evaluated that no run has trained."""
 INSTEAD = {
     "data.size": "evaluate.size",
     "evaluate.samples": "--samples",
@@ -64,27 +69,54 @@ INSTEAD = {
 
 
 def evaluate(run: Path, overrides: Sequence[str], samples: int, checkpoint: Path | None, *, as_json: bool) -> int:
-    """Print what the latest checkpoint of `run` is worth, or `checkpoint`; returns the exit status."""
-    resume = find_checkpoint(checkpoint or run)
-    config = settings(resume.folder, overrides, samples)
+    """Print what the latest checkpoint of `run` is worth, or `checkpoint`; or a model, where `run` is the folder of
+    one. Returns the exit status."""
+    plain = checkpoint is None and is_model(run)
+    resume = None if plain else find_checkpoint(checkpoint or run)
+    config = settings_of(run, overrides, samples) if resume is None else settings(resume.folder, overrides, samples)
+    config = fetched(config)
     check_model(config)
     check(config)
     drawn = config.algorithm.recipe.reinforces
-    forks.begin(forks.kinds_of(config, Backends(), train=not drawn, generate=drawn))
+    forks.begin(forks.kinds_of(config, backends_of(config), train=not drawn, generate=drawn))
     check_data(config)
     check_scoring(config)
-    out = RunDirectory(run / "evaluations" / f"step-{resume.step}").create()
-    if drawn:
+    step, home = (0, Path(config.run.dir) / config.run.name) if resume is None else (resume.step, run)
+    out = RunDirectory(home / "evaluations" / f"step-{step}").create()
+    console = Console(stderr=as_json, highlight=False)
+    if not drawn:
+        report = asyncio.run(_by_rows(config, out, resume, console))
+    elif resume is None:
+        report = asyncio.run(_by_responses(config, out, config.model.path, step, console))
+    else:
         with tempfile.TemporaryDirectory(prefix="yatt-eval-") as model:
             export_to(resume, Path(model), [f"model.path={config.model.path}"])
-            report = asyncio.run(_by_responses(config, out, model, resume.step))
-    else:
-        report = asyncio.run(_by_rows(config, out, resume))
+            report = asyncio.run(_by_responses(config, out, model, step, console))
     if as_json:
-        print(json.dumps({"step": resume.step, **asdict(report)}))
+        print(json.dumps({"step": step, **asdict(report)}))
     else:
-        show(report, resume.folder, config)
+        show(report, run if resume is None else resume.folder, config)
     return 0
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a Hugging Face model, and neither a run nor a checkpoint."""
+    return (folder / "config.json").is_file() and not (folder / "config.yaml").exists()
+
+
+def settings_of(model: Path, overrides: Sequence[str], samples: int) -> Config:
+    """The settings of an evaluation of a model that no run has trained: what is not given is chosen."""
+    path = {"model": {"path": str(model).replace("$", "$$")}}
+    choice = Choice()
+    config = load_config(None, overrides, path, choice)
+    _check_read(config, overrides, GIVEN)
+    if config.data.path is None and not config.data.tasks:
+        raise ConfigError(f"{model} is no run, but a model: give data.path=FILE, the rows to evaluate it on")
+    held_out: dict[str, Any] = {"path": config.data.path, "every": 0}
+    held_out |= {"samples": samples} if config.algorithm.recipe.reinforces else {}
+    evaluated = config.evaluate.model_copy(update=held_out)
+    home = config.run.model_copy(update={"name": fitting(f"baseline-{model.resolve().name}")})
+    return config.model_copy(update={"evaluate": evaluated, "run": home})
 
 
 def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config:
@@ -102,39 +134,42 @@ def settings(checkpoint: Path, overrides: Sequence[str], samples: int) -> Config
     return config.model_copy(update={"evaluate": evaluated, "resume": "never"})
 
 
-def _check_read(config: Config, overrides: Sequence[str]) -> None:
-    """Raises ConfigError for a setting among the words that would be ignored."""
-    read = (*READ, *(READ_DRAWN if config.algorithm.recipe.reinforces else READ_ROWS))
+def _check_read(config: Config, overrides: Sequence[str], more: Sequence[str] = ()) -> None:
+    """Raises ConfigError for a setting among the words that would be ignored; `more` are not."""
+    read = (*READ, *more, *(READ_DRAWN if config.algorithm.recipe.reinforces else READ_ROWS))
     lines = []
     for setting in settings_in(overrides):
-        if setting == "algorithm.name" or not any(setting == one or setting.startswith(f"{one}.") for one in read):
+        if (setting == "algorithm.name" and not more) or not any(
+            setting == one or setting.startswith(f"{one}.") for one in read
+        ):
             instead = f"give {INSTEAD[setting]} instead" if setting in INSTEAD else "leave it out"
             lines.append(f"{setting} says nothing to an evaluation of this run; {instead}")
     if lines:
         raise ConfigError("\n".join(lines))
 
 
-async def _by_responses(config: Config, out: RunDirectory, model: str, step: int) -> EvaluationReport:
+async def _by_responses(config: Config, out: RunDirectory, model: str, step: int, console: Console) -> EvaluationReport:
     """Engines alone: the policy's, and the judges'."""
-    async with _crew(config, out) as (crew, progress):
+    async with _crew(config, out, console) as (crew, progress):
         await crew.start(model=model, train=False, generate=True)
         return await _evaluated(crew, progress, step)
 
 
-async def _by_rows(config: Config, out: RunDirectory, resume: Resume) -> EvaluationReport:
-    """Ranks alone, with the checkpoint's weights, and the reference where there is one: to ask it of every row that the
-    run learns from would take longer."""
+async def _by_rows(config: Config, out: RunDirectory, resume: Resume | None, console: Console) -> EvaluationReport:
+    """Ranks alone, with the checkpoint's weights, or the model's own, and the reference where there is one: to ask it
+    of every row that the run learns from would take longer."""
     live = config.algorithm.model_copy(update={"precompute_reference": False})
     config = config.model_copy(update={"algorithm": live})
-    async with _crew(config, out) as (crew, progress):
+    async with _crew(config, out, console) as (crew, progress):
         await crew.start(model=config.model.path, train=True, generate=False)
-        await crew.trainer.on_all("load", resume.trainer)
-        return await _evaluated(crew, progress, resume.step)
+        if resume is not None:
+            await crew.trainer.on_all("load", resume.trainer)
+        return await _evaluated(crew, progress, 0 if resume is None else resume.step)
 
 
 @asynccontextmanager
-async def _crew(config: Config, out: RunDirectory) -> AsyncIterator[tuple[ClusterCrew, Progress]]:
-    with ray_session(config.cluster), Progress(1) as progress:
+async def _crew(config: Config, out: RunDirectory, console: Console) -> AsyncIterator[tuple[ClusterCrew, Progress]]:
+    with ray_session(config.cluster), Progress(1, console=console) as progress:
         crew = ClusterCrew(config, out.path, lambda name, state: progress.phase(name, state))
         try:
             yield crew, progress

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from yatt.config import folders, yaml_core
-from yatt.config.facts import local_gpus, model_facts
-from yatt.config.load import REQUIRED, describe
+from yatt.config.facts import model_facts
+from yatt.config.hub import hub_model, of_cache
+from yatt.config.load import REQUIRED, describe, merged, nest
 from yatt.config.names import fitting
+from yatt.data.formats import ListRows
 from yatt.errors import ConfigError
+from yatt.faces.choose import Choice
 from yatt.faces.command import command
-from yatt.models.facts import ModelFacts
+from yatt.faces.hub import fetch
 
 TRAIN_ROWS, EVAL_ROWS = 200, 40
 
@@ -66,16 +69,23 @@ def init(folder: Path, *, model: str) -> None:
 
     Raises ConfigError for a folder that is not empty, or a model that cannot be trained; then nothing is written.
     """
-    facts = model_facts(model, "--model")
-    folders.refuse(model, "--model")
+    named = hub_model(model)
+    there = fetch(named, "--model") if named else model
+    model_facts(there, "--model")
+    folders.refuse(there, "--model")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not an empty folder; name a new one")
     name = fitting(folder.resolve().name)
+    data = data_files()
+    chosen = _chosen(name, str(Path(there).expanduser().resolve()), data["data/train.jsonl"])
+    chosen["model.path"] = str(chosen["model.path"]).replace("$", "$$")
+    if named and (pinned := of_cache(there)):
+        chosen |= {"model.path": named.name, "model.revision": pinned.revision}
     files = {
-        "config.yaml": config_text(_chosen(name, str(Path(model).expanduser().resolve()).replace("$", "$$"), facts)),
+        "config.yaml": config_text(chosen),
         "reward.py": REWARD,
         "README.md": README.format(name=name, yatt=command(anywhere=True)),
-        **data_files(),
+        **data,
     }
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -83,28 +93,21 @@ def init(folder: Path, *, model: str) -> None:
     print(f"{folder} is ready. Next:\n    {command('train', folder / 'config.yaml')}")
 
 
-def _chosen(name: str, model: str, facts: ModelFacts) -> dict[str, Any]:
+def _chosen(name: str, model: str, train: str) -> dict[str, Any]:
     """The settings that are set, by dotted name; what is left out keeps its default."""
-    context = min(1024, facts.max_positions)
-    gpu = local_gpus() > 0
-    return {
+    given = {
         "run.name": name,
         "model.path": model,
-        "model.dtype": "bfloat16" if gpu else "float32",
-        "model.context_length": context,
         "data.path": "data/train.jsonl",
-        "algorithm.name": "grpo",
-        "rollout.n": 8,
-        "rollout.max_tokens": context // 2,
-        "rollout.filter": "all_equal",
         "reward.function": "reward.py:reward",
-        "train.steps": 100,
-        "train.batch_size": 32,
-        "train.optimizer.learning_rate": 1e-6,
         "evaluate.path": "data/eval.jsonl",
-        "evaluate.every": 10,
-        "checkpoint.every": 20,
     }
+    choice = Choice(ListRows([json.loads(line) for line in train.splitlines()], "data/train.jsonl"))
+    nested: dict[str, Any] = {}
+    for setting, value in given.items():
+        nested = merged(nested, nest(setting, value))
+    choice(nested)
+    return {**given, **choice.values}
 
 
 def config_text(chosen: Mapping[str, Any]) -> str:

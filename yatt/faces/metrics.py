@@ -8,12 +8,14 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from yatt.histogram import quantile
-from yatt.reports import EvaluationReport, PhaseSpan, RolloutCounts, StepReport, UpdateReport, in_step
+from yatt.reports import EvaluationReport, Incident, PhaseSpan, RolloutCounts, StepReport, UpdateReport, in_step
 
 WORK_PHASES = ("rollout", "reward", "train", "sync")
 OF_THE_STEP = ("step", "epoch", "policy_version", "controllers", "generators", "seconds", "bad_rows")
 ASIDE_PHASES = ("evaluate", "checkpoint")
-CONVERSATION = ("conversations", "turns", "tool_calls", "tool_failures", "outside_seconds", "forks", "ended_by")
+CONVERSATION = (
+    *("conversations", "turns", "tool_calls", "tool_failures", "cache_hits", "outside_seconds", "forks", "ended_by"),
+)
 """Counts of conversations, which only some runs have."""
 NOT_SHOWN = ("_sum", "_sums", "_counts", "_deviations", "_lengths")
 
@@ -24,10 +26,11 @@ def metrics_row(
     evaluation: EvaluationReport | None = None,
     driver_payload_bytes: int = 0,
     warnings: Sequence[str] = (),
+    incidents: Sequence[Incident] = (),
 ) -> dict[str, Any]:
     """A step as one row. Rollout numbers are 0 where nothing was rolled out (offline algorithms), those of rewards null
     where none was given; accuracies, and what only some algorithms have, are there where they were measured.
-    `warnings` are what was said of the step.
+    `warnings` are what was said of the step, `incidents` what died since the one before, and what was done about it.
 
     `tokens_per_s` counts response tokens (offline: trained tokens) over the whole step. `overhead` is the share of the
     step in which nobody was in one of `WORK_PHASES`; evaluating and saving are in neither. Times are in seconds.
@@ -47,6 +50,7 @@ def metrics_row(
         "overhead": overhead(report),
         "driver_payload_bytes": driver_payload_bytes,
         "warnings": list(warnings),
+        "incidents": [asdict(incident) for incident in incidents],
     }
     return row | _evaluation_numbers(evaluation)
 

@@ -15,6 +15,7 @@ from yatt.errors import ConfigError
 from yatt.faces.chart import Series, line_chart, number, percent, stacked_chart
 from yatt.faces.evaluations import SHARES, by_source, interval_text, measured, points_of
 from yatt.faces.gantt import OF_SPAN, devices
+from yatt.faces.incidents import incidents_section
 from yatt.faces.metrics import first_row
 from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.placement import placement_section
@@ -79,6 +80,7 @@ def write_report(run_dir: Path) -> Path:
         _warnings(config, rows),
         _section("Curves", f'<div class="charts">{_charts(config, rows)}</div>' if rows else "No step has ended yet."),
         _section("Held-out accuracy by source", by_source(rows)),
+        _section("Deaths and recoveries", incidents_section(rows)),
         _section("Placement", placement_section(rows)),
         _section("Devices", devices(run.read_spans())),
         _section("Held-out responses, before and after", first_and_last(run.samples, "eval")),

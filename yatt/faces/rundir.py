@@ -1,7 +1,8 @@
 """The run directory: everything needed to understand a finished or crashed run, and nothing else.
 
 `config.yaml`, `metrics.jsonl` (one object per step), `timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`,
-`report.html`, `log/`.
+`report.html`, `commands.txt` (how it was started, each time), `log/`; of a call from Python `given/`, the functions and
+rows that it was given.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from yatt.config.paths import GIVEN
 from yatt.errors import ConfigError, DataError
 from yatt.faces.timeline import Steps, Timeline
 from yatt.reports import PhaseSpan
 
 COMPLETE = "complete.json"
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+FILES = ("config.yaml", "metrics.jsonl", "timeline.json", "report.html", "calibration.json", "commands.txt")
+FOLDERS = ("samples", CHECKPOINTS, "log", "model", "evaluations", "tensorboard", "weights")
+OWN = (*FILES, *FOLDERS)
+"""What a run, and commands on it, write into its folder; `given/` may be what the next one is given."""
 _STEP_FILE = re.compile(r"^(?:step|eval)-(\d+)(?:\.c\d+)?\.jsonl$")
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
 
@@ -38,6 +46,8 @@ class RunDirectory:
         self.checkpoints_folder = self.path / CHECKPOINTS
         self.report = self.path / "report.html"
         self.log = self.path / "log"
+        self.commands = self.path / "commands.txt"
+        self.given = self.path / GIVEN
         self._timeline = Timeline(self.timeline)
 
     def create(self) -> RunDirectory:
@@ -53,7 +63,7 @@ class RunDirectory:
         The kernel drops the lock with the process, so a crash leaves nothing to clean up.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+", encoding="ascii") as handle:
+        with open(self.path / LOCK, "a+", encoding="ascii") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -66,6 +76,14 @@ class RunDirectory:
             handle.write(f"{os.getpid()}\n")
             handle.flush()
             yield
+
+    def clear(self) -> None:
+        """Remove what a run has left here, and nothing else; the folder is locked."""
+        for entry in (self.path / name for name in OWN):
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
     def holds_run(self) -> bool:
         """Whether a run has left metrics or checkpoints here."""
@@ -110,6 +128,20 @@ class RunDirectory:
     def read_spans(self) -> Steps:
         """The timeline's spans, by step."""
         return self._timeline.read()
+
+    def read_samples(self, kind: Literal["step", "eval"], step: int | None = None) -> list[dict[str, Any]]:
+        """Trajectories of the steps, or of one, or of evaluations: by step and controller; half-written lines are left
+        out."""
+        files = []
+        for file in self.samples.glob(f"{kind}-*.jsonl"):
+            if (match := _STEP_FILE.match(file.name)) and step in (None, int(match[1])):
+                files.append((int(match[1]), file.name, file))
+        rows = []
+        for _, _, file in sorted(files):
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+        return rows
 
     def step_folders(self) -> list[Path]:
         """Checkpoints of which at least something is there, oldest step first."""

@@ -16,17 +16,23 @@ ROOM = 200
 """Bytes of the longest path within a run folder, and then some."""
 
 
-def ready(config: Config, file: Path | None = None, overrides: Sequence[str] = ()) -> RunDirectory:
+def ready(
+    config: Config, file: Path | None = None, overrides: Sequence[str] = (), *, overwrite: bool = False
+) -> RunDirectory:
     """The run's folder, which may not be there yet. Raises ConfigError where it cannot be made, holds another run, or
     the checkpoint that the run goes on from was made under other settings, or Ray cannot be started here. `file` and
-    `overrides` are what `config` was read from: the file of a run that has moved goes on elsewhere. Touches nothing."""
+    `overrides` are what `config` was read from: the file of a run that has moved goes on elsewhere. With `overwrite`
+    a run that the folder holds is no hindrance. Touches nothing."""
     run = RunDirectory(Path(config.run.dir) / config.run.name)
+    if overwrite and config.resume != "never":
+        raise ConfigError(f"--overwrite begins anew, and resume={config.resume} goes on; give one of them")
     if file is not None and config.resume == "auto":
         _check_moved(run, file, overrides)
     if config.cluster.address is None:
         ray_folder()
     _check_place(config, run)
-    _check_free(config, run)
+    if not overwrite:
+        _check_free(config, run)
     if (resume := Checkpoints(run, config).choose(deep=False).resume) is not None:
         resume.check(config)
     return run
@@ -68,7 +74,7 @@ def _check_free(config: Config, run: RunDirectory) -> None:
         return
     at = f"run.name={config.run.name}: {run.path} holds a run already"
     if config.resume == "never":
-        raise ConfigError(f"{at}; resume=auto goes on with it, another run.name starts a new one")
+        raise ConfigError(f"{at}; resume=auto goes on with it, --overwrite begins anew, another run.name keeps both")
     checkpoint, complete = Path(config.resume).resolve(), [one.resolve() for one in run.checkpoints()]
     if checkpoint.parent != run.checkpoints_folder.resolve():
         raise ConfigError(f"{at}, and resume={config.resume} is another's; give another run.name to start from there")

@@ -15,7 +15,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from yatt.reports import Decision, PhaseSpan
+from yatt.reports import Decision, Incident, PhaseSpan
 
 MOST_EVENTS = 20_000
 """Events in the file. Beyond it whole steps are left out: the first and the last ones stay, and every k-th between,
@@ -36,6 +36,11 @@ def mark(decision: Decision) -> PhaseSpan:
     """A decision as what the driver did in no time; its counts are the slots of each role."""
     at = decision.at
     return PhaseSpan(name=decision.text, actor="driver", role=DECISION, start=at, stop=at, counts=decision.slots)
+
+
+def mark_incident(incident: Incident) -> PhaseSpan:
+    """What happened to a process, in the same way."""
+    return PhaseSpan(name=incident.line, actor="driver", role=DECISION, start=incident.at, stop=incident.at)
 
 
 class Timeline:

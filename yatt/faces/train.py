@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -18,47 +19,61 @@ from yatt.cluster.clock import WallClock
 from yatt.cluster.crew import ClusterCrew
 from yatt.cluster.session import ray_session
 from yatt.config.load import save_config
+from yatt.config.models import any_family
 from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
 from yatt.errors import BackendError, ProcessDied, RunEnded, WaitTimeout
-from yatt.faces.checkpoints import Checkpoints, Resume
+from yatt.faces.card import record_command, write_card
+from yatt.faces.checkpoints import Checkpoints, Resume, in_thread
 from yatt.faces.command import command
 from yatt.faces.contents import contents
+from yatt.faces.given import copy, kept
 from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
 from yatt.faces.start import ready
-from yatt.faces.timeline import mark
+from yatt.faces.timeline import mark, mark_incident
 from yatt.faces.trackers import Trackers
-from yatt.reports import EvaluationReport, PhaseSpan, StepReport
+from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
-from yatt.training.identity import identity, verify
+from yatt.training.identity import identity, transformers_identity, verify
 from yatt.training.meeting import reserve_port
 from yatt.watch import Watch, unscored
 
 
-def train(config: Config) -> int:
-    """Run `config`; returns the exit status. Raises YattError for whatever the user should read."""
+def train(config: Config, *, overwrite: bool = False) -> int:
+    """Run `config`; returns the exit status. With `overwrite`, the run that its folder holds is removed first. Raises
+    YattError for whatever the user should read."""
     warnings = check_data(config)
     check_scoring(config)
     reserve_port().close()
-    run = ready(config)
+    run = ready(config, overwrite=overwrite)
     with run.lock():
-        checkpoints = Checkpoints(ready(config), config)  # asked again: another process may have had the folder
-        checkpoints.contents = contents(config)
+        ready(config, overwrite=overwrite)  # asked again: another process may have had the folder
+        if overwrite:
+            run.clear()
+        described = contents(config)
+        config, moves = kept(config, run.given)
+        checkpoints = Checkpoints(run, config)
+        checkpoints.contents = described
         checkpoints.warn = warnings.append
         fetched = checkpoints.fetch()
         resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-            verify(resume.trainer, identity(hf, config.model.dtype, config.train.lora))
+            dtype, lora = config.model.dtype, config.train.lora
+            verify(
+                resume.trainer, transformers_identity(hf, dtype) if any_family(config) else identity(hf, dtype, lora)
+            )
             resume.check(config, checkpoints.contents)
         run.create()
+        copy(moves)
         checkpoints.sweep(passed)
         run.rewind(resume.step if resume else -1)
         save_config(config, run.config)
+        record_command(run)
         kind: Literal["rl", "offline"] = "rl" if config.algorithm.recipe.reinforces else "offline"
         with Progress(config.train.steps, kind) as progress:
             checkpoints.warn = progress.warn
@@ -90,7 +105,7 @@ async def _train(
         return 0
     journal = RunJournal(config, run, progress)
     with ray_session(config.cluster):
-        crew = CheckpointingCrew(config, run.path, lambda name, state: progress.phase(name, state), checkpoints)
+        crew = CheckpointingCrew(config, run.path, progress.phase, checkpoints, journal.incident)
         supervisor = Supervisor(config, crew, journal, WallClock())
         journal.crew, journal.stop = crew, supervisor.stop
         try:
@@ -99,17 +114,15 @@ async def _train(
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
-                    state, controllers = resume.begun(config)
-                    if controllers != resume.controllers and resume.carried():
+                    if resume.begun(config)[1] != resume.controllers and resume.carried():
                         progress.note(
                             f"{len(resume.carried())} groups are drawn anew, under the settings as they are now"
                         )
-                    await crew.restore(resume.trainer, controllers, state)
+                    await crew.begin(resume)
                     progress.note(f"resumed after step {resume.step}")
-                last = await supervisor.run(first)
+                finish = partial(export_model, crew, run, config) if config.checkpoint.export else None
+                last = await supervisor.run(first, finish)
                 journal.spans(last, await crew.take_spans())
-                if last == config.train.steps and config.checkpoint.export:
-                    await export_model(crew, run)
                 await checkpoints.copied()
         finally:
             await crew.close()
@@ -146,11 +159,12 @@ def summary(config: Config, run: RunDirectory, last: int, report: Path) -> list[
     return lines
 
 
-async def export_model(crew: ClusterCrew, run: RunDirectory) -> None:
+async def export_model(crew: ClusterCrew, run: RunDirectory, config: Config) -> None:
     """Write the policy as RUN/model, aside first."""
     aside = run.path / ".model.part"
     shutil.rmtree(aside, ignore_errors=True)
     await crew.trainer.on_all("save_folder", str(aside.absolute()))
+    write_card(aside, config, run.path, config.train.steps)
     shutil.rmtree(run.path / "model", ignore_errors=True)
     aside.rename(run.path / "model")
 
@@ -163,10 +177,33 @@ class CheckpointingCrew(ClusterCrew):
     """The cluster's crew, with the run's checkpoints."""
 
     def __init__(
-        self, config: Config, run_path: Path, on_phase: Callable[[str, str], None], checkpoints: Checkpoints
+        self,
+        config: Config,
+        run_path: Path,
+        on_phase: Callable[[str, str], None],
+        checkpoints: Checkpoints,
+        tell: Callable[[Incident], object] = bool,
     ) -> None:
-        super().__init__(config, run_path, on_phase)
+        super().__init__(config, run_path, on_phase, tell=tell)
         self._checkpoints = checkpoints
+        self._begun: Resume | None = None
+
+    async def begin(self, resume: Resume) -> None:
+        """Begin where a checkpoint ends."""
+        self._begun = resume
+        await self._load(resume)
+
+    async def _load(self, resume: Resume) -> None:
+        state, controllers = resume.begun(self._config)
+        await self.restore(resume.trainer, controllers, state)
+
+    async def go_back(self) -> int:
+        """To the newest good checkpoint of this run, else to where it began."""
+        resume = await in_thread(self._checkpoints.newest) or self._begun
+        if resume is None:
+            return await super().go_back()
+        await self._load(resume)
+        return resume.step
 
     async def save(self, step: int, go_on: Callable[[], object] = bool) -> None:
         try:
@@ -192,7 +229,7 @@ class RunJournal:
         self.stop: Callable[[], object] = bool
         self.ending: str | None = None  # why the run has to end after the step under way
         self._watch = Watch(config)
-        self._generators = 0
+        self._incidents: list[Incident] = []
         self._splits: list[Mapping[str, int]] = []
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
@@ -206,13 +243,17 @@ class RunJournal:
         for line in self._moves(report):
             self._progress.note(line)
         seen = self._watch.look(report)
-        warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation))), *self._deaths(report)]
+        warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation)))]
         for warning in warnings:
             self._progress.warn(warning)
         payload = self.crew.payload if self.crew else 0
         said = [*warnings, *filter(None, (seen.idle, seen.broken))]
-        row = metrics_row(report, evaluation=evaluation, driver_payload_bytes=payload, warnings=said)
-        self._append(row, (*report.spans, *spans, *map(mark, report.decisions)))
+        incidents, self._incidents = self._incidents, []
+        row = metrics_row(
+            report, evaluation=evaluation, driver_payload_bytes=payload, warnings=said, incidents=incidents
+        )
+        marks = (*map(mark, report.decisions), *map(mark_incident, incidents))
+        self._append(row, (*report.spans, *spans, *marks))
         if seen.broken is not None:
             raise RunEnded(seen.broken)
         if seen.idle is not None:
@@ -229,11 +270,6 @@ class RunJournal:
                 yield f"step {report.step}, placement: {left} more decisions, all in {self._run.metrics}"
         self._splits = splits
 
-    def _deaths(self, report: StepReport) -> Iterator[str]:
-        if report.generators < self._generators:
-            yield f"going on with {report.generators} generator(s): one died; its last words are in log/generator-*.log"
-        self._generators = report.generators
-
     def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
         self._run.append_metrics(row)
         self.spans(row["step"], spans)
@@ -243,6 +279,17 @@ class RunJournal:
     def spans(self, step: int, spans: tuple[PhaseSpan, ...]) -> None:
         """Write the spans of a step, or after it."""
         self._run.append_spans(step, spans)
+
+    def incident(self, incident: Incident) -> None:
+        """Something died, or is back: said at once, and kept with the next step."""
+        self._progress.warn(incident.line)
+        self._incidents.append(incident)
+
+    def recovered(self, step: int) -> None:
+        undone = [row for row in self._run.read_metrics() if row["step"] > step]
+        self._incidents[:0] = [Incident(**told) for row in undone for told in row.get("incidents") or ()]
+        self._run.rewind(step)
+        self._watch = Watch(self._config)
 
     def saved(self, step: int) -> None:
         if self._config.algorithm.recipe.reinforces or step == self._config.train.steps:
@@ -260,7 +307,11 @@ class RunJournal:
 @contextmanager
 def interruptible(stop: Callable[[], bool], save: Callable[[], object], say: Callable[[str], None]) -> Iterator[None]:
     """Ctrl-C, SIGTERM, or the terminal going away during a step: `stop`, at its end. At any other time, and twice:
-    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on."""
+    cancel the task at once. Under nohup a terminal may go away. SIGUSR1: `save` after the step, and go on. In a thread
+    that is not the main one, no signal comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     terminals = [file for file in (1, 2) if os.isatty(file)]

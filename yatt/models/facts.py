@@ -20,7 +20,8 @@ NO_IMAGES = ImageCost(patch=0.0, pair=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
-    """Sizes of a model. `embedding_rows` is the weight files', where they were read; the rest is config.json's."""
+    """Sizes of a model. `embedding_rows` is the weight files', where they were read; the rest is config.json's.
+    `layer_weights` are counted where layers are not a Llama's; of them a token passes through the `active` ones."""
 
     hidden_size: int
     intermediate_size: int
@@ -35,6 +36,8 @@ class ModelFacts:
     architecture: str = ""
     padding: int | None = None
     vision: VisionFacts | None = None
+    layer_weights: int | None = None
+    active: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -47,7 +50,14 @@ class ModelFacts:
         return self._layers + (1 if self.tied else 2) * self.embedding_rows * self.hidden_size
 
     @property
+    def active_parameters(self) -> int:
+        """Those of the language model that a token passes through."""
+        return self.language_parameters - self._layers + (self._layers if self.active is None else self.active)
+
+    @property
     def _layers(self) -> int:
+        if self.layer_weights is not None:
+            return self.layer_weights
         attention = 2 * self.hidden_size * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
@@ -65,7 +75,8 @@ class ModelFacts:
     @property
     def _matrices(self) -> int:
         """Multiplications of a token with all matrices, in one forward pass."""
-        return self._layers + self.hidden_size * self.vocab_size
+        layers = self._layers if self.active is None else self.active
+        return layers + self.hidden_size * self.vocab_size
 
     def image_cost(self, *, trained: bool) -> ImageCost:
         """What images add to a sample's cost; a frozen tower has no backward pass, which takes twice a forward one."""

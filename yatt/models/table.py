@@ -5,6 +5,7 @@ from __future__ import annotations
 from yatt.models.family import Family
 from yatt.models.gemma2 import GEMMA2
 from yatt.models.gemma3 import GEMMA3
+from yatt.models.generic import scoring_architectures
 from yatt.models.glm4 import GLM4
 from yatt.models.llama import LLAMA
 from yatt.models.mistral import MISTRAL
@@ -24,6 +25,12 @@ ARCHITECTURES = tuple(family.causal for family in _ALL)
 """The architectures that can be trained."""
 CLASSIFIERS = tuple(family.scoring for family in _ALL if family.scoring)
 """The architectures that can be trained to score: with one label."""
+
+
+def scoring_of(model_type: str) -> str:
+    """The architecture that scores; empty where transformers has none."""
+    family = FAMILIES.get(model_type)
+    return scoring_architectures().get(model_type, "") if family is None else family.scoring
 
 
 def family_of(architecture: str) -> Family | None:

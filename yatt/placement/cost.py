@@ -98,6 +98,14 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
     learners, frozen = 1 + ("critic" in loads), ("teacher" in loads) + reference_apart(config)
     if alone:
         learners, frozen = 1, 0
+    if train.backend == "fsdp":
+        share = model.parameters / ranks
+        return TrainerMemory(
+            learning=learners * share,
+            weights=(learners * 4 + frozen * size) * share,
+            gradients=learners * 4 * share,
+            states=learners * (ADAMW - 4) * share,
+        )
     language, tower = model.language_parameters / (train.tp * train.pp), model.parameters - model.language_parameters
     adapters = 0.0
     if train.lora.rank and (family := family_of(model.architecture)) is not None:
@@ -170,11 +178,14 @@ def size_setting(config: Config, role: Role) -> str:
 
 
 def _remedy(config: Config, awake: Role, kind: Device) -> str:
+    if awake == TRAINER and config.train.backend == "fsdp":
+        return "lower train.tokens_per_micro_batch, or use more slots"
     if awake == TRAINER:
         return "raise train.tp or train.pp, lower train.tokens_per_micro_batch, or use more slots"
     names = shape_of(config, awake).names
+    wider = "use more slots" if config.train.backend == "fsdp" else "raise train.tp or train.pp"
     lower = names.device_share if kind == "cuda" else names.cache
-    return f"lower {lower} in {settings_of(awake)}.engine_args, or raise train.tp or train.pp"
+    return f"lower {lower} in {settings_of(awake)}.engine_args, or {wider}"
 
 
 def _gb(size: float) -> str:

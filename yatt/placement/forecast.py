@@ -57,6 +57,7 @@ class Load:
     drawn: float = 0.0  # mean tokens of a running response so far, read anew where it moves
     gone: float = 0.0  # tokens of the longest so far
     unread: float = 0.0  # requests at its engines that none has read yet
+    outside: float = 0.0  # seconds that a conversation spends outside the engines for each token that it samples
     on_blocks: tuple[int, ...] = ()  # requests on each block that the role holds, where that is known
 
 
@@ -113,7 +114,7 @@ def _drain(load: Load, requests: Array, fresh: Array, blocks: Array, full: Array
     batch = speed.step + (speed.per_request + speed.per_kv_token * context) * speed.capacity
     gone, rest = longest * passed, (1 - passed) ** ratio
     sampled = running * mean * (1 - rest)
-    seconds = full * (reading + queue * mean / speed.capacity * batch) + speed.step * gone
+    seconds = full * (reading + queue * mean / speed.capacity * batch) + (speed.step + load.outside) * gone
     seconds = seconds + speed.per_request * np.maximum(sampled, gone)
     if speed.per_kv_token:
         cached = load.prefix + load.drawn * np.minimum(load.requests, engines * speed.capacity) / count

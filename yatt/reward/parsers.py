@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
+from yatt.config.paths import file_of
 from yatt.errors import ConfigError
 from yatt.user_functions import find
 
@@ -33,7 +34,7 @@ def load_parser(reference: str, setting: str) -> Parse:
             return PARSERS[kind](argument)
         except ValueError as error:
             raise ConfigError(f"{setting}={reference}: {error}") from None
-    if ".py:" in reference:
+    if file_of(reference) is not None:
         return find(setting, reference)
     close = get_close_matches(kind, PARSERS, n=1)
     meant = f" (did you mean {close[0]}?)" if close else ""

@@ -18,9 +18,9 @@ from yatt.config.schema import RewardConfig
 from yatt.errors import BackendError, ConfigError
 from yatt.reward.channel import TOKEN_BYTES, Channel, Rubbish
 from yatt.reward.function import FunctionSpec, Item
-from yatt.reward.process import ask_to_end, end, ending, spawn
 from yatt.reward.worker import Reply
 from yatt.types import Score, Trajectory
+from yatt.user_processes import ask_to_end, end, ending, spawn
 
 IMPORT_SECONDS = 180.0
 START_ATTEMPTS = 3

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from yatt.errors import ConfigError
+from yatt.keeper import keep
 from yatt.reward.channel import LONGEST_ANSWER, Channel
 from yatt.reward.function import BadResult, Item, RewardFunction, as_number
 from yatt.reward.importlib_clock import ImportClock
-from yatt.reward.keeper import keep
 from yatt.user_functions import describe
 
 LONGEST_DETAIL = 500

@@ -47,7 +47,7 @@ def calibrate(config: Config, rows: Sequence[Row], *, source: str, devices: int)
     engines = max(1, devices // shape_of(config, POLICY).tensor_parallel)
     ranks = max(1, devices // (config.train.tp * config.train.pp))
     work = [_work(row, lengths_of(row), engines, ranks, responses_per_prompt(config)) for row in steps[1:]]
-    seconds = [row["phases"] for row in steps[1:]]
+    seconds = [row["phases"] | {"rollout": _inside(row)} for row in steps[1:]]
     fits = {
         phase: fitted(phase, [s.get(phase, 0.0) for s in seconds], [{name: w[name] for name in names} for w in work])
         for phase, names in _TERMS.items()
@@ -128,7 +128,7 @@ _TERMS: dict[str, tuple[str, ...]] = {
 }
 UNSEEN = (
     "seconds per prompt token, of scoring a response, of sleeping and offloading: inside the fixed parts",
-    "KV cache size, link and storage bandwidth: not in a run's metrics",
+    "KV cache size, link and storage bandwidth, what tools say to a policy in tokens: not in a run's metrics",
 )
 
 
@@ -141,10 +141,33 @@ def workload(rows: Sequence[Row]) -> Workload:
         responses=tuple(lengths_of(row) for row in rows),
         equal_groups=total["groups_dropped"] / max(1, groups),
         image_bytes=round(total["media_bytes"] / max(1, groups)),
+        **_turns(total),
     )
 
 
-_COUNTED = ("groups", "groups_dropped", "responses", "prompt_tokens", "media_bytes")
+_COUNTED = (
+    *("groups", "groups_dropped", "responses", "prompt_tokens", "media_bytes"),
+    *("conversations", "turns", "outside_seconds"),
+)
+
+
+def _turns(total: Mapping[str, float]) -> dict[str, Any]:
+    """Turns of a conversation, and the seconds between two: a lognormal of this mean whose 99th percentile is four
+    times its median."""
+    talks = total["conversations"]
+    turns = round(total["turns"] / talks) if talks else 1
+    if turns <= 1:
+        return {}
+    mean = total["outside_seconds"] / max(1, total["turns"] - talks)
+    median = mean / math.exp((math.log(4) / Z99) ** 2 / 2)
+    return {"turns": turns, "outside": Lengths(median=median, p99=4 * median) if median else None}
+
+
+def _inside(row: Row) -> float:
+    """Seconds of a rollout, less those that a conversation spent outside the engines in the mean."""
+    rollout: float = row["phases"].get("rollout", 0.0)
+    outside: float = row.get("outside_seconds", 0.0) / max(1, row.get("conversations", 0))
+    return max(0.0, rollout - outside)
 
 
 def lengths_of(row: Row) -> Lengths:

@@ -34,6 +34,7 @@ class EngineCosts(EngineSpeed):
     """One generator: its speed, and what the rest of its life costs."""
 
     load: Amount  # seconds to take a new set of weights
+    images: Amount = 0.0  # seconds of the vision tower for the images of a prompt, once for all its siblings
     sleep: Amount = 0.0  # seconds to free its memory
     wake: Amount = 0.0  # seconds to take it back
     kv_tokens: Count = 10**12  # tokens the KV cache holds
@@ -50,6 +51,8 @@ class TrainerCosts:
     per_token_squared: Amount  # seconds per squared token of a sample: attention
     per_update: Amount  # seconds of an optimizer update: reducing gradients, the optimizer's step
     per_micro_batch: Amount = 0.0  # seconds of a micro-batch, whatever is in it
+    images: Amount = 0.0  # seconds of the vision tower in an update, for a prompt's images; once in a micro-batch
+    images_seen: Amount = 0.0  # seconds of one forward pass of it
     offload: Amount = 0.0  # seconds to give the memory that only training needs back
     onload: Amount = 0.0  # seconds to take it again
     export: Amount = 0.0  # seconds to write the weights for the engines
@@ -105,6 +108,22 @@ class Workload:
     responses: Trace
     equal_groups: Amount = 0.0  # share of groups whose rewards are all equal
     image_bytes: Annotated[int, Field(ge=0)] = 0  # bytes of the images of one prompt
+    turns: Count = 1  # of a conversation; `responses` are the tokens of all of them together
+    outside: Lengths | None = None  # seconds between two turns, lognormal; none are spent without it
+    outside_tokens: Annotated[int, Field(ge=0)] = 0  # that are said to the policy between two turns
+    images: Count = 1  # of a prompt, where image_pixels is above 0
+    image_pixels: Annotated[int, Field(ge=0)] = 0  # of one of its images
+
+    def patches(self, facts: ModelFacts) -> int:
+        """Of one image, as it comes: a limit of the model's processor is not looked at."""
+        return 0 if facts.vision is None else round(self.image_pixels / facts.vision.patch**2)
+
+    def seen(self, facts: ModelFacts) -> float:
+        """FLOPs of one forward pass of the vision tower over the images of a prompt."""
+        if facts.vision is None:
+            return 0.0
+        patches = self.patches(facts)
+        return 2 * self.images * (facts.vision.per_patch * patches + facts.vision.per_pair * patches**2)
 
     def lengths(self, step: int) -> Lengths:
         """Response lengths of step `step`, counted from 1."""
@@ -203,6 +222,11 @@ def device(name: str) -> Device:
     raise ConfigError(f"plan.device={name} is unknown; use {f'{near[0]} (known: {known})' if near else known}")
 
 
+def written(work: Workload, max_tokens: int) -> int:
+    """The most tokens behind a prompt, of `max_tokens` a turn."""
+    return work.turns * max_tokens + (work.turns - 1) * work.outside_tokens
+
+
 def from_shape(
     facts: ModelFacts, config: Config, workload: Workload, judges: Mapping[str, ModelFacts] | None = None
 ) -> Costs:
@@ -211,32 +235,35 @@ def from_shape(
 
     Raises ConfigError where no KV cache fits.
     """
-    longest = workload.prompt_tokens + config.rollout.max_tokens
+    longest = workload.prompt_tokens + written(workload, config.rollout.max_tokens)
     return Costs(
         source=f"estimate for {config.plan.device}",
-        engine=_engine(facts, config, POLICY, longest),
-        trainer=_trainer(facts, config),
+        engine=_engine(facts, config, POLICY, longest, workload.seen(facts)),
+        trainer=_trainer(facts, config, workload.seen(facts)),
         scorer=ScorerCosts(),
         controller=ControllerCosts(),
         workload=workload,
-        judges={name: _judge(name, shape, config, longest) for name, shape in (judges or {}).items()},
+        judges={name: _judge(name, shape, config, workload, longest) for name, shape in (judges or {}).items()},
     )
 
 
-def _judge(name: str, facts: ModelFacts, config: Config, longest: int) -> JudgeCosts:
-    """A classifier answers with one token."""
+def _judge(name: str, facts: ModelFacts, config: Config, workload: Workload, longest: int) -> JudgeCosts:
+    """A classifier answers with one token, and sees nothing."""
     judge = config.reward.models[name]
     most = judge.max_tokens if judge.kind == "generative" else 1
     return JudgeCosts(
-        engine=_engine(facts, config, name, longest + most),
+        engine=_engine(
+            facts, config, name, longest + most, workload.seen(facts) if judge.kind == "generative" else 0.0
+        ),
         answers=(Lengths(median=max(1.0, most / 4), p99=float(most)),),
     )
 
 
-def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> EngineCosts:
+def _engine(facts: ModelFacts, config: Config, role: Role, longest: int, seen: float) -> EngineCosts:
     """A decode step reads all weights and the running requests' KV cache, and multiplies by each weight once per
     request; the two are added, though hardware overlaps them in part. An engine that sleeps has its weights in the
-    host's memory. `longest` is the tokens of a request that must fit."""
+    host's memory. `longest` is the tokens of a request that must fit, `seen` the FLOPs of a vision tower for a prompt,
+    which one device of the engine does."""
     chip, size, shape = device(config.plan.device), bytes_of(config.model.dtype), shape_of(config, role)
     tp, share, names = shape.tensor_parallel, shape.device_share, shape.names
     weights, token = facts.parameters * size, kv_token(facts, config.model.dtype)
@@ -248,13 +275,14 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> Engi
             f"{names.tensor_parallel} in {settings_of(role)}.engine_args"
         )
     read = chip.bandwidth * ASSUMED["bandwidth_efficiency"] * tp
-    multiply = 2 * facts.language_parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
+    multiply = 2 * facts.active_parameters / (chip.flops * 2 / size * ASSUMED["decode_efficiency"] * tp)
     moved = weights / tp / (chip.host_link * ASSUMED["host_efficiency"])
     return EngineCosts(
         step=ASSUMED["launch"] + weights / read,
         per_request=multiply,
         per_kv_token=token / read,
         prefill=multiply,
+        images=seen / (chip.flops * 2 / size * ASSUMED["decode_efficiency"]),
         kv_tokens=min(int(room / token), shape.cache_tokens or sys.maxsize),
         max_running=shape.running,
         sleep=ASSUMED["switch"] + moved,
@@ -264,25 +292,30 @@ def _engine(facts: ModelFacts, config: Config, role: Role, longest: int) -> Engi
     )
 
 
-def _trainer(facts: ModelFacts, config: Config) -> TrainerCosts:
+def _trainer(facts: ModelFacts, config: Config, seen: float) -> TrainerCosts:
     """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
     adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, one
     for a reference, a teacher and a critic each; the critic learns as much as the policy. Recomputing layers is a
     forward pass more for each update; where adapters learn, no weight has a gradient, which is one less. Models beside
     the policy are taken to be of its size, and optimizer states to be of one rank alone. float32 runs as TF32, at half
-    the rate of bfloat16. Messages between tensor-parallel devices are not counted."""
+    the rate of bfloat16. Messages between tensor-parallel devices are not counted. A vision tower, of `seen` FLOPs a
+    forward pass, is whole on each device that has one; a frozen one has no backward pass and nothing to recompute."""
     chip, devices = device(config.plan.device), config.train.tp * config.train.pp
-    flops = chip.flops * 2 / bytes_of(config.model.dtype) * ASSUMED["train_efficiency"] * devices
+    single = chip.flops * 2 / bytes_of(config.model.dtype) * ASSUMED["train_efficiency"]
+    flops = single * devices
     loads, learners = config.algorithm.loads, 1 + ("critic" in config.algorithm.loads)
     update = 3 + (config.train.recompute == "full") - (config.train.lora.rank > 0)
     passes = 1 + len(loads) + update * learners * config.train.epochs_per_step  # in units of one forward pass
+    looks = 1 + len(loads) + (3 if config.train.vision == "trained" else 1) * learners * config.train.epochs_per_step
     host = chip.host_link * ASSUMED["host_efficiency"]
     memory = trainer_memory(config, facts, ranks=1)
     moved = (memory.weights + memory.states) / host  # gradients are made anew
     return TrainerCosts(
-        per_token=passes * 2 * facts.language_parameters / flops,
+        per_token=passes * 2 * facts.active_parameters / flops,
         per_token_squared=passes * 2 * facts.layers * facts.heads * facts.head_dim / flops,
         per_micro_batch=ASSUMED["micro_batch"],
+        images=looks * seen / single,
+        images_seen=seen / single,
         per_update=config.train.epochs_per_step
         * (2 * memory.gradients / ASSUMED["network"] + ADAMW * memory.learning / chip.bandwidth),
         offload=moved,

@@ -16,15 +16,19 @@ from yatt.placement.plan import POLICY, Role
 from yatt.reports import PhaseSpan
 from yatt.simulation.costs import EngineCosts
 from yatt.simulation.drawing import Answers, Drawing
+from yatt.simulation.kept import KeptTurns
+from yatt.simulation.mortal import Mortal
 from yatt.types import Completion, Finish, Pulse, Request, SampleKey, WeightManifest
 
 Log = Callable[..., None]
 """(actor, event, details ...): where events go."""
 PROMPT = -1
 """The id of every prompt token; a sampled one's is the version that sampled it."""
+HEARD = -2
+"""The id of what a conversation has from its environment."""
 
 
-class SimulatedGenerator:
+class SimulatedGenerator(Mortal):
     """Implements `yatt.protocols.Generator` on a virtual loop.
 
     All running requests share a counter of decode steps, so the next end is the top of a heap, and the time of k steps
@@ -32,7 +36,9 @@ class SimulatedGenerator:
     step under way; prefill can be joined or interrupted at any moment. Siblings share their prompt's KV tokens while
     one of them runs. Where the next step would not fit, the youngest request is put back and recomputed later.
 
-    What a request has beyond its PROMPT tokens are tokens of its own response, of before it was moved here.
+    What a request has beyond its PROMPT tokens is its own, and shared with nobody. What it has beyond its HEARD ones is
+    of its own response, of before it was moved here. The tokens of a conversation's turn are kept until their room is
+    needed: the next turn reads only what it has beyond them.
     """
 
     def __init__(
@@ -46,8 +52,10 @@ class SimulatedGenerator:
         log: Log,
         role: Role = POLICY,
         asleep: bool = False,
+        talks: bool = False,
     ) -> None:
-        self.name, self.slots, self.node = name, slots, node
+        super().__init__(name)
+        self.slots, self.node = slots, node
         self._span = partial(PhaseSpan, actor=name, role=role, slots=slots)
         self.spans: list[PhaseSpan] = []
         self._spell: tuple[float, dict[str, int]] | None = None  # since when it samples, and what it had done by then
@@ -59,17 +67,18 @@ class SimulatedGenerator:
         self._ends: list[tuple[int, int, Drawing]] = []
         self._prefixes: Counter[int] = Counter()  # running siblings of each prompt
         self._kv = self._step = self._serial = self._served = 0
+        self._talks = talks
+        self._kept = KeptTurns()
         self._debt = 0.0  # seconds of prefill still to do
         self._read = 0  # tokens, those of the debt included
+        # What seeing a prompt's images costs, in tokens of prefill.
+        self._sight = round(costs.images / costs.prefill) if costs.prefill else 0
         self._batch = 0  # requests in the steps under way; 0 while none is
         self._begun = self._start = self._pace = 0.0
         self._steps = 0  # of those under way, up to the timer
         self._timer: asyncio.TimerHandle | None = None
         self._still: list[asyncio.Future[None]] = []
-        self._going, self._asleep, self._cold, self._closed = not asleep, asleep, False, False
-        self.dead: ProcessDied | None = None
-        self.died = asyncio.Event()
-        self.hangs = False
+        self._going, self._asleep, self._cold = not asleep, asleep, False
         self._slowness = 1.0
         self._sampled = self._answered = self._cached = 0
         self.busy = 0.0
@@ -114,8 +123,10 @@ class SimulatedGenerator:
         if self._asleep:
             raise BackendError(f"{self.name} is asleep and cannot resume; wake it first")
         if self._cold:
-            self._read += self._kv - self._unread(self._now())  # what is read again after a sleep counts again
-            self._debt, self._cold = self._costs.prefill * self._kv, False
+            again = self._kv + self._sight * len(self._prefixes)
+            self._read += again - self._unread(self._now())  # what is read again after a sleep counts again
+            self._debt, self._cold = self._costs.prefill * again, False
+            self._kept.clear()
         self._going = True
         self._interrupt()
 
@@ -161,7 +172,7 @@ class SimulatedGenerator:
 
     async def close(self) -> None:
         self._end(list(self._drawings.values()))
-        self._closed = True
+        self.closed = True
 
     def die(self) -> None:
         """Every open and later call raises ProcessDied."""
@@ -198,22 +209,15 @@ class SimulatedGenerator:
         if request.key in self._drawings:
             raise BackendError(f"request {request.key} is being drawn already on {self.name}")
         self._serial += 1
-        own = size - int(np.searchsorted(request.tokens, PROMPT, side="right"))
-        target = max(1, self._length(request.key) - own)
+        others = np.flatnonzero(request.tokens != PROMPT)
+        own = size - int(others[0]) if len(others) else 0
+        begun = size - 1 - int(np.flatnonzero(request.tokens < 0)[-1])
+        target = max(1, self._length(request.key) - begun)
         finish: Finish = "stop" if target <= limit else "length"
         return Drawing(request, answers, self._serial, own, min(target, limit), finish)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-    async def _check(self) -> None:
-        """Raises for one that is dead or closed; one that hangs gives no answer until it is dead."""
-        if self.hangs:
-            await self.died.wait()
-        if self.dead is not None:
-            raise self.dead
-        if self._closed:
-            raise BackendError(f"{self.name} is closed")
 
     async def _spend(self, name: str, seconds: float) -> None:
         if seconds:
@@ -293,6 +297,9 @@ class SimulatedGenerator:
             end, _, drawing = heapq.heappop(self._ends)
             if drawing in self._running and drawing.end == end:
                 self._leave(drawing)
+                if self._talks:
+                    room = self._costs.kv_tokens - self._kv
+                    self._kept.keep(drawing.request.key, len(drawing.request.tokens) + drawing.done, room)
                 del self._drawings[drawing.request.key]
                 self._answered += 1
                 self._answer(drawing)
@@ -346,15 +353,18 @@ class SimulatedGenerator:
                 self._waiting.popleft()
                 continue
             uid = drawing.request.key.uid
-            size = drawing.own + drawing.done + (0 if self._prefixes[uid] else self._shared(drawing))
+            alone = not self._prefixes[uid]
+            size = drawing.own + drawing.done + (self._shared(drawing) if alone else 0)
             if self._running and self._kv + size + len(self._running) + 1 > self._costs.kv_tokens:
                 return
             self._waiting.popleft()
             self._running[drawing] = None
             self._prefixes[uid] += 1
             self._kv += size
-            self._debt += self._costs.prefill * size
-            self._read += size
+            whole = len(drawing.request.tokens) + drawing.done
+            read = self._kept.unread(drawing.request.key, size + (self._sight if alone else 0), whole)
+            self._debt += self._costs.prefill * read
+            self._read += read
             drawing.since, drawing.end = self._step, self._step + drawing.target - drawing.done
             heapq.heappush(self._ends, (drawing.end, drawing.serial, drawing))
 

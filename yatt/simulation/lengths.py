@@ -21,10 +21,11 @@ def uniform(*words: object) -> float:
 
 class LengthModel:
     """Lengths of what a role writes in the step that `step` names: lognormal by median and 99th percentile, at least 1,
-    not yet cut at the most it may write. A trace with an entry per step is replayed."""
+    not yet cut at the most it may write. A trace with an entry per step is replayed. Each of the `turns` of a
+    conversation has its share of them."""
 
-    def __init__(self, trace: Trace, seed: int, role: str = POLICY) -> None:
-        self._trace, self._seed = trace, seed
+    def __init__(self, trace: Trace, seed: int, role: str = POLICY, turns: int = 1) -> None:
+        self._trace, self._seed, self._turns = trace, seed, turns
         self._word = "length" if role == POLICY else f"length of {role}"
         self.step = 1
 
@@ -32,4 +33,4 @@ class LengthModel:
         """The tokens of this answer, however often it is moved from engine to engine."""
         lengths = of_step(self._trace, self.step)
         deviate = _NORMAL.inv_cdf(uniform(self._seed, self._word, key.uid, key.sibling))
-        return max(1, round(lengths.median * math.exp(lengths.sigma * deviate)))
+        return max(1, round(lengths.median * math.exp(lengths.sigma * deviate) / self._turns))

@@ -87,7 +87,9 @@ class Ranks:
     def _seconds(self, work: Work, shares: Sequence[Share]) -> float:
         """The sum over updates of the slowest rank's time."""
         costs, total = self._costs, 0.0
-        part, per_update = (1.0, costs.per_update) if work == "update" else (FORWARD, 0.0)
+        updates = work == "update"
+        part, per_update = (1.0, costs.per_update) if updates else (FORWARD, 0.0)
+        look = costs.images if updates else costs.images_seen
         for update in range(len(shares[0].updates)):
             times = np.zeros((len(self.nodes), len(shares[0].updates[update]))) + costs.per_micro_batch
             for share in shares:
@@ -95,6 +97,8 @@ class Ranks:
                     lengths = [len(sequence.tokens) for sample in samples for sequence in sample.sequences]
                     times[share.rank, micro] += part * costs.per_token * sum(lengths)
                     times[share.rank, micro] += part * costs.per_token_squared * sum(length**2 for length in lengths)
+                    sequences = (sequence for sample in samples for sequence in sample.sequences)
+                    times[share.rank, micro] += look * len({id(image.handle) for s in sequences for image in s.media})
             own = times.sum(axis=1) + (self._stages - 1) * times.max(axis=1, initial=0.0)
             total += float(own.max()) + per_update
             self.busy += float(times.sum()) + per_update * len(self.nodes)

@@ -82,6 +82,9 @@ class Bookkeeper:
         )
         self._world.witness.reported(report)
 
+    def recovered(self, step: int) -> None:
+        pass  # its steps are overwritten
+
     def saved(self, step: int) -> None:
         pass
 

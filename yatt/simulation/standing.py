@@ -14,8 +14,10 @@ from yatt.placement.forecast import SPREAD, Forecast, Load, Loads, Speed, row
 from yatt.placement.plan import POLICY, Layout, Role, Split
 from yatt.placement.search import search
 from yatt.simulation.calibrate import from_file
-from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, from_shape
+from yatt.simulation.costs import Costs, EngineCosts, Lengths, Workload, from_shape, written
 
+TURNS, TOOL_SECONDS, TOOL_TOKENS = 2, 1.0, 64
+"""What is assumed of conversations: turns, median seconds between two, and tokens said to the policy there."""
 TRIES = 400
 """Splits that a forecast is asked for: it takes no time."""
 
@@ -30,19 +32,39 @@ def costs_for(config: Config, facts: ModelFacts) -> Costs:
     settings, rollout = config.plan, config.rollout
     base = from_file(settings.calibration, config) if settings.calibration else None
     assumed = Workload(
-        prompt_tokens=config.data.max_prompt_tokens or config.model.context_length - rollout.max_tokens,
-        responses=(Lengths(median=rollout.max_tokens / 4, p99=float(rollout.max_tokens)),),
+        prompt_tokens=1, responses=(Lengths(median=rollout.max_tokens / 4, p99=float(rollout.max_tokens)),)
     )
+    work = base.workload if base else assumed
+    work = replace(work, **_conversations(config, work))
+    if base is None:
+        room = config.model.context_length - written(work, rollout.max_tokens)
+        work = replace(work, prompt_tokens=config.data.max_prompt_tokens or max(1, room))
     given: dict[str, Any] = {
         name: value
-        for name in ("prompt_tokens", "equal_groups", "image_bytes")
+        for name in ("prompt_tokens", "equal_groups", "image_bytes", "images", "image_pixels")
         if (value := getattr(settings, name)) is not None
     }
     if settings.response_median is not None:
         p99 = settings.response_p99 or 4 * settings.response_median
         given["responses"] = (Lengths(median=settings.response_median, p99=p99),)
-    workload = replace(base.workload if base else assumed, **given)
+    workload = replace(work, **given)
     return replace(base, workload=workload) if base else from_shape(facts, config, workload, judges_facts(config))
+
+
+def _conversations(config: Config, work: Workload) -> dict[str, Any]:
+    """What a workload has of conversations, where the config or the workload so far plays them."""
+    plan, measured = config.plan, work.turns > 1
+    turns = plan.turns or (work.turns if measured else TURNS if config.environment.played else 1)
+    if turns == 1:
+        return {"turns": 1, "outside": None, "outside_tokens": 0}
+    seconds, tokens = plan.tool_seconds, plan.tool_tokens
+    if seconds is None and measured:
+        outside = work.outside
+    else:
+        median = TOOL_SECONDS if seconds is None else seconds
+        outside = Lengths(median=median, p99=4 * median) if median else None
+    said = (work.outside_tokens if measured else TOOL_TOKENS) if tokens is None else tokens
+    return {"turns": turns, "outside": outside, "outside_tokens": said}
 
 
 def divided(config: Config, slots: int, costs: Costs) -> Config:
@@ -74,18 +96,24 @@ def expected(config: Config, layout: Layout, costs: Costs) -> Loads:
     work, rollout = costs.workload, config.rollout
     prompts = config.train.batch_size / (1 - work.equal_groups * (rollout.filter != "none"))
     count = prompts * responses_per_prompt(config)
-    mean, longest = _lengths(work.lengths(1), count, rollout.max_tokens)
-    loads = {
-        POLICY: _load(count, mean, longest, work.prompt_tokens / rollout.n, costs.engine, POLICY, layout),
-    }
+    mean, longest = _lengths(work.lengths(1), count, work.turns * rollout.max_tokens)
+    waits = _mean(work.outside) * (work.turns - 1) / mean if work.outside else 0.0
+    read = _read(work.prompt_tokens, costs.engine) / rollout.n
+    load = _load(count, mean, longest, read, costs.engine, POLICY, layout)
+    loads = {POLICY: replace(load, outside=waits)}
     for name in layout.sizes:
         if name != POLICY:
             settings, judge = config.reward.models[name], costs.judges[name]
             asked = count * settings.judgements
             answer, last = _lengths(judge.answers[0], asked, settings.max_tokens)
-            read = judge.template_tokens + work.prompt_tokens + mean
+            read = judge.template_tokens + _read(work.prompt_tokens, judge.engine) + mean
             loads[name] = _load(asked, answer, last, read, judge.engine, name, layout)
     return loads
+
+
+def _read(tokens: int, engine: EngineCosts) -> float:
+    """What an engine reads of a prompt, its images counted as so many tokens."""
+    return tokens + (engine.images / engine.prefill if engine.prefill else 0.0)
 
 
 def _lengths(lengths: Lengths, count: float, limit: int) -> tuple[float, float]:
@@ -95,6 +123,11 @@ def _lengths(lengths: Lengths, count: float, limit: int) -> tuple[float, float]:
     mean = lengths.median * math.exp(sigma * sigma / 2)
     longest = lengths.median * math.exp(sigma * math.sqrt(2 * math.log(max(count, 2.0))))
     return min(mean, limit), min(longest, limit)
+
+
+def _mean(amounts: Lengths) -> float:
+    """The mean of a lognormal."""
+    return amounts.median * math.exp(amounts.sigma**2 / 2)
 
 
 def _load(

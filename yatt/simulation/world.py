@@ -26,7 +26,9 @@ from yatt.controller.assembly import (
     responses_per_prompt,
 )
 from yatt.controller.carry_over import CarriedGroup
+from yatt.controller.conversation import Limits
 from yatt.controller.peers import Hub
+from yatt.controller.player import ConversationSetup
 from yatt.controller.router import Router
 from yatt.controller.step import Controller
 from yatt.data.loader import Loader
@@ -34,8 +36,10 @@ from yatt.data.rows import Row
 from yatt.errors import ConfigError, ProcessDied
 from yatt.placement.cost import served, size_setting
 from yatt.placement.plan import POLICY, EngineSite, Role
+from yatt.protocols import Clock
+from yatt.recovery import Recovery
 from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
-from yatt.revival import Engine, Revival
+from yatt.revival import Engine
 from yatt.reward.filter import load_filter
 from yatt.simulation.costs import Costs
 from yatt.simulation.engine import PROMPT, SimulatedGenerator
@@ -45,6 +49,7 @@ from yatt.simulation.network import NODE_DEVICES, Network, RemoteGenerator, Simu
 from yatt.simulation.ranks import Ranks, SimulatedTrainer
 from yatt.simulation.scorer import SimulatedJudge, SimulatedScorer
 from yatt.simulation.standing import divided
+from yatt.simulation.talks import SilentChat, SimulatedEnvironment
 from yatt.simulation.witness import Witness
 from yatt.types import Prompt
 
@@ -90,10 +95,9 @@ def remembering() -> Callable[..., Assignment]:
 
 
 class World:
-    """The parts of a cluster of `devices`, the crew of its controllers (`yatt.supervisor.Crew`), and the hosts of its
-    engines (`yatt.revival.Hosts`). Controllers are
-    spread over the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and
-    ranks."""
+    """The parts of a cluster of `devices`, the crew of its controllers (`yatt.supervisor.Crew`), the hosts of its
+    engines (`yatt.revival.Hosts`) and the builder of all else (`yatt.recovery.Builder`). Controllers are spread over
+    the nodes, the first at the first. Raises ConfigError where the devices do not divide into engines and ranks."""
 
     def __init__(
         self,
@@ -116,7 +120,9 @@ class World:
             role: costs.judges[role].answers if role != POLICY else costs.workload.responses
             for role in self.layout.sizes
         }
-        self.lengths = {role: LengthModel(trace, config.run.seed, role) for role, trace in traces.items()}
+        self.turns = costs.workload.turns
+        turns = {role: self.turns if role == POLICY else 1 for role in traces}
+        self.lengths = {role: LengthModel(traces[role], config.run.seed, role, turns[role]) for role in traces}
         self._prompt = np.full(costs.workload.prompt_tokens, PROMPT, dtype=np.int32)
         sites = engine_sites(self.layout, self.mode)
         self.engines = {r: [self._engine(site, n) for n, site in enumerate(theirs)] for r, theirs in sites.items()}
@@ -137,8 +143,7 @@ class World:
         self.scorers: list[SimulatedScorer] = []
         self.assemblies: list[Assembly] = []
         self.controllers = self._assemble()
-        self.revival = Revival(self, VirtualClock(), self._incident)
-        self._watches = False
+        self.recovery = Recovery(self, self, VirtualClock(), self._incident, most=config.train.max_recoveries)
         self.reports: list[StepReport] = []
         self._tasks: dict[int, asyncio.Task[Any]] = {}
         self._deaths: dict[int, ProcessDied] = {}
@@ -173,13 +178,12 @@ class World:
         asyncio.get_running_loop().call_later(SILENCE, engine.die)
 
     async def step(self, step: int) -> StepReport:
-        if not self._watches:
-            self._watch()
+        self.recovery.watch()
         for lengths in self.lengths.values():
             lengths.step = step
         self.log("driver", "step", step)
         self.reports = await self._all(lambda controller: controller.step(step))
-        self.revival.step_done()
+        self.recovery.step_done(step)
         return self.reports[0]
 
     async def evaluate(self, step: int) -> EvaluationReport:
@@ -192,28 +196,31 @@ class World:
         self.witness.saved(states[0][0]["source"], self._saved[2])
 
     async def recover(self, error: ProcessDied) -> int:
-        """Every dead engine, rank and controller starts anew; all controllers go back to the last checkpoint. What dies
-        on the way there is started anew too."""
-        step, state, carried = self._saved
-        while True:
-            self.log("driver", "recovers", step, str(error))
-            await self.revival.close()
-            await asyncio.gather(*(controller.close() for controller in self.controllers))
-            self.witness.rewound(step)
-            try:
-                await self._start_anew()
-                if len(self.engines) > 1:  # they come up asleep
-                    await asyncio.gather(*(engine.sleep() for engines in self.engines.values() for engine in engines))
-                await self._all(lambda controller: controller.restore(state, carried))
-            except ProcessDied as again:
-                error = again
-            else:
-                self._watch()
-                return step
+        return await self.recovery.recover(error)
 
-    def _watch(self) -> None:
-        self._watches = True
-        self.revival.watch((role, number) for role, engines in self.engines.items() for number in range(len(engines)))
+    def revivable(self) -> list[Engine]:
+        return [(role, number) for role, engines in self.engines.items() for number in range(len(engines))]
+
+    async def tear_down(self) -> None:
+        self.log("driver", "recovers", self._saved[0])
+        await asyncio.gather(*(controller.close() for controller in self.controllers))
+        self.witness.rewound(self._saved[0])
+
+    async def build(self) -> None:
+        self.ranks.revive()
+        self._deaths.clear()
+        for scorer in self.scorers:
+            scorer.leave()
+        self.scorers = []
+        self.controllers = self._assemble()
+        if len(self.engines) > 1:  # they come up asleep
+            alive = [engine for engines in self.engines.values() for engine in engines if not engine.dead]
+            await asyncio.gather(*(engine.sleep() for engine in alive), return_exceptions=True)
+
+    async def go_back(self) -> int:
+        step, state, carried = self._saved
+        await self._all(lambda controller: controller.restore(state, carried))
+        return step
 
     def name(self, engine: Engine) -> str:
         return self._of(engine).name
@@ -247,16 +254,6 @@ class World:
     async def give_up(self, engine: Engine, error: ProcessDied) -> None:
         for assembly in self.assemblies:
             assembly.give_up(*engine, error)
-
-    async def _start_anew(self) -> None:
-        dead = [(role, n) for role, engines in self.engines.items() for n, engine in enumerate(engines) if engine.dead]
-        await asyncio.gather(*(self.start(engine) for engine in dead))
-        self.ranks.revive()
-        self._deaths.clear()
-        for scorer in self.scorers:
-            scorer.leave()
-        self.scorers = []
-        self.controllers = self._assemble()
 
     async def _all(self, call: Callable[[Controller], Coroutine[Any, Any, R]]) -> list[R]:
         """One call to every controller. The first failure ends all of them."""
@@ -294,6 +291,7 @@ class World:
             log=self.log,
             role=site.role,
             asleep=asleep or len(self.layout.sizes) > 1,
+            talks=site.role == POLICY and self.turns > 1,
         )
 
     def _scorer(self, routers: Mapping[Role, Router]) -> SimulatedScorer:
@@ -350,7 +348,7 @@ class World:
         assembly = Assembly(parts, engines)
         self.assemblies.append(assembly)
         self.scorers.append(self._scorer(assembly.routers))
-        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1])
+        reading = Reading(decode=lambda tokens: "", scorer=self.scorers[-1], setup=self._setup(parts.clock))
         source = Loader[Prompt](
             EndlessRows(),
             partial(self._encode, site),
@@ -362,9 +360,22 @@ class World:
         )
         return assembly.controller(source, reading, load_filter(config.rollout), self.witness.accepted)
 
+    def _setup(self, clock: Clock) -> ConversationSetup | None:
+        """What conversations are played in, where responses are."""
+        work = self.costs.workload
+        if work.turns == 1:
+            return None
+        return ConversationSetup(
+            environment=SimulatedEnvironment(work, self.config.run.seed, clock),
+            chat=SilentChat(),
+            limits=Limits(turns=work.turns, tokens=None, context=self.config.model.context_length),
+            retries=0,
+            judged=True,
+        )
+
     def _encode(self, site: Site, row: Row, uid: int, index: int) -> Prompt:
-        nbytes = self.costs.workload.image_bytes
-        media = (site.read(nbytes),) if nbytes else ()
+        work = self.costs.workload
+        media = (site.read(work.image_bytes),) if work.image_bytes or work.image_pixels else ()
         return Prompt(uid=uid, text="", tokens=self._prompt, media=media)
 
 

@@ -115,20 +115,25 @@ def packed_attention(
     scale: float | None = None,
     window: int | None = None,
     soft_cap: float | None = None,
+    sinks: Tensor | None = None,
     kernel: Kernel | None = None,
 ) -> Tensor:
     """Causal grouped-query attention within each sequence.
 
-    query [T, heads, d], key and value [T, groups, d] -> [T, heads x d]. `scale` multiplies scores, d^-0.5 by default.
-    With `window`, a token sees the last so many, itself included. With `soft_cap` c, a score is c tanh(score / c).
-    `kernel` is by default the one for this device (`yatt.training.kernels.choose`)."""
+    query and key [T, heads or groups, d], value [T, groups, e] -> [T, heads x e]. `scale` multiplies scores, d^-0.5 by
+    default. With `window`, a token sees the last so many, itself included. With `soft_cap` c, a score is
+    c tanh(score / c). `sinks` [heads] are scores that take their part of each softmax and bring no value: for buckets
+    alone. `kernel` is by default the one for this device (`yatt.training.kernels.choose`)."""
+    if sinks is not None or query.shape[-1] != value.shape[-1]:
+        kernel = kernel or "buckets"
     kernel = kernel or choose(query.device, query.dtype, query.shape[-1], soft_cap)
     if kernel != "buckets":
+        assert sinks is None
         from yatt.training.gpu_kernels import KERNELS  # noqa: PLC0415 (torch's compiler)
 
         return KERNELS[kernel](query, key, value, packing.spans, scale, window, soft_cap)
     with _without_cudnn(query.device):
-        return _in_buckets(query, key, value, packing, scale, window, soft_cap)
+        return _in_buckets(query, key, value, packing, scale, window, soft_cap, sinks)
 
 
 def _without_cudnn(device: torch.device) -> AbstractContextManager[None]:
@@ -146,8 +151,10 @@ def _in_buckets(
     scale: float | None,
     window: int | None,
     soft_cap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """`packed_attention`, a call for each bucket. With `soft_cap` all scores of a bucket are held at once."""
+    """`packed_attention`, a call for each bucket. With `soft_cap` or `sinks` all its scores are held at once."""
+    by_hand = soft_cap is not None or sinks is not None
     query, key, value = (_pad(x, packing.index, packing.inverse) for x in (query, key, value))
     outputs, offset = [], 0
     for sequences, length in packing.shapes:
@@ -156,10 +163,11 @@ def _in_buckets(
             x[offset : offset + size].view(sequences, length, *x.shape[1:]).transpose(1, 2) for x in (query, key, value)
         )
         seen = None if window is None or window >= length else _band(length, window, q.device)
-        if soft_cap is None and _apart(q, k, masked=seen is not None):
+        if not by_hand and _apart(q, k, masked=seen is not None):
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        if soft_cap is not None:
-            output = _soft_capped(q, k, v, scale, soft_cap, _band(length, length, q.device) if seen is None else seen)
+        if by_hand:
+            whole = _band(length, length, q.device) if seen is None else seen
+            output = _from_scores(q, k, v, scale, soft_cap, sinks, whole)
         else:
             output = F.scaled_dot_product_attention(
                 q, k, v, seen, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -180,9 +188,15 @@ def _band(length: int, window: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
-def _soft_capped(q: Tensor, k: Tensor, v: Tensor, scale: float | None, cap: float, seen: Tensor) -> Tensor:
-    """q [S, heads, L, d], k and v [S, groups, L, d] -> [S, heads, L, d]."""
+def _from_scores(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, cap: float | None, sinks: Tensor | None, seen: Tensor
+) -> Tensor:
+    """q [S, heads, L, d], k [S, groups, L, d], v [S, groups, L, e] -> [S, heads, L, e]."""
     grouped = q.unflatten(1, (k.shape[1], -1))
     scores = grouped @ k[:, :, None].transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    scores = (cap * torch.tanh(scores / cap)).masked_fill(~seen, -torch.inf)
-    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+    scores = (scores if cap is None else cap * torch.tanh(scores / cap)).masked_fill(~seen, -torch.inf)
+    if sinks is not None:
+        column = sinks.view(k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1).to(scores)
+        scores = torch.cat([scores, column], dim=-1)
+    shares = scores.softmax(-1, dtype=torch.float32)[..., : k.shape[2]].to(v.dtype)
+    return (shares @ v[:, :, None]).flatten(1, 2)

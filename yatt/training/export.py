@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from yatt.config.facts import HEADS, architecture_of
 from yatt.config.schema import Config
 from yatt.errors import BackendError
-from yatt.models.table import FAMILIES
+from yatt.models.table import scoring_of
 from yatt.training.model import Head
 from yatt.weights.shards import MODE, write_shards
 
@@ -94,7 +94,7 @@ def write_adapters(weights: Iterator[tuple[str, Tensor]], config: Config, path: 
 def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """The fields of config.json that make a classifier with one label."""
     return {
-        "architectures": [FAMILIES[described["model_type"]].scoring],
+        "architectures": [scoring_of(described["model_type"])],
         "id2label": {"0": "LABEL_0"},
         "label2id": {"LABEL_0": 0},
         "pad_token_id": pooled_padding(source),

@@ -11,12 +11,18 @@ from typing import Any
 from yatt.checksums import OWN, Damaged, check_file, read_json
 from yatt.config.schema import LoraConfig
 from yatt.errors import CheckpointError
-from yatt.models.fields import obeyed
+from yatt.models.fields import COMMON, obeyed
 from yatt.models.table import LANGUAGES
 from yatt.models.vision import SIZES
 
 DESCRIPTION = "trainer.json"
 SHARD = ".safetensors"
+SHARED = (
+    *("hidden_act", "hidden_activation", "layer_norm_eps", "layer_types", "sliding_window", "partial_rotary_factor"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "num_experts_per_tok"),
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+)
+"""Fields beside `COMMON` that several families have."""
 
 
 def identity(hf: Any, dtype: str, lora: LoraConfig | None = None) -> dict[str, Any]:
@@ -31,6 +37,12 @@ def identity(hf: Any, dtype: str, lora: LoraConfig | None = None) -> dict[str, A
     return described
 
 
+def transformers_identity(hf: Any, dtype: str) -> dict[str, Any]:
+    """As `identity`, of a model of any family that transformers trains as it is: what its forward pass depends on, as
+    far as families share it. Tensors of other shapes are refused as they are read."""
+    return {name: getattr(hf, name, None) for name in (*COMMON, *SHARED)} | {"dtype": dtype, "backend": "fsdp"}
+
+
 def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
     """The state that all ranks shared. Raises CheckpointError unless `path` holds a checkpoint of this model, of which
     no file is missing or short; what is in the shards is checked as they are read."""
@@ -42,6 +54,11 @@ def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
         check_shards(folder, deep=False)
     except Damaged as error:
         raise broken(path, error) from None
+    ours, theirs = (str(one.get("backend", "megatron")) for one in (described, written["model"]))
+    if ours != theirs:
+        raise CheckpointError(
+            f"checkpoint {path} was written by train.backend={theirs}; go on with it, not with {ours}"
+        )
     for name, value in described.items():
         before = written["model"].get(name)
         if name == "lora" and before != value:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -65,6 +66,31 @@ class Shelf:
             else:
                 torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage).zero_()
         return sum(nbytes for _, _, nbytes in away)
+
+
+class Resident:
+    """Something that lies on the device. `moves` says whether it lies there only while it is at work."""
+
+    shelf: Shelf
+    moves: bool
+
+    @contextmanager
+    def aboard(self) -> Iterator[None]:
+        """On the device meanwhile; where it moves, only meanwhile."""
+        self.take_back()
+        try:
+            yield
+        finally:
+            if self.moves:
+                self.put_away()
+
+    def put_away(self) -> None:
+        """Leave the device's memory to others."""
+        self.shelf.put_away()
+
+    def take_back(self) -> None:
+        """Undo `put_away`."""
+        self.shelf.take_back()
 
 
 def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:

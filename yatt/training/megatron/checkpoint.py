@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import ChainedOptimizer
-from torch import Tensor
 
-from yatt.checksums import Damaged
-from yatt.training.identity import broken, verify
+from yatt.training.checkpoint import fill, generator
+from yatt.training.identity import verify
 from yatt.training.layout import Layout
 from yatt.training.megatron.optimizer import count_updates, counted_updates
 from yatt.training.megatron.optimizer_state import Places, boxes_to_save, places_of, states_to_load, weights_to_load
 from yatt.training.saving import Saving
-from yatt.training.shard_files import Box, Shards
-
-RNG = "rng"
 
 
 def save(
@@ -31,13 +25,11 @@ def save(
     layout: Layout,
 ) -> Saving:
     """Begin to write a checkpoint into the folder `path`: the weights that have `places`, their optimizer, and `state`,
-    which is the same on all ranks, in plain values. Nothing is sent, copied or waited for: see `Saving`.
-
-    The RNG state is that of rank 0's CPU: an update draws nothing from any."""
+    which is the same on all ranks, in plain values. Nothing is sent, copied or waited for: see `Saving`."""
     (part,) = optimizer.chained_optimizers
     boxes = list(boxes_to_save(part, places))
     if layout.rank == 0:
-        boxes.append(_generator())
+        boxes.append(generator())
     state = {**state, "optimizer_updates": counted_updates(part)}
     return Saving(path, boxes, rank=layout.rank, ranks=torch.distributed.get_world_size(), model=described, state=state)
 
@@ -48,32 +40,19 @@ def load(path: str, places: Places, optimizer: ChainedOptimizer, described: dict
     Raises CheckpointError, before anything is changed, for one that is missing, broken or of another model."""
     state = verify(path, described)
     (part,) = optimizer.chained_optimizers
-    generator = _generator()
-    _fill(path, [*weights_to_load(places), *states_to_load(part, places), generator])
+    drawn = generator()
+    fill(path, [*weights_to_load(places), *states_to_load(part, places), drawn])
     count_updates(part, state["optimizer_updates"])
-    torch.set_rng_state(generator.values)
+    torch.set_rng_state(drawn.values)
     return state
 
 
 def load_model(path: str, places: Places, described: dict[str, Any]) -> None:
     """Take over the weights alone. Raises as `load` does."""
     verify(path, described)
-    _fill(path, weights_to_load(places))
+    fill(path, weights_to_load(places))
 
 
 def places_of_model(model: GPTModel, layout: Layout) -> Places:
     """Those of all its weights."""
     return places_of(model.sharded_state_dict(metadata={"singleton_local_shards": False, "dp_cp_group": layout.dp}))
-
-
-def _generator() -> Box:
-    values: Tensor = torch.get_rng_state()
-    return Box(RNG, tuple(values.shape), (0,), values)
-
-
-def _fill(path: str, boxes: Iterable[Box]) -> None:
-    try:
-        with torch.no_grad():
-            Shards(Path(path)).fill(boxes)
-    except Damaged as error:
-        raise broken(path, error) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from yatt.training.megatron.convert import Converter, Reader
 from yatt.training.megatron.lora import Adapters
 from yatt.training.megatron.optimizer_state import Places
 from yatt.training.megatron.vision import SeeingModel
-from yatt.training.memory import Shelf
+from yatt.training.memory import Resident, Shelf
 from yatt.training.model import Head, Model, OnOutput
 from yatt.training.saving import Saving
-from yatt.training.schedule import learning_rate
+from yatt.training.schedule import Progress
 
 
-class Network:
+class Network(Resident):
     """A frozen model, read from a Hugging Face folder. `setting` is the field to blame in errors."""
 
     def __init__(
@@ -58,7 +57,7 @@ class Network:
         if isinstance(self.module, SeeingModel) and config.train.vision == "frozen":
             self.module.freeze_tower()
         # What a CPU rank put away would go into the same memory.
-        self._moves = config.train.offload and layout.device.type == "cuda"
+        self.moves = config.train.offload and layout.device.type == "cuda"
         self.shelf = Shelf(self.module.parameters)
 
     def infer(self, micro_batches: Sequence[MicroBatch], on_output: Callable[[MicroBatch, Tensor], None]) -> None:
@@ -100,27 +99,9 @@ class Network:
         with self.aboard():
             yield from self.converter.export()
 
-    @contextmanager
-    def aboard(self) -> Iterator[None]:
-        """On the device meanwhile; with `train.offload`, only meanwhile."""
-        self.take_back()
-        try:
-            yield
-        finally:
-            if self._moves:
-                self.put_away()
-
-    def put_away(self) -> None:
-        """Leave the device's memory to others."""
-        self.shelf.put_away()
-
-    def take_back(self) -> None:
-        """Undo `put_away`."""
-        self.shelf.take_back()
-
 
 class LearningNetwork(Network):
-    """A model that learns. `updates` counts those done in the run, of `planned`."""
+    """A model that learns, for `planned` updates."""
 
     def __init__(
         self,
@@ -143,9 +124,9 @@ class LearningNetwork(Network):
         self.bare, self.module = self.module, optimizer.wrap(self.module)
         self.bare.config.finalize_model_grads_func = _reduce
         self.optimizer = optimizer.build(settings, model.DTYPES[config.model.dtype], self.module)
-        self._settings, self._planned = settings, planned
-        self._per_step = config.train.updates_per_step * config.train.epochs_per_step
-        self.updates = 0
+        self._settings = settings
+        per_step = config.train.updates_per_step * config.train.epochs_per_step
+        self._progress = Progress(settings, planned=planned, per_step=per_step)
         self._saving: Saving | None = None
         self.shelf = Shelf(self._held, lambda: (buffer.grad_data for buffer in self.module.buffers))
 
@@ -162,20 +143,20 @@ class LearningNetwork(Network):
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
         self.secure()
         norm, applied = optimizer.step(self.optimizer, self.rate, self._settings.vision_rate)
-        self.updates += 1
+        self._progress.updates += 1
         return norm, applied
 
     @property
     def rate(self) -> float:
         """The learning rate of the next update."""
-        return learning_rate(self._settings, self.updates, self._planned)
+        return self._progress.rate
 
     def save(self, path: str, more: dict[str, Any]) -> Callable[[], None]:
         """Begin to write a checkpoint, with `more` beside it; what is returned waits for its end. The one before is
         waited for."""
         if self._saving is not None:
             self._saving.over()
-        state = {"updates": self.updates, "per_step": self._per_step, **more}
+        state = {**self._progress.state(), **more}
         with self.aboard():
             self._saving = checkpoint.save(path, self._places(), self.optimizer, state, self.identity, self.layout)
         return self._saving.wait
@@ -190,14 +171,11 @@ class LearningNetwork(Network):
             self._saving.secure()
 
     def load(self, path: str) -> dict[str, Any]:
-        """Go on from a checkpoint; returns all that was saved beside the weights. Collective.
-
-        Where a step has another number of updates now, those done are counted as if it had had it all along: the
-        schedule goes on where it stood, and ends with the run."""
+        """Go on from a checkpoint; returns all that was saved beside the weights. Collective."""
         self.secure()
         with self.aboard():
             state = checkpoint.load(path, self._places(), self.optimizer, self.identity)
-        self.updates = round(state["updates"] * self._per_step / state.get("per_step", self._per_step))
+        self._progress.restore(state)
         return state
 
     def export(self) -> Iterator[tuple[str, Tensor]]:

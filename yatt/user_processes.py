@@ -1,4 +1,4 @@
-"""Processes for code of the user's: each in a session of its own, with all it starts below a keeper (see `keeper`)."""
+"""Processes for code of the user's: each in a session of its own, with all it starts below a keeper (`yatt.keeper`)."""
 
 from __future__ import annotations
 

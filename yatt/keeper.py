@@ -1,4 +1,5 @@
-"""The process above a reward worker: whatever the worker started, however it was cut loose, ends with it. Light."""
+"""The process above a worker with code of the user's: whatever it started, however it was cut loose, ends with it.
+Light."""
 
 from __future__ import annotations
 

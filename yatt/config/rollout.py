@@ -54,7 +54,9 @@ class RewardFunctionConfig(Section):
 class JudgeConfig(Section):
     """A judge: a model folder served by engines of the run (`path`), or a chat endpoint elsewhere (`url`, `model`)."""
 
-    path: str | None = Field(None, description="Hugging Face folder of a judge that this run serves.")
+    path: str | None = Field(
+        None, description="Hugging Face folder of a judge that this run serves, or its name on the Hub."
+    )
     kind: Literal["generative", "classifier"] = Field(
         "generative", description="Whether the folder's model writes a verdict or is a sequence classifier."
     )
