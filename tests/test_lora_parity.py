@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from tests.megatron_cases import RATES, Reference, config, make_samples, shares, worst
 from tests.megatron_pool import play
@@ -108,3 +110,34 @@ def test_three_steps_match_peft(references: Any, name: str, targets: Any, layout
         assert report.grad_norm == pytest.approx(norm, rel=1e-4)
     assert worst(end, weights) <= 1e-5
     assert worst(before, weights) > 1e-3, "they have learnt"
+
+
+def test_a_checkpoint_has_adapters_alone_and_goes_on(references: Any, tmp_path: Path) -> None:
+    """Bit for bit under the same layout, alike under another; what is exported of it is what peft makes of it."""
+    folder, batches, _, _ = references("qwen3", "all-linear")
+    path, out, beside = (str(tmp_path / name) for name in ("c", "merged", "adapter"))
+    first, second, third = [("update", shares(batch, 1)) for batch in batches]
+    save, load, export = ("call", "save", path), ("call", "load", path), ("export",)
+    settings = lora(folder)
+    found = play(1, settings, [first, second, save, third, export, load, export])[0]
+    third_report, weights, saved = found[3], found[4], found[6]
+    written = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    assert written < (Path(folder) / "model.safetensors").stat().st_size, "adapters and two moments, no weight"
+    report, again = play(1, settings, [load, third, export])[0][1:]
+    assert (report.loss, report.grad_norm) == (third_report.loss, third_report.grad_norm)
+    assert all(np.array_equal(again[name], weights[name]) for name in weights)
+    assert worst(play(2, lora(folder, tp=2), [load, third, export])[0][-1], weights) <= 1e-5
+    refused = play(1, config(folder), [load])[0][-1]
+    assert refused[:2] == ("error", "CheckpointError") and "train.lora" in refused[2]
+    play(1, settings, [("export_checkpoint", path, out)])
+    play(1, settings, [("export_checkpoint", path, beside, True)])
+    merged_model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected, before = merged_model(tokens).logits, plain(tokens).logits
+        by_peft = PeftModel.from_pretrained(plain, beside)(tokens).logits
+    assert float((by_peft - expected).abs().max()) <= 1e-4
+    assert float((by_peft - before).abs().max()) > 1e-2
+    state = {name: value.numpy() for name, value in merged_model.state_dict().items() if name in saved}
+    assert worst({name: saved[name] for name in state}, state) == 0

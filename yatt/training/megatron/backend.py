@@ -48,7 +48,7 @@ def open_rank(config: Config, *, rank: int, world_size: int, address: str, port:
     return TrainerRank(MegatronBackend(), config, rank=rank, world_size=world_size, address=address, port=port)
 
 
-def export_checkpoint(config: Config, checkpoint_path: str, out: str, *, adapters: bool = False) -> None:
+def export_checkpoint(config: Config, checkpoint_path: str, out: str, adapters: bool = False) -> None:
     """Write the policy of a trainer's checkpoint as a Hugging Face folder, in this process alone; with `adapters`,
     those alone, as a folder of peft's.
 
