@@ -40,7 +40,9 @@ def check_file(path):
 
 def config_and_settings(parameters):
     """The file among the words of a command, if there is one, and the settings."""
-    listed = [word for value in parameters.values() if isinstance(value, list) for word in value]
+    listed = [
+        word for value in parameters.values() if isinstance(value, list) for word in value if isinstance(word, str)
+    ]
     words = [word for word in [parameters.get("config")] if word is not None] + listed
     return (words[0], words[1:]) if words and "=" not in words[0] else (None, words)
 

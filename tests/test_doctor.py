@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 import pytest
@@ -98,6 +99,7 @@ def test_exit_status_and_json_say_whether_a_run_is_possible(
     good = Finding(name="a", status="ok", detail="1")
     bad = Finding(name="b", status="problem", detail="[gone]", remedy="pip install b")
     optional = Finding(name="c", status="absent", detail="c is not installed", remedy="pip install c")
+    monkeypatch.chdir(Path(__file__).parents[1])
     for findings, status in (([good, optional], 0), ([good, bad], 1)):
         monkeypatch.setattr(doctor, "examine", lambda probes, findings=findings: findings)
         assert doctor.run(as_json=True) == status
@@ -110,6 +112,7 @@ def test_exit_status_and_json_say_whether_a_run_is_possible(
         }
         assert doctor.run() == status
         shown = capsys.readouterr().out
+        assert shown.splitlines()[-1] == f"Next: {'pip install b' if status else 'make quickstart'}"
     assert "[gone]" in shown and "b: pip install b" in shown and "No run is possible here yet" in shown
 
 

@@ -34,7 +34,9 @@ LAYERS = {
     "yatt.config.engines": 1,
     "yatt.algorithm": 1,
     "yatt.balance": 1,
+    "yatt.keeper": 0,
     "yatt.user_functions": 1,
+    "yatt.user_processes": 1,
     "yatt.packed_objects": 1,
     "yatt.histogram": 1,
     "yatt.intervals": 1,
@@ -58,7 +60,7 @@ LAYERS = {
     "yatt.supervisor": 4,
     "yatt.recovery": 4,
     "yatt.revival": 4,
-    "yatt.watch": 4,
+    "yatt.diagnosis": 4,
     "yatt.cluster": 5,
     "yatt.simulation": 5,
     "yatt.faces": 6,
@@ -76,7 +78,7 @@ BACKENDS = (
     "yatt.vision",
     "yatt.environments",
 )
-HEART = ("yatt.controller", "yatt.supervisor", "yatt.recovery", "yatt.revival", "yatt.watch")
+HEART = ("yatt.controller", "yatt.supervisor", "yatt.recovery", "yatt.revival", "yatt.diagnosis")
 HEAVY = ("torch", "ray", "vllm", "sglang", "megatron", "transformers", "datasets", "reasoning_gym", "accelerate")
 # Each imports a heavy library that most users of the module never need.
 LATE_IMPORTS = {

@@ -1,5 +1,7 @@
 """The report: self-contained, safe, right for short, long and sft runs; drawn by a real browser where there is one."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -8,6 +10,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import Markup
 
 from tests.runs import HTML, fake_run, spans
 from yatt.errors import ConfigError
@@ -259,7 +262,7 @@ def test_a_judged_run_shows_its_split_and_its_decisions(tmp_path):
     assert list(page.charts["Details of the reward"]["values"]) == ["judge.judgements", "judge.unparsed"]
     # a fifth step begins as the step before it ended: 48 steps with two changes are 96, of which 40 are listed
     assert page.texts.count("policy 2, judge 2") == 5 + 15 and "56 more, in metrics.jsonl" in page.texts
-    assert html.count('class="why"') == 40
+    assert html.split("Decisions</h3>")[1].count('class="why"') == 40
     for row in (rows := run.read_metrics()):
         row["decisions"] = [d | {"text": "<b>" + "x" * 10_000} for d in row["decisions"]]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -304,7 +307,7 @@ def test_idle_shares_are_over_the_slots_where_a_role_lives():
     assert "driver: slot 1 judges\nat 2 s\n1 policy\n1 judge" in page.texts
     assert re.findall(r'<circle[^>]* cx="([\d.]+)%"', html) == ["20.000"]
     # another card stands in the grid of the table and the curve, not beneath it
-    assert devices({1: spans}, "<p>more</p>") == html.removesuffix("</div>") + "<p>more</p></div>"
+    assert devices({1: spans}, Markup("<p>more</p>")) == str(html).removesuffix("</div>") + "<p>more</p></div>"
 
 
 def test_many_slots_are_drawn_in_part_and_counted_in_full():
@@ -338,6 +341,56 @@ def test_constant_and_negative_values_have_axes():
 def labels_of(svg):
     """What stands at the axis of y, from below."""
     return re.findall(r'<text x="40"[^>]*>([^<]*)', svg)
+
+
+@pytest.mark.parametrize("values", [[1e299, -1e299], [1e308, -1e308], [0.0, 1.7e308], [5e-324, 0.0], [1e299, 1e299]])
+@pytest.mark.parametrize("zero", [False, True])
+def test_values_of_any_size_are_drawn_and_short(values, zero):
+    svg = line_chart("t", "u", [Series(name="a", points=list(enumerate(values * 200)))], zero=zero)
+    svg += stacked_chart("t", "u", {"a": list(enumerate(map(abs, values)))})
+    assert not re.search(r"nan|inf|\d{13}", svg) and svg.count("<svg") == 2
+
+
+def test_a_report_of_huge_rewards_has_no_long_numbers(tmp_path):
+    run = fake_run(tmp_path / "a", steps=3)
+    huge = {"reward_mean": 1e299, "reward_std": 1e306, "loss": -1e299, "parts": {"correct": 1e299}, "grad_norm": 1e300}
+    rows = [row | huge for row in run.read_metrics()]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in run.samples.glob("*"):
+        file.write_text(file.read_text().replace('"reward": 1.0', '"reward": 1e+299'))
+    html, page = page_of(run)
+    assert not re.search(r"\d{16}", html) and "reward 1.00e299" in page.texts
+
+
+def test_the_report_may_run_its_own_script_and_load_nothing(tmp_path):
+    html, _ = page_of(fake_run(tmp_path / "a", steps=1))
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in unescape(policy) and "default-src 'none'" in unescape(policy)
+
+
+def test_it_is_told_when_and_where_a_run_began_and_what_became_of_its_groups(tmp_path):
+    run = fake_run(tmp_path / "a", steps=4, failures=True)
+    about = {"yatt": "0.1.0", "python": "3.11.7", "machine": "Linux x86_64", "cores": 2, "memory_bytes": 24 << 30}
+    for began, seconds, first in ((1_790_000_000.0, 21.5, 1), (1_790_003_600.0, 75.0, 3)):
+        run.append_session(about | {"began": began, "start_seconds": seconds, "first_step": first, "devices": ["cpu"]})
+    counts = {"groups": 10, "groups_equal": 1, "groups_dropped": 5, "groups_unscored": 2, "groups_wasted": 3}
+    rows = [row | (counts | {"memory_bytes": row["step"] << 30} if row["step"] else {}) for row in run.read_metrics()]
+    rows[-1]["failures"] = ["KeyError: <b>"]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html, _ = page_of(run)
+    facts = dict(zip(re.findall("<dt>(.*?)</dt>", html), re.findall("<dd>(.*?)</dd>", html), strict=True))
+    assert facts["Started"].startswith("2026-09-2") and facts["Resumed"].endswith(", 1 times in all")
+    assert facts["Start-up"] == "1 min 15 s" and facts["Version"] == "YATT 0.1.0, Python 3.11.7"
+    assert facts["Machine"] == "Linux x86_64, 2 cores, 24.0 GiB" and facts["Peak memory"] == "4.0 GiB"
+    cells = [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>.*?</tr>", html, re.S)]
+    # of 4 steps: 40 trained, 12 dropped by the filter, 8 for want of rewards, 12 wasted; 72 in all
+    assert [row[:3] for row in cells if row and row[0].split()[0] in ("trained", "dropped", "wasted")] == [
+        ["trained", "40", "55.6%"], ["dropped by the filter", "12", "16.7%"],
+        ["dropped without enough rewards", "8", "11.1%"], ["wasted", "12", "16.7%"],
+    ]  # fmt: skip
+    assert ["1", "4", "4", "KeyError: &lt;b&gt;"] in cells and "4 have equal rewards" in html
 
 
 def test_ticks_of_tiny_values_and_of_whole_numbers_by_hand():
@@ -418,7 +471,7 @@ f.onload = () => {
     moves: [...figure.querySelectorAll('circle')].length,
     label: parseFloat(w.getComputedStyle(figure.querySelector('text')).fontSize)}));
   const box = svg.getBoundingClientRect();
-  svg.dispatchEvent(new w.PointerEvent('pointermove', {clientX: box.right - 14, clientY: box.top + 50}));
+  svg.dispatchEvent(new w.PointerEvent('pointermove', {bubbles: true, clientX: box.right - 14, clientY: box.top + 50}));
   const inside = svgs.every(s => { const r = s.getBoundingClientRect(); return r.width > 200 && r.height > 90; });
   document.body.textContent = JSON.stringify({
     title: d.title, lanes, charts: svgs.length, inside, overflow: d.documentElement.scrollWidth - w.innerWidth,

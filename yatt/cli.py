@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 from yatt import __version__
@@ -87,7 +88,9 @@ def train(words: Words = None, overwrite: Overwrite = False) -> None:
     settings = _checked(_settings(path, overrides))
     ready(settings, Path(path) if path else None, overrides, overwrite=overwrite)
     forks.begin(kinds_of(settings, backends_of(settings), train=True, generate=settings.algorithm.recipe.reinforces))
-    raise typer.Exit(_command("train", "train")(settings, overwrite=overwrite))
+    typer.echo(f"{settings.run.dir}/{settings.run.name}: importing what it takes")
+    began = psutil.Process().create_time()
+    raise typer.Exit(_command("train", "train")(settings, overwrite=overwrite, began=began))
 
 
 @app.command(name="eval")
@@ -123,12 +126,31 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 
 @app.command()
+def watch(
+    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every run in a folder; runs/ when none is given.")] = False,
+    port: Annotated[int | None, typer.Option(min=0, help="Of the page; 0: any that is free. 8420 when unset.")] = None,
+    once: Annotated[bool, typer.Option(help="Serve one page and end.")] = False,
+) -> None:
+    """Follow runs, or look at finished ones, on a page of this machine."""
+    raise typer.Exit(_command("watch", "watch")(runs or [], everything=everything, port=port, once=once))
+
+
+@app.command()
 def doctor(
     deep: Annotated[bool, typer.Option(help="Also start Ray.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what is installed, which engines work here, and what mends what is missing."""
     raise typer.Exit(_command("doctor", "run")(deep=deep, as_json=json))
+
+
+@app.command()
+def settings(
+    word: Annotated[str | None, typer.Argument(help="Part of a name or a description; all when unset.")] = None,
+) -> None:
+    """List the settings: names, defaults, what each takes and is."""
+    raise typer.Exit(_command("settings", "show")(word))
 
 
 @app.command()

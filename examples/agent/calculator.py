@@ -44,7 +44,10 @@ def agent(base_url: str, api_key: str, row: dict[str, Any]) -> dict[str, float]:
     products, messages = Products(), list(row["messages"])
     products.reset(row["answer"])
     for _ in range(2):
-        said = client.chat.completions.create(model="policy", messages=messages, tools=TOOLS).choices[0].message
+        try:
+            said = client.chat.completions.create(model="policy", messages=messages, tools=TOOLS).choices[0].message
+        except openai.BadRequestError:  # a limit of the run: what was said until then counts
+            break
         messages.append(said.model_dump(exclude_none=True))
         for call in said.tool_calls or ():
             try:

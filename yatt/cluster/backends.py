@@ -26,7 +26,7 @@ class Backends:
     tokenizer: str = "yatt.data.prompts:load_tokenizer"
 
 
-TRAINERS = {"megatron": Backends.trainer, "fsdp": "yatt.training.fsdp.backend:open_rank"}
+TRAINERS = {"megatron": Backends().trainer, "fsdp": "yatt.training.fsdp.backend:open_rank"}
 """By `train.backend`."""
 
 

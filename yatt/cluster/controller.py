@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ from yatt.placement.plan import Layout, Role
 from yatt.protocols import MediaStore, Peers
 from yatt.reports import EvaluationReport, StepReport
 from yatt.reward.filter import load_filter
+from yatt.types import Group
 
 R = TypeVar("R")
 
@@ -157,7 +158,14 @@ class ControllerActor(Hosted):
             drop = load_filter(config.rollout)
             source = open_source(config.data, config.run.seed)
             loader = self._loader(source, row_encoder(config, tokenizer, source, store()))
-            self._controller = assembly.controller(loader, reading, drop, self._log.groups)
+            self._controller = assembly.controller(loader, reading, drop, self._log_groups)
+
+    def _log_groups(self, step: int, groups: Sequence[Group]) -> None:
+        """Write some of the step's groups, and of those that were dropped since the last step."""
+        assert isinstance(self._controller, Controller)
+        rollouter = self._controller.rollouter
+        dropped, rollouter.dropped = rollouter.dropped, []
+        self._log.groups(step, groups, dropped)
 
     async def _open_environment(self, tokenizer: PreTrainedTokenizerFast) -> ConversationSetup | None:
         """What conversations are played in, its workers started."""
@@ -188,7 +196,10 @@ class ControllerActor(Hosted):
                 peers=parts.peers, exchange=parts.exchange, trainer=parts.trainer, rows=rows, held_out=held_out
             )
             encode = reference.added_to(encode)
-        return offline_controller(parts, self._loader(source, encode), held_out, reference)
+        controller = offline_controller(parts, self._loader(source, encode), held_out, reference)
+        self._log.decode = ResponseText(tokenizer).whole
+        controller.on_rows = self._log.learned
+        return controller
 
     def _engines(self, wiring: Wiring) -> Engines:
         generators: dict[Role, list[RemoteGenerator]] = {role: [] for role in wiring.layout.sizes}
@@ -259,6 +270,10 @@ class ControllerActor(Hosted):
             await _first(self._controller.settle())
         assert self._evaluator is not None
         return await _first(self._evaluator.evaluate(step))
+
+    async def evaluated(self) -> tuple[int, int]:
+        """Of the evaluation under way: prompts answered, and all there are; zeros where rows are evaluated at once."""
+        return self._evaluator.progress if isinstance(self._evaluator, Evaluator) else (0, 0)
 
     async def save(self, folder: str) -> dict[str, Any]:
         """Write the groups carried over into `folder`; returns the state that is the same for all. Collective."""

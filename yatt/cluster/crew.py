@@ -43,11 +43,14 @@ from yatt.simulation.standing import costs_for, divided
 T = TypeVar("T")
 
 OnPhase = Callable[[str, str], None]
-"""Called with the name of an actor and its state ("starting", "ready") while the cluster comes up."""
+"""Called with the name of an actor and what it does, at last "ready", while the cluster comes up; and of an evaluation
+that takes long."""
 PATIENCE = 5.0
 """Seconds an engine or rank has to say what it did."""
 ROLL_CALL = 60.0
 """Seconds in which Ray is to notice who died, once something has failed."""
+NEWS = 2.0
+"""Seconds after which it is asked how far an evaluation is, again and again."""
 
 
 class ClusterCrew:
@@ -91,7 +94,9 @@ class ClusterCrew:
         judges = [role for role in layout.sizes if role != POLICY]
         self._models = {POLICY: model} | {role: self._config.reward.models[role].path or "" for role in judges}
         self._parameters = parameters(self._models) if generate and judges else {}
+        self._on_phase("imports", "engines, ranks and controllers import their libraries")
         await forks.ready(self._config.cluster.start_timeout)
+        self._on_phase("imports", "ready")
         self._hosts.asleep = bool(judges)
         if generate:
             self._place_engines(mode_of(self._config, layout, self._parameters))
@@ -150,13 +155,15 @@ class ClusterCrew:
     async def _start(self, what: str, calls: Mapping[str, Any], actors: Mapping[str, Any]) -> dict[str, Any]:
         """Wait for actors to come up."""
         timeout = self._config.cluster.start_timeout
+        doing = "starting reward workers, reading rows" if what == "controllers" else "loading weights"
         waits = {name: wait_one(f"starting {what}", name, call, timeout) for name, call in calls.items()}
-        answers = await asyncio.gather(*(self._come_up(name, actors[name], wait) for name, wait in waits.items()))
+        ups = (self._come_up(name, actors[name], wait, doing) for name, wait in waits.items())
+        answers = await asyncio.gather(*ups)
         return dict(zip(calls, answers, strict=True))
 
-    async def _come_up(self, name: str, actor: Any, wait: Awaitable[T]) -> T:
+    async def _come_up(self, name: str, actor: Any, wait: Awaitable[T], doing: str = "loading weights") -> T:
         """Wait for an actor to come up, telling of it; listen to it from then on."""
-        self._on_phase(name, "starting")
+        self._on_phase(name, doing)
         answer = await wait
         self._on_phase(name, "ready")
         self._heartbeat.listen(name, actor)
@@ -295,8 +302,29 @@ class ClusterCrew:
         return 0
 
     async def evaluate(self, step: int) -> EvaluationReport:
-        reports: list[EvaluationReport] = await self._on_controllers("evaluate", step)
+        evaluation = asyncio.ensure_future(self._on_controllers("evaluate", step))
+        told = False
+        try:
+            while not (await asyncio.wait([evaluation], timeout=NEWS))[0]:
+                self._on_phase("evaluation", await self._evaluated())
+                told = True
+        finally:
+            if not evaluation.done():
+                evaluation.cancel()
+        if told:
+            self._on_phase("evaluation", "done")
+        reports: list[EvaluationReport] = await evaluation
         return self._receive(reports)
+
+    async def _evaluated(self) -> str:
+        """How far an evaluation is, in words; those who do not answer in time are left out."""
+        calls = [actor.evaluated.remote() for actor in self._controllers.values()]
+        waits = (asyncio.wait_for(_answer(call), PATIENCE) for call in calls)
+        answers = await asyncio.gather(*waits, return_exceptions=True)
+        counts = [answer for answer in answers if isinstance(answer, tuple)]
+        self.payload += payload_bytes(counts)
+        done, prompts = (sum(count[place] for count in counts) for place in (0, 1))
+        return f"{done:,} of {prompts:,} prompts" if prompts else "running"
 
     async def write_state(self, folder: Path, go_on: Callable[[], object] = bool) -> dict[str, Any]:
         """Have ranks and controllers write what they hold into `folder`; returns what all controllers share. Calls
@@ -337,6 +365,10 @@ class ClusterCrew:
             ray.kill(actor)
         self._ranks.actors, self._controllers = {}, {}
         self._hosts.handles.clear()
+
+
+async def _answer(call: Any) -> Any:
+    return await call
 
 
 def _divided(config: Config, slots: int) -> Config:

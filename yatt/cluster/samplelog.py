@@ -15,11 +15,15 @@ import numpy as np
 
 from yatt.cluster.media import ImageHandle
 from yatt.text import one_line
-from yatt.types import Group, Media, Row, Trajectory
+from yatt.types import Group, Media, Pair, Row, Sample, Trajectory
 from yatt.vision.images import thumbnail
 
 IMAGES, SIDE = 4, 96
 """Of a prompt's images so many are shown, at most so many pixels wide and high."""
+SIBLINGS = 8
+"""Of the step's first group so many siblings are written."""
+LONGEST = 20_000
+"""Characters of a row that is learned from."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,21 +37,35 @@ class SampleLog:
         self._limit = limit
         self.decode: Callable[[np.ndarray], str] = lambda tokens: ""
 
-    def groups(self, step: int, groups: Sequence[Group]) -> None:
-        """The first trajectory of the step's first groups, failed ones included."""
-        chosen = [(group.failures + group.trajectories)[0] for group in groups[: self._limit]]
-        self._write("step", step, chosen, None)
+    def groups(self, step: int, groups: Sequence[Group], dropped: Sequence[Group] = ()) -> None:
+        """The siblings of the step's first group, and the first trajectory of the next groups and of those that were
+        dropped; failed ones included."""
+        every = [[*group.failures, *group.trajectories] for group in groups[: self._limit]]
+        kept = [t for place, group in enumerate(every) for t in (group[:1] if place else group[:SIBLINGS])]
+        rows = [_row(step, t, self.decode) for t in kept]
+        for group in dropped[: self._limit]:
+            first = (*group.failures, *group.trajectories)[0]
+            rows.append(_row(step, first, self.decode) | {"dropped": _why_dropped(group)})
+        self._write("step", step, rows)
+
+    def learned(self, step: int, rows: Sequence[Sample | Pair]) -> None:
+        """The first rows that are learned from, text by text with what is trained of it: in steps 1, 2, 4, 8 ..., since
+        such steps are many and short."""
+        if step & (step - 1) == 0:
+            self._write("step", step, [_learned(step, row, self.decode) for row in rows[: self._limit]])
 
     def evaluation(self, step: int, trajectories: Sequence[Trajectory]) -> None:
         """Every response to the first prompts; sibling 0 is the greedy one."""
         uids = list(dict.fromkeys(t.prompt.uid for t in trajectories))[: self._limit]
         chosen = [t for t in trajectories if t.prompt.uid in uids]
-        self._write("eval", step, chosen, lambda t: "sampled" if t.sibling else "greedy")
+        modes = ("sampled" if t.sibling else "greedy" for t in chosen)
+        self._write(
+            "eval", step, [_row(step, t, self.decode) | {"mode": m} for t, m in zip(chosen, modes, strict=True)]
+        )
 
-    def _write(self, kind: Literal["step", "eval"], step: int, chosen: Sequence[Trajectory], mode: Any) -> None:
-        if not chosen or not self._limit:
+    def _write(self, kind: Literal["step", "eval"], step: int, rows: Sequence[dict[str, Any]]) -> None:
+        if not rows or not self._limit:
             return
-        rows = [_row(step, t, self.decode) | ({"mode": mode(t)} if mode else {}) for t in chosen]
         file = self._folder / f"{kind}-{step}.c{self._index}.jsonl"
         try:
             # What a user's row or reward says may be no text that UTF-8 has: it is escaped, as JSON does it.
@@ -112,3 +130,36 @@ def _pieces(row: Row, decode: Callable[[np.ndarray], str]) -> list[dict[str, Any
         {"text": decode(row.tokens[a:b]), "tokens": b - a, "trained": bool(row.loss_mask[a])}
         for a, b in pairwise(starts)
     ]
+
+
+def _why_dropped(group: Group) -> str:
+    """Why a group is not trained on."""
+    rewards = group.rewards
+    if group.failures:
+        return f"{len(group.failures)} of {len(group.failures) + len(group.trajectories)} rewards failed"
+    if len(set(rewards)) == 1:
+        return f"all {len(rewards)} rewards are {rewards[0]:g}"
+    return f"rollout.filter, of rewards from {min(rewards, default=0.0):g} to {max(rewards, default=0.0):g}"
+
+
+def _learned(step: int, row: Sample | Pair, decode: Callable[[np.ndarray], str]) -> dict[str, Any]:
+    """The line of a row that is learned from."""
+    sides = {"segments": row} if isinstance(row, Sample) else {"chosen": row.first, "rejected": row.second}
+    texts = {name: _segments(sample, decode) for name, sample in sides.items()}
+    tokens = sum(sample.trained_tokens for sample in sides.values())
+    about: dict[str, Any] = {"reward": None, "parts": {}, "status": None, "response_tokens": tokens}
+    return {"step": step, "uid": row.key.uid, "sibling": row.key.sibling} | about | texts
+
+
+def _segments(sample: Sample, decode: Callable[[np.ndarray], str]) -> list[tuple[str, bool]]:
+    """The sample's text in pieces, and whether each is trained. The first token has no prediction, and is not."""
+    trained = np.asarray(sample.loss_mask, dtype=bool).copy()
+    trained[:1] = False
+    cuts = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(trained)]
+    pieces, room = [], LONGEST
+    for start, stop in pairwise(cuts):
+        if start < stop and room > 0:
+            text = decode(sample.tokens[start:stop])[:room]
+            pieces.append((text, bool(trained[start])))
+            room -= len(text)
+    return pieces

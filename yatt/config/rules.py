@@ -271,13 +271,12 @@ def _plan(case: Case) -> Iterator[str]:
             f"model.context_length={config.model.context_length}; "
             f"lower plan.prompt_tokens to {max(1, config.model.context_length - config.rollout.max_tokens)}"
         )
-    talks = config.environment.played or plan.calibration is not None
-    if plan.turns == 1 or (plan.turns is None and not talks):
+    if plan.turns == 1 or not (plan.turns or config.environment.played or plan.calibration):
         for name in ("tool_seconds", "tool_tokens"):
             if (value := getattr(plan, name)) is not None:
                 yield f"plan.{name}={value} has no meaning for a single turn; set plan.turns to 2 or more, or unset it"
-    if plan.turns is not None and config.environment.played and plan.turns > config.environment.max_turns:
-        most = config.environment.max_turns
+    most = config.environment.max_turns
+    if config.environment.played and (plan.turns or 0) > most:
         yield f"plan.turns={plan.turns} is over environment.max_turns={most}; lower it to {most}"
 
 
@@ -285,11 +284,10 @@ def _placement(case: Case) -> Iterator[str]:
     yield from placement_mistakes(case.config, case.slots, case.slots_name)
 
 
-def _engines(case: Case) -> Iterator[str]:
-    yield from engine_mistakes(case.config)
-
-
-PLANNED = (_engines, _layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, lora_mistakes, _plan)
+PLANNED = (
+    *(lambda case: engine_mistakes(case.config), _layout, _placement, _lengths, _batch, _algorithm),
+    *(_sampling, _optimizer, lora_mistakes, _plan),
+)
 """Rules that need nothing but the settings and the model's sizes."""
 
 

@@ -37,7 +37,7 @@ from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arr
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Pair, Prompt, Sample
-from yatt.watch import ROUNDING
+from yatt.diagnosis import ROUNDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

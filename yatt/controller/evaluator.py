@@ -56,6 +56,7 @@ class Evaluator:
         self._peers = peers
         self._phases = phases
         self._on_evaluated = on_evaluated
+        self._answered = 0
         self._params = [greedy(rollout), *[sampled(rollout, config.temperature)] * config.samples]
         if config.by is not None:
             check_few(config.by, {self._source(prompt) for prompt in prompts})
@@ -63,7 +64,8 @@ class Evaluator:
     async def evaluate(self, step: int) -> EvaluationReport:
         """The same report on every controller. Collective. Sibling 0 is the greedy response."""
         await self._phases.enter("rollout", len(self._prompts) * self._peers.count * len(self._params))
-        answered = await asyncio.gather(*(self._responder.respond(p, self._params) for p in self._prompts))
+        self._answered = 0
+        answered = await asyncio.gather(*map(self._respond, self._prompts))
         sums: Sums = defaultdict(float)
         for prompt, trajectories in zip(self._prompts, answered, strict=True):
             self._add(sums, self._source(prompt), trajectories)
@@ -73,6 +75,16 @@ class Evaluator:
             for key, value in part.items():
                 total[key] += value
         return self._report(total)
+
+    async def _respond(self, prompt: Prompt) -> Sequence[Trajectory]:
+        trajectories = await self._responder.respond(prompt, self._params)
+        self._answered += 1
+        return trajectories
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """This controller's prompts that are answered, and all it has."""
+        return self._answered, len(self._prompts)
 
     def _source(self, prompt: Prompt) -> str:
         """Where the prompt comes from; "" where nobody asks."""

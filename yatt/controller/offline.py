@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from yatt.controller.carry_over import CarriedGroup
@@ -27,6 +27,7 @@ class OfflineController:
         self.desk = desk
         self.held_out = held_out
         self._reference = reference
+        self.on_rows: Callable[[int, Sequence[Sample | Pair]], object] = lambda step, rows: None
 
     async def prepare(self) -> int:
         """Ask the reference about some rows more; returns how many those were, 0 when nothing is left to do.
@@ -50,6 +51,7 @@ class OfflineController:
             update = await self.desk.trainer.update(shares)
         self.desk.next_version()
         async with phase("report"):
+            self.on_rows(step, samples)
             _, update = await self.desk.close_step(step, RolloutCounts(), update)
         return self.desk.report(step, None, update)
 

@@ -18,6 +18,9 @@ from yatt.protocols import Source
 from yatt.reports import RolloutCounts, add_counts
 from yatt.types import Group, Prompt, Trajectory
 
+DROPS = 8
+"""Dropped groups that are kept for people to read."""
+
 
 class Rollouter:
     """Owes `quota` groups a step, and moves between drawing, scoring and refilling on its own.
@@ -48,6 +51,7 @@ class Rollouter:
         ]
         self.rate = AcceptanceRate()
         self.carried: list[Group] = []
+        self.dropped: list[Group] = []  # the first ones since somebody took them, to be read
         self._tally = Tally()
         self._earlier = RolloutCounts()  # of a run that this one resumes
         self._running: dict[int, asyncio.Task[None]] = {}  # by uid, those that only wait for scores included
@@ -149,6 +153,7 @@ class Rollouter:
         self.rate.see(good)
         if not good:
             tally.dropped += 1
+            self.dropped += [group] * (len(self.dropped) < DROPS)
             tally.unscored += not enough
         elif len(tally.kept) < quota and self._fresh(group, version):
             tally.kept.append(group)

@@ -1,4 +1,4 @@
-"""Small SVG charts as text: lines with bands, and stacked bars. Colours are CSS variables of the page."""
+"""Small SVG charts: lines with bands, and stacked bars. Colours are CSS variables of the page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import cycle, pairwise
 from statistics import fmean
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from yatt.faces.page import render
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 400, 218
@@ -18,6 +21,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 386, 26, 182
 MOST_POINTS = 240
 MOST_BARS = 100
 COLOURS = [f"var(--c{i})" for i in range(7)]
+LARGEST = 1e300
+"""Values beyond it are drawn there: sums and ranges of larger ones are no numbers any more."""
 DASH = 12.0
 """Pixels from dash to dash of a line that covers another."""
 
@@ -58,34 +63,37 @@ def line_chart(
     zero: bool = False,
     along: str = "step",
     colours: Mapping[str, str] = MappingProxyType({}),
-) -> str:
+    note: str = "",
+    named: bool = False,
+) -> Markup:
     """A card with one chart, or nothing where no series has a point. `share` is 0 to 100 %, `zero` starts at 0; `along`
-    says what x is; `colours` are those of names that have their own. A line that covers others is dashed."""
+    says what x is; `colours` are those of names that have their own; `note` stands below. A line that covers others is
+    dashed; one that is alone has its name shown where it is `named`."""
     lines = {s.name: _thin(s, MOST_POINTS) for s in series if s.points}
     if not lines:
-        return ""
+        return Markup()
     steps = [x for line in lines.values() for x, *_ in line]
     bounds = [end for line in lines.values() for _, *ends in line for end in ends]
     x_range = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 0.5, steps[0] + 0.5)
     whole = not share and all(float(y).is_integer() for s in series for _, y in s.points)
     axes = Axes(x_range, (0.0, 1.0) if share else _range(bounds, zero=zero), whole)
-    palette, drawn, marks = _palette(lines, colours), list[set[Point]](), []
+    palette, drawn, marks = _palette(lines, colours), list[set[Point]](), list[dict[str, Any]]()
     for name, line in lines.items():
         colour = palette[name]
         if any(low < high for _, _, low, high in line):
             there = [f"{axes.px(x)},{axes.py(high)}" for x, _, _, high in line]
             back = [f"{axes.px(x)},{axes.py(low)}" for x, _, low, _ in reversed(line)]
-            marks.append(f'<path class="band" fill="{colour}" d="M{"L".join(there + back)}Z"/>')
+            marks.append({"kind": "band", "colour": colour, "d": f"M{'L'.join(there + back)}Z"})
         at = [(axes.px(x), axes.py(y)) for x, y, *_ in line]
         covered = sum(2 * len(below.intersection(at)) > len(at) for below in drawn)
         drawn.append(set(at))
         long = DASH / 2**covered
-        dash = f' stroke-dasharray="{long:g} {DASH - long:g}"' if covered else ""
-        marks.append(f'<path class="line" stroke="{colour}"{dash} d="M{"L".join(f"{x},{y}" for x, y in at)}"/>')
-        if len(at) <= 12:
-            marks += [f'<circle r="3" fill="{colour}" cx="{x}" cy="{y}"/>' for x, y in at]
+        dash = f"{long:g} {DASH - long:g}" if covered else ""
+        path = f"M{'L'.join(f'{x},{y}' for x, y in at)}"
+        dots = at if len(at) <= 12 else []
+        marks.append({"kind": "line", "colour": colour, "dash": dash, "d": path, "dots": dots})
     values = {name: {x: y for x, y, *_ in line} for name, line in lines.items()}
-    return _card(title, unit, axes, "".join(marks), values, percent if share else number, palette, along)
+    return _card(title, unit, axes, marks, values, percent if share else number, palette, along, note, named)
 
 
 def stacked_chart(
@@ -93,14 +101,15 @@ def stacked_chart(
     unit: str,
     layers: Mapping[str, Sequence[Point]],
     colours: Mapping[str, str] = MappingProxyType({}),
-) -> str:
+    note: str = "",
+) -> Markup:
     """A card with bars of stacked layers, all over the same steps; where they are many, neighbours share a bar."""
     thinned = {
         name: {x: y for x, y, *_ in _thin(Series(name=name, points=points), MOST_BARS)}
         for name, points in layers.items()
     }
     if not thinned or not (xs := sorted(next(iter(thinned.values())))):
-        return ""
+        return Markup()
     step = min((b - a for a, b in pairwise(xs)), default=1.0)
     tops = [sum(layer[x] for layer in thinned.values()) for x in xs]
     axes = Axes((xs[0] - step / 2, xs[-1] + step / 2), _range(tops, zero=True))
@@ -113,8 +122,8 @@ def stacked_chart(
             bottom, top = axes.py(base[x]), axes.py(base[x] + layer[x])
             base[x] += layer[x]
             bars.append(f"M{left},{bottom}V{top}H{right}V{bottom}Z")
-        marks.append(f'<path fill="{palette[name]}" d="{"".join(bars)}"/>')
-    return _card(title, unit, axes, "".join(marks), thinned, number, palette)
+        marks.append({"kind": "bars", "colour": palette[name], "d": "".join(bars)})
+    return _card(title, unit, axes, marks, thinned, number, palette, note=note)
 
 
 def number(value: float) -> str:
@@ -124,9 +133,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def decimals(value: float) -> str:
-    """Three decimals; in a large number, three digits and an exponent."""
-    return _short(f"{value:.2e}") if abs(value) >= 1e6 else f"{value:.3f}"
+def decimals(value: float, places: int = 3) -> str:
+    """So many decimals; in a large number, three digits and an exponent."""
+    return _short(f"{value:.2e}") if abs(value) >= 1e6 else f"{value:.{places}f}"
 
 
 def _short(text: str) -> str:
@@ -148,45 +157,40 @@ def _card(
     title: str,
     unit: str,
     axes: Axes,
-    marks: str,
+    marks: Sequence[Mapping[str, Any]],
     values: Mapping[str, Mapping[float, float]],
     show: Callable[[float], str],
     palette: Mapping[str, str],
     along: str = "step",
-) -> str:
+    note: str = "",
+    named: bool = False,
+) -> Markup:
+    """The card around these marks: grid, tick labels, what the two axes are, and the numbers to point at."""
     xs = sorted({x for line in values.values() for x in line})
     table = {name: [show(line[x]) if x in line else "" for x in xs] for name, line in values.items()}
     hover = {"along": along, "x": [round(x) for x in xs], "px": [axes.px(x) for x in xs], "values": table}
     ends = ", ".join(f"{name} {line[0]} to {line[-1]}" for name, line in table.items())
-    swatches = [f'<li><i style="background:{palette[n]}"></i>{escape(n)}</li>' for n in table]
-    legend = f"<ul>{''.join(swatches)}</ul>" if len(table) > 1 else ""
-    label = f"{title}, {unit}, {along} {round(xs[0])} to {round(xs[-1])}: {ends}"
-    return (
-        f'<figure class="card"><figcaption><h3>{escape(title)}</h3>{legend}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
-        f'data-hover="{escape(json.dumps(hover, separators=(",", ":")))}">{_frame(axes, unit, show, along)}{marks}'
-        f'<line class="cursor" y1="{TOP}" y2="{BOTTOM}"/></svg><output></output></figure>'
+    marked = ticks(*axes.y, whole=axes.whole)
+    return render(
+        "chart.html",
+        title=title,
+        unit=unit,
+        along=along,
+        note=note,
+        label=f"{title}, {unit}, {along} {round(xs[0])} to {round(xs[-1])}: {ends}",
+        hover=json.dumps(hover, separators=(",", ":")),
+        swatches=[(name, palette[name]) for name in table] if named or len(table) > 1 else [],
+        rows=[(axes.py(y), f"{y:.0%}" if show is percent else _short(f"{y:g}")) for y in marked],
+        columns=[(axes.px(x), f"{x:,.0f}") for x in ticks(*axes.x, whole=True)],
+        marks=marks,
+        **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM},
     )
-
-
-def _frame(axes: Axes, unit: str, show: Callable[[float], str], along: str) -> str:
-    """Grid lines, tick labels, and what the two axes are."""
-    parts = []
-    for y in ticks(*axes.y, whole=axes.whole):
-        at, text = axes.py(y), f"{y:.0%}" if show is percent else _short(f"{y:g}")
-        parts.append(f'<path class="grid" d="M{LEFT},{at}H{RIGHT}"/><text x="{LEFT - 6}" y="{at + 4}">{text}</text>')
-    for x in ticks(*axes.x, whole=True):
-        parts.append(f'<text class="x" x="{axes.px(x)}" y="{BOTTOM + 16}">{x:,.0f}</text>')
-    middle = (LEFT + RIGHT) / 2
-    parts.append(f'<path class="axis" d="M{LEFT},{BOTTOM}H{RIGHT}"/>')
-    parts.append(f'<text class="x" x="{middle}" y="{BOTTOM + 32}">{escape(along)}</text>')
-    parts.append(f'<text class="unit" x="2" y="11">{escape(unit)}</text>')
-    return "".join(parts)
 
 
 def _thin(series: Series, most: int) -> list[tuple[float, float, float, float]]:
     """(step, value, ends of the band) for at most `most` buckets of equal numbers of points."""
-    points, band = series.points, series.band or [(y, y) for _, y in series.points]
+    points = [(x, _drawable(y)) for x, y in series.points]
+    band = [(_drawable(low), _drawable(high)) for low, high in series.band or [(y, y) for _, y in points]]
     size = math.ceil(len(points) / most)
     thin = []
     for start in range(0, len(points), size):
@@ -197,12 +201,17 @@ def _thin(series: Series, most: int) -> list[tuple[float, float, float, float]]:
     return thin
 
 
+def _drawable(value: float) -> float:
+    return min(max(value, -LARGEST), LARGEST)
+
+
 def _range(ys: Sequence[float], *, zero: bool) -> tuple[float, float]:
     low, high = min(ys), max(ys)
     if zero:
         low, high = min(0.0, 1.05 * low), max(0.0, 1.05 * high)
-        return (low, high) if low < high else (0.0, 1.0)
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 0.5
+        return (low, high) if high - low > 1 / LARGEST else (0.0, 1.0)
+    pad = 0.06 * (high - low) or 0.1 * abs(high)
+    pad = pad if pad > 1 / LARGEST else 0.5
     return low - pad, high + pad
 
 

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -32,6 +33,7 @@ from yatt.cluster.folders import SOCKET, ray_environment, ray_folder
 from yatt.config.facts import local_gpus
 from yatt.config.trackers import TRACKERS
 from yatt.errors import ConfigError
+from yatt.faces.command import command
 from yatt.generation.kind import Device, EngineKind
 from yatt.generation.table import ENGINES
 
@@ -142,9 +144,9 @@ def probe_library(probe: Probe, cuda: bool) -> Finding:
     environ = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
     with suppress(ConfigError):  # a line of its own says it
         environ |= ray_environment()
-    command = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
+    started = [sys.executable, "-c", f"def say(text):\n    print({MARK!r} + text, flush=True)\n{probe.code}"]
     child = subprocess.Popen(
-        command, env=environ, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        started, env=environ, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         out, err = child.communicate(timeout=probe.limit)
@@ -258,6 +260,18 @@ def _show(console: Console, findings: list[Finding], possible: bool) -> None:
             console.print(f"[{COLOURS[finding.status]}]{finding.name}[/]: {escape(finding.remedy)}", soft_wrap=True)
     verdict = "[green]A run is possible here.[/]" if possible else "[red]No run is possible here yet.[/]"
     console.print(verdict if possible else f"{verdict} The lines above mend it; `make clean install` makes .venv anew.")
+    console.print(f"Next: {escape(next_command(findings))}", soft_wrap=True)
+
+
+def next_command(findings: Sequence[Finding]) -> str:
+    """What to type now: what mends the first problem; else the quickstart, where this is a checkout, or a config."""
+    mends = next((finding.remedy for finding in findings if finding.status == "problem"), None)
+    if mends is not None:
+        return mends
+    if Path("Makefile").is_file() and Path("examples/quickstart/run.py").is_file():
+        return "make quickstart"
+    model = next((file.parent for file in sorted(Path().glob("*/config.json"))), "FOLDER")
+    return command("init", "my-run", "--model", model)
 
 
 def _version(package: str) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
 from yatt.faces.chart import Series, percent
+from yatt.faces.page import table
 
 Row = Mapping[str, Any]
 SHARES = {
@@ -35,24 +37,24 @@ def interval_text(evaluation: Row, key: str) -> str:
     return f" (95 %: {percent(ends[0])} to {percent(ends[1])})" if ends else ""
 
 
-def by_source(rows: Sequence[Row]) -> str:
+def by_source(rows: Sequence[Row]) -> Markup:
     """Accuracy for each source: in the first evaluation, and in the last; nothing where nobody asked."""
     told = [row["evaluation"]["sources"] for row in rows if (row.get("evaluation") or {}).get("sources")]
     if not told:
-        return ""
-    lines = [f"<tr>{''.join(_cells(source, told[0].get(source), now))}</tr>" for source, now in told[-1].items()]
-    head = "".join(f"<th>{name}</th>" for name in ("source", "prompts", "greedy", "sampled, mean"))
-    return f'<figure class="card"><table><tr>{head}</tr>{"".join(lines)}</table></figure>'
+        return Markup()
+    lines = [{"cells": list(_cells(source, told[0].get(source), now))} for source, now in told[-1].items()]
+    return table(("source", "prompts", "greedy", "sampled, mean"), lines)
 
 
 def _cells(source: str, first: Row | None, now: Row) -> Iterator[str]:
-    yield f"<td>{escape(source)}</td><td>{now['prompts']:,}</td>"
+    yield source
+    yield f"{now['prompts']:,}"
     for mode in MODES:
         if now.get(mode) is None:
-            yield "<td></td>"
+            yield ""
             continue
         before = f"{percent(first[mode])} → " if first and first.get(mode) is not None else ""
-        yield f"<td>{before}{percent(now[mode])}{interval_text(now, mode)}</td>"
+        yield f"{before}{percent(now[mode])}{interval_text(now, mode)}"
 
 
 def _interval(evaluation: Row | None, key: str) -> tuple[float, float] | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from itertools import cycle
 from statistics import fmean
 
+from markupsafe import Markup
+
 from yatt.faces.chart import COLOURS, Series, line_chart, number, percent, ticks
 from yatt.faces.metrics import union
+from yatt.faces.page import render
 from yatt.faces.timeline import DECISION, Steps
 from yatt.placement.plan import POLICY, TRAINER
 from yatt.reports import PhaseSpan, in_step
@@ -41,6 +43,7 @@ Lane = tuple[int, str]
 Homes = Mapping[str, Sequence[int]]
 """The slots where something of each role lives; of role "", all slots."""
 Window = tuple[float, float]
+NOTHING = Markup()
 
 
 def role_colours(roles: Iterable[str]) -> dict[str, str]:
@@ -49,19 +52,29 @@ def role_colours(roles: Iterable[str]) -> dict[str, str]:
     return {**OF_ROLE, **dict(zip(judges, cycle(OF_JUDGES)))}
 
 
-def devices(steps: Steps, more: str = "") -> str:
-    """Gantt charts, a table and a curve of idle shares, and `more` cards; nothing where no device told what it did."""
+def devices(steps: Steps, more: Markup = NOTHING, chosen: int | None = None) -> Markup:
+    """Gantt charts, a table and a curve of idle shares, and `more` cards; nothing where no device told what it did. The
+    charts are of the first and the last steps, or of the `chosen` one and the next."""
     windows = {step: window for step, spans in sorted(steps.items()) if (window := _window(spans))}
     every = [span for spans in steps.values() for span in spans]
     homes = _homes(span for step in windows for span in steps[step])
     if not homes[""]:
-        return ""
+        return NOTHING
     parts = [part for part in (list(windows)[:STEPS], list(windows)[STEPS:][-STEPS:]) if part]
-    charts = [_gantt({step: windows[step] for step in part}, every, homes) for part in parts]
+    if chosen is not None:
+        parts = [part for part in [[step for step in windows if step >= chosen][:STEPS]] if part] or parts
     busy = {step: _busy(steps[step], window) for step, window in windows.items()}
-    idle = _table(busy, windows, homes) + _curve(busy, homes)
-    note = f'<p class="meta">{MOST_SLOTS} of {len(homes[""])} slots are drawn; means are over all.</p>'
-    return f'{"".join(charts)}<div class="charts">{idle}{more}</div>' + (note if len(homes[""]) > MOST_SLOTS else "")
+    left_out = f"{MOST_SLOTS} of {len(homes[''])} slots are drawn; means are over all."
+    return render(
+        "devices.html",
+        charts=[_gantt({step: windows[step] for step in part}, every, homes) for part in parts],
+        note=left_out if len(homes[""]) > MOST_SLOTS else "",
+        title=f"Idle share, {len(windows)} recorded steps",
+        roles=[role or WHOLE for role in homes],
+        rows=_idle_rows(busy, windows, homes),
+        curve=_curve(busy, homes),
+        more=more,
+    )
 
 
 def _homes(spans: Iterable[PhaseSpan]) -> Homes:
@@ -97,7 +110,7 @@ def _busy(spans: Sequence[PhaseSpan], window: Window) -> dict[Lane, float]:
     return {lane: union(spans) / (window[1] - window[0]) for lane, spans in lanes.items()}
 
 
-def _curve(busy: Mapping[int, Mapping[Lane, float]], homes: Homes) -> str:
+def _curve(busy: Mapping[int, Mapping[Lane, float]], homes: Homes) -> Markup:
     def idle(lanes: Mapping[Lane, float], role: str) -> float:
         return 1 - fmean(lanes.get((slot, role), 0.0) for slot in homes[role])
 
@@ -108,25 +121,23 @@ def _curve(busy: Mapping[int, Mapping[Lane, float]], homes: Homes) -> str:
     return line_chart(title, "share of the step", series, share=True, colours=colours)
 
 
-def _table(busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Window], homes: Homes) -> str:
+def _idle_rows(
+    busy: Mapping[int, Mapping[Lane, float]], windows: Mapping[int, Window], homes: Homes
+) -> list[tuple[str, list[dict[str, str] | None]]]:
     """Idle shares over all recorded steps, a step counted by its length; of a role, where it lives."""
     seconds = {step: stop - start for step, (start, stop) in windows.items()}
 
-    def cell(among: Iterable[int], role: str) -> str:
+    def cell(among: Iterable[int], role: str) -> dict[str, str] | None:
         if not (slots := [slot for slot in among if slot in homes[role]]):
-            return "<td></td>"
+            return None
         work = sum(fmean(busy[n].get((slot, role), 0.0) for slot in slots) * s for n, s in seconds.items())
-        share = 1 - work / sum(seconds.values())
-        return f'<td>{percent(share)}<i style="width:{share:.1%}"></i></td>'
+        return {"text": percent(1 - work / sum(seconds.values()))}
 
     rows = {"all slots": homes[""], **{f"slot {slot}": [slot] for slot in homes[""][:MOST_SLOTS]}}
-    body = [f"<tr><th>{n}</th>{''.join(cell(among, role) for role in homes)}</tr>" for n, among in rows.items()]
-    head = "<th></th>" + "".join(f"<th>{escape(role) or WHOLE}</th>" for role in homes)
-    title = f"Idle share, {len(windows)} recorded steps"
-    return f'<figure class="card"><h3>{title}</h3><table><tr>{head}</tr>{"".join(body)}</table></figure>'
+    return [(name, [cell(among, role) for role in homes]) for name, among in rows.items()]
 
 
-def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Homes) -> str:
+def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Homes) -> Markup:
     """A lane per slot and role over these steps, and one of the loop; idle is what no bar covers. A line across them is
     a decision on placement."""
     start, stop = min(w[0] for w in windows.values()), max(w[1] for w in windows.values())
@@ -134,42 +145,33 @@ def _gantt(windows: Mapping[int, Window], spans: Sequence[PhaseSpan], homes: Hom
     slots = homes[""][:MOST_SLOTS]
     lanes = [(-1, ""), *((slot, role) for slot in slots for role in homes if role and slot in homes[role])]
     bottom = TOP + LANE * len(lanes)
+    moves = [span for span in spans if span.role == DECISION and start <= span.start <= stop][:MOST_BARS]
 
     def x(time: float) -> str:
         return f"{100 * (time - start) / (stop - start):.3f}%"
 
-    marks = []
-    for at, lane in enumerate(lanes):
-        place = f'y="{TOP + LANE * at + (LANE - BAR) / 2:g}" height="{BAR}"'
-        marks.append(f'<rect class="idle" width="100%" {place}/>')
-        for span in sorted(bars.get(lane, []), key=lambda s: s.start - s.stop)[:MOST_BARS]:
-            width = max(0.15, 100 * (span.stop - span.start) / (stop - start))
-            bar = f'<rect rx="2" x="{x(span.start)}" width="{width:.3f}%" {place}'
-            marks.append(f'{bar} fill="{_colour(span)}"><title>{escape(_tip(span, start))}</title></rect>')
-    moves = [span for span in spans if span.role == DECISION and start <= span.start <= stop][:MOST_BARS]
-    for move in moves:
-        moved = x(move.start)
-        line = (
-            f'<line x1="{moved}" x2="{moved}" y1="{TOP}" y2="{bottom}"/>'
-            f'<circle r="5" cx="{moved}" cy="{TOP + LANE / 2:g}"/>'
-        )
-        marks.append(f'<g class="move"><title>{escape(_tip(move, start))}</title>{line}</g>')
-    for step, (begun, _) in windows.items():
-        marks.append(f'<line class="cut" x1="{x(begun)}" x2="{x(begun)}" y1="4" y2="{bottom}"/>')
-        marks.append(f'<text class="step" x="{x(begun)}" dx="5" y="14">step {step}</text>')
-    for tick in ticks(0.0, stop - start):
-        marks.append(
-            f'<text class="{"x" if tick else "step"}" x="{x(start + tick)}" y="{bottom + 14}">{tick:g} s</text>'
-        )
-    title = f"Step{'s' if len(windows) > 1 else ''} {' and '.join(map(str, windows))}"
+    def bar(span: PhaseSpan) -> dict[str, str]:
+        width = max(0.15, 100 * (span.stop - span.start) / (stop - start))
+        return {"x": x(span.start), "width": f"{width:.3f}%", "colour": _colour(span), "tip": _tip(span, start)}
+
     drawn = {_colour(span): True for lane in lanes for span in bars.get(lane, [])} | {"var(--ink)": bool(moves)}
     kinds = {**{kind: OF_SPAN[names[0]] for kind, names in KINDS.items()}, "decision": "var(--ink)"}
-    swatches = [f'<li><i style="background:{c}"></i>{kind}</li>' for kind, c in kinds.items() if drawn.get(c)]
-    labels = ["<li>loop</li>", *(f"<li>slot {slot} {escape(role)}</li>" for slot, role in lanes[1:])]
-    return (
-        f'<figure class="card gantt"><figcaption><h3>{title}</h3><ul>{"".join(swatches)}</ul></figcaption>'
-        f'<div><ol>{"".join(labels)}</ol><svg height="{bottom + 20}" role="img" '
-        f'aria-label="What ran where in {title.lower()}">{"".join(marks)}</svg></div></figure>'
+    return render(
+        "gantt.html",
+        title=f"Step{'s' if len(windows) > 1 else ''} {' and '.join(map(str, windows))}",
+        swatches=[(kind, colour) for kind, colour in kinds.items() if drawn.get(colour)],
+        labels=["loop", *(f"slot {slot} {role}" for slot, role in lanes[1:])],
+        lanes=[
+            {
+                "place": Markup('y="{:g}" height="{}"').format(TOP + LANE * at + (LANE - BAR) / 2, BAR),
+                "bars": [bar(s) for s in sorted(bars.get(lane, []), key=lambda s: s.start - s.stop)[:MOST_BARS]],
+            }
+            for at, lane in enumerate(lanes)
+        ],
+        moves=[{"x": x(move.start), "tip": _tip(move, start)} for move in moves],
+        steps=[(x(begun), step) for step, (begun, _) in windows.items()],
+        ticks=[(x(start + tick), f"{tick:g} s") for tick in ticks(0.0, stop - start)],
+        **{"top": TOP, "bottom": bottom, "middle": f"{TOP + LANE / 2:g}"},
     )
 
 

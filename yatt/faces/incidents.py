@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
+
+from yatt.faces.page import table
 
 Row = Mapping[str, Any]
 FIRST, LAST = 20, 60
@@ -13,21 +16,20 @@ FIRST, LAST = 20, 60
 LONGEST_TEXT = 600
 
 
-def incidents_section(rows: Sequence[Row]) -> str:
+def incidents_section(rows: Sequence[Row]) -> Markup:
     """A table; nothing where nothing happened."""
     told = [(row["step"], incident) for row in rows for incident in row.get("incidents") or ()]
     if not told:
-        return ""
+        return Markup()
     left = max(0, len(told) - FIRST - LAST)
-    lines = [
-        f"<tr><td>{step}</td><td>{_clock(incident['at'])}</td><td>{escape(incident['process'])}</td>"
-        f'<td class="why">{escape(incident["text"][:LONGEST_TEXT])}</td></tr>'
+    lines: list[dict[str, Any]] = [
+        {"cells": [step, _clock(incident["at"]), incident["process"], incident["text"][:LONGEST_TEXT]]}
         for step, incident in (*told[:FIRST], *told[FIRST + left :])
     ]
     if left:
-        lines.insert(FIRST, f'<tr><td colspan="4">{left:,} more, in metrics.jsonl</td></tr>')
-    head = "".join(f"<th>{name}</th>" for name in ("before the end of step", "at (UTC)", "process", "what happened"))
-    return f'<figure class="card wide"><table><tr>{head}</tr>{"".join(lines)}</table></figure>'
+        lines.insert(FIRST, {"cells": [f"{left:,} more, in metrics.jsonl"], "span": 4})
+    head = ("before the end of step", "at (UTC)", "process", "what happened")
+    return table(head, lines, kind="wide", wrapped=(3,))
 
 
 def _clock(at: float) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from itertools import pairwise
 from typing import Any
 
+from markupsafe import Markup
+
 from yatt.faces.chart import stacked_chart
 from yatt.faces.gantt import role_colours
+from yatt.faces.page import render, table
 
 Row = Mapping[str, Any]
 FIRST, LAST = 10, 30
@@ -17,13 +19,13 @@ FIRST, LAST = 10, 30
 LONGEST_TEXT = 400
 
 
-def placement_section(rows: Sequence[Row]) -> str:
+def placement_section(rows: Sequence[Row]) -> Markup:
     """A chart of the slots of each role and a table of the decisions; nothing where nothing is placed."""
     means = {row["step"]: mean_split(row) for row in rows if row.get("decisions")}
     roles = list(dict.fromkeys(role for mean in means.values() for role in mean))
     layers = {role: [(step, mean.get(role, 0.0)) for step, mean in means.items()] for role in roles}
     chart = stacked_chart("Slots of each role", "slots, mean over the rollout", layers, role_colours(roles))
-    return f'<div class="charts">{chart}{_table(list(_changes(rows)))}</div>' if chart else ""
+    return render("charts.html", charts=[chart, _table(list(_changes(rows)))]) if chart else chart
 
 
 def mean_split(row: Row) -> dict[str, float]:
@@ -50,17 +52,15 @@ def _changes(rows: Sequence[Row]) -> Iterator[tuple[int, float, Row]]:
             before = decision["slots"]
 
 
-def _table(changes: Sequence[tuple[int, float, Row]]) -> str:
+def _table(changes: Sequence[tuple[int, float, Row]]) -> Markup:
     left = max(0, len(changes) - FIRST - LAST)
-    lines = [
-        f"<tr><td>{step}</td><td>{seconds:.1f} s</td><td>{escape(_slots(decision))}</td>"
-        f'<td class="why">{escape(decision["text"][:LONGEST_TEXT])}</td></tr>'
+    rows: list[dict[str, Any]] = [
+        {"cells": [step, f"{seconds:.1f} s", _slots(decision), decision["text"][:LONGEST_TEXT]]}
         for step, seconds, decision in (*changes[:FIRST], *changes[FIRST + left :])
     ]
     if left:
-        lines.insert(FIRST, f'<tr><td colspan="4">{left:,} more, in metrics.jsonl</td></tr>')
-    head = "".join(f"<th>{name}</th>" for name in ("step", "at", "slots", "why"))
-    return f'<figure class="card wide"><h3>Decisions</h3><table><tr>{head}</tr>{"".join(lines)}</table></figure>'
+        rows.insert(FIRST, {"cells": [f"{left:,} more, in metrics.jsonl"], "span": 4})
+    return table(("step", "at", "slots", "why"), rows, title="Decisions", kind="wide", wrapped=(3,))
 
 
 def _slots(decision: Row) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
 
+from markupsafe import Markup
+
+from yatt.faces import page as pages
 from yatt.faces.chart import Series, line_chart
 from yatt.faces.gantt import STEPS, devices, role_colours
-from yatt.faces.page import PAGE, SCRIPT, STYLE
 from yatt.faces.plan_words import COLUMNS, Plan, cells, choices, remarks
 from yatt.faces.timeline import Steps, mark
 from yatt.simulation.simulate import SimulationReport
@@ -22,32 +23,33 @@ def page(name: str, head: Mapping[str, Any], plans: Sequence[Plan], reports: Rep
     """The terminal's words, step times and idle shares over the numbers of devices, and the last steps of each mode on
     the fewest."""
     count, simulated = next(iter(reports.items()))
-    body = [f'<header><div class="meta">YATT plan</div><h1>{escape(name)}</h1></header>']
-    body += [f"<p><b>{escape(line)}</b></p>" for line in choices(plans)]
-    body += [_table(plans), *(f'<p class="meta">{escape(line)}</p>' for line in remarks(head, plans))]
-    if len(plans) > 1:
-        charts = [
-            _curve(plans, "step_s", "Seconds of a step", "s"),
-            _curve(plans, "idle", "Idle share", "of device time"),
-        ]
-        body.append(f'<h2>More devices</h2><div class="charts">{"".join(charts)}</div>')
-    for mode, report in simulated.items():
-        body.append(f"<h2>{mode} on {count} devices</h2>{devices(_steps(report), _split(report))}")
-    return PAGE.format(title=escape(f"{name} · YATT plan"), style=STYLE, body="".join(body), script=SCRIPT)
+    drawn = (("step_s", "Seconds of a step", "s"), ("idle", "Idle share", "of device time"))
+    return pages.page(
+        "plan.html",
+        title=f"{name} · YATT plan",
+        name=name,
+        choices=list(choices(plans)),
+        table=_table(plans),
+        remarks=list(remarks(head, plans)),
+        curves=[_curve(plans, *one) for one in drawn] if len(plans) > 1 else [],
+        modes=[
+            (f"{mode} on {count} devices", devices(_steps(report), _split(report)))
+            for mode, report in simulated.items()
+        ],
+    )
 
 
-def _table(plans: Sequence[Plan]) -> str:
+def _table(plans: Sequence[Plan]) -> Markup:
     """A row per number of devices and mode, the chosen ones bold."""
-    rows = []
-    for plan in plans:
-        for name in plan["modes"]:
-            chosen = ' class="chosen"' if name == plan["choice"] else ""
-            rows.append(f"<tr{chosen}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells(plan, name))}</tr>")
-    names = "".join(f"<th>{name}</th>" for name in COLUMNS)
-    return f'<figure class="card modes"><h3>Modes</h3><table><tr>{names}</tr>{"".join(rows)}</table></figure>'
+    rows = [
+        {"cells": cells(plan, name), "class": "chosen" if name == plan["choice"] else ""}
+        for plan in plans
+        for name in plan["modes"]
+    ]
+    return pages.table(COLUMNS, rows, title="Modes", kind="modes")
 
 
-def _curve(plans: Sequence[Plan], key: str, title: str, unit: str) -> str:
+def _curve(plans: Sequence[Plan], key: str, title: str, unit: str) -> Markup:
     names = dict.fromkeys(mode for plan in plans for mode in plan["modes"])
     series = [
         Series(name=name, points=[(p["devices"], p["modes"][name][key]) for p in plans if name in p["modes"]])
@@ -68,7 +70,7 @@ def _steps(report: SimulationReport) -> Steps:
     }
 
 
-def _split(report: SimulationReport) -> str:
+def _split(report: SimulationReport) -> Markup:
     """Slots of each role over the rollouts."""
     roles = dict.fromkeys(role for step in report.steps for d in step.decisions for role in d.slots)
     series = [
@@ -76,4 +78,4 @@ def _split(report: SimulationReport) -> str:
         for role in roles
     ]
     title, colours = "Slots at the beginning of a rollout", role_colours(roles)
-    return line_chart(title, "slots", series, zero=True, colours=colours) if len(roles) > 1 else ""
+    return line_chart(title, "slots", series, zero=True, colours=colours) if len(roles) > 1 else Markup()

@@ -1,8 +1,8 @@
 """The run directory: everything needed to understand a finished or crashed run, and nothing else.
 
-`config.yaml`, `metrics.jsonl` (one object per step), `timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`,
-`report.html`, `commands.txt` (how it was started, each time), `log/`; of a call from Python `given/`, the functions and
-rows that it was given.
+`config.yaml`, `metrics.jsonl` (one object per step), `sessions.jsonl` (one per process that the run has had),
+`timeline.json` (Chrome trace), `samples/`, `checkpoints/step-N/`, `report.html`, `commands.txt` (how it was started,
+each time), `log/`; of a call from Python `given/`, the functions and rows that it was given.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.sessions = self.path / "sessions.jsonl"
         self.timeline = self.path / "timeline.json"
         self.samples = self.path / "samples"
         self.checkpoints_folder = self.path / CHECKPOINTS
@@ -93,6 +94,20 @@ class RunDirectory:
         """Add one line and flush it. NaN and infinity, which JSON lacks, become null."""
         with open(self.metrics, "a", encoding="utf-8") as out:
             out.write(_line(row))
+
+    def append_session(self, session: Mapping[str, Any]) -> None:
+        """Add a line on the process that goes on with the run."""
+        with open(self.sessions, "a", encoding="utf-8") as out:
+            out.write(_line(session))
+
+    def read_sessions(self) -> list[dict[str, Any]]:
+        """The processes that the run has had, in order; lines that are none are left out."""
+        text = self.sessions.read_text(encoding="utf-8", errors="replace") if self.sessions.exists() else ""
+        sessions = []
+        for line in text.split("\n"):
+            with contextlib.suppress(ValueError):
+                sessions.append(json.loads(line))
+        return sessions
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows; a half-written last line is left out. Raises DataError for any other line that is not JSON."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from accelerate.state import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from yatt.config.trackers import check_trackers
+from yatt.faces.trajectories import records_of
 
 PROJECT = "yatt"
 RUN_NAME_OPTION = {
@@ -20,6 +22,12 @@ RUN_NAME_OPTION = {
     "swanlab": "experiment_name",
     "clearml": "task_name",
 }
+
+TABLES = 100
+"""How many steps of a run have a table of rollouts, evenly spread; evaluations always have one."""
+ROWS, LONGEST = 8, 1000
+"""Completions of a table, and characters of a text in it."""
+COLUMNS = ("step", "uid", "sibling", "prompt", "response", "answer", "reward", "status")
 
 
 class Trackers:
@@ -49,6 +57,17 @@ class Trackers:
         step = int(values.pop("step"))
         for name, tracker in list(self._trackers.items()):
             self._try(name, "log", tracker.log, values, step=step)
+
+    def completions(self, row: Mapping[str, Any], samples: Path, steps: int) -> None:
+        """Send tables of what was written in the row's step, of a run of so many `steps`: some rollouts, and held-out
+        responses. Trackers that have neither tables nor texts get none."""
+        step = row["step"]
+        due = {"rollouts": step % math.ceil(steps / TABLES) == 0 or step == 1, "held-out": "evaluation" in row}
+        for title, kind in (("rollouts", "step"), ("held-out", "eval")):
+            takers = [name for name, tracker in self._trackers.items() if _takes_tables(name, tracker)]
+            table = completions_table(samples, kind, step) if due[title] and takers else []
+            for name in takers if table else ():
+                self._try(name, "log a table", _send_table, name, self._trackers[name], title, table, step)
 
     def close(self) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -84,3 +103,44 @@ def flatten(row: Mapping[str, Any], *, texts: bool = False, prefix: str = "") ->
         elif texts:
             flat[f"{prefix}{name}"] = str(value)
     return flat
+
+
+def completions_table(samples: Path, kind: str, step: int) -> list[list[Any]]:
+    """Rows of COLUMNS: the first completions of "step" or "eval" in a step, their texts cut."""
+    shown = []
+    for record in records_of(sorted(samples.glob(f"{kind}-{step}.*jsonl")))[:ROWS]:
+        told = dict(record)
+        if record.get("messages"):
+            told["response"] = "\n".join(f"{m.get('role')}: {m.get('content')}" for m in record["messages"])
+        for side in ("segments", "chosen", "rejected"):
+            told["response"] = told.get("response") or "".join(text for text, _ in record.get(side) or ())
+        cells = [told.get(name) for name in COLUMNS]
+        shown.append([cell if isinstance(cell, int | float) else "" if cell is None else _cut(cell) for cell in cells])
+    return shown
+
+
+def _takes_tables(name: str, tracker: GeneralTracker) -> bool:
+    return name == "tensorboard" or hasattr(tracker, "log_table")
+
+
+def _send_table(name: str, tracker: GeneralTracker, title: str, table: Sequence[Sequence[Any]], step: int) -> None:
+    if name == "tensorboard":  # it has texts in place of tables
+        tracker.tracker.add_text(title, "\n\n---\n\n".join(map(_markdown, table)), global_step=step)
+    else:
+        tracker.log_table(title, columns=list(COLUMNS), data=[list(row) for row in table], step=step)
+
+
+def _markdown(row: Sequence[Any]) -> str:
+    """A completion as text: its numbers in a line, its texts as they are, which an indentation keeps from being
+    markup."""
+    cells = dict(zip(COLUMNS, row, strict=True))
+    numbers = " · ".join(
+        f"{name} {cells[name]}" for name in ("uid", "sibling", "reward", "status") if cells[name] != ""
+    )
+    texts = [f"{name}\n\n{indent(str(cells[name]), '    ', bool)}" for name in ("prompt", "response", "answer")]
+    return "\n\n".join([numbers, *texts])
+
+
+def _cut(value: Any) -> str:
+    text = str(value)
+    return text[:LONGEST] + (" …" if len(text) > LONGEST else "")

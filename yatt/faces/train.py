@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +25,7 @@ from yatt.config.models import any_family
 from yatt.config.schema import Config
 from yatt.config.secrets import masked
 from yatt.data.check import check_data, check_scoring
+from yatt.diagnosis import Diagnosis, unscored
 from yatt.errors import BackendError, ProcessDied, RunEnded, WaitTimeout
 from yatt.faces.card import record_command, write_card
 from yatt.faces.checkpoints import Checkpoints, Resume, in_thread
@@ -33,6 +36,7 @@ from yatt.faces.metrics import first_row, metrics_row
 from yatt.faces.progress import Progress
 from yatt.faces.report import write_report
 from yatt.faces.rundir import RunDirectory
+from yatt.faces.sessions import memory_bytes, session
 from yatt.faces.start import ready
 from yatt.faces.timeline import mark, mark_incident
 from yatt.faces.trackers import Trackers
@@ -40,12 +44,13 @@ from yatt.reports import EvaluationReport, Incident, PhaseSpan, StepReport
 from yatt.supervisor import Supervisor
 from yatt.training.identity import identity, transformers_identity, verify
 from yatt.training.meeting import reserve_port
-from yatt.watch import Watch, unscored
 
 
-def train(config: Config, *, overwrite: bool = False) -> int:
-    """Run `config`; returns the exit status. With `overwrite`, the run that its folder holds is removed first. Raises
-    YattError for whatever the user should read."""
+def train(config: Config, *, overwrite: bool = False, began: float | None = None) -> int:
+    """Run `config`; returns the exit status. With `overwrite`, the run that its folder holds is removed first. What the
+    run takes to start is counted from `began`, in seconds since the epoch; from now on when unset. Raises YattError for
+    whatever the user should read."""
+    began = began or time.time()
     warnings = check_data(config)
     check_scoring(config)
     reserve_port().close()
@@ -82,7 +87,7 @@ def train(config: Config, *, overwrite: bool = False) -> int:
             for warning in (*warnings, *choice.lines):
                 progress.warn(warning)
             try:
-                return asyncio.run(_train(config, run, checkpoints, resume, progress))
+                return asyncio.run(_train(config, run, checkpoints, resume, progress, began))
             except asyncio.CancelledError:
                 write_report(run.path)
                 return 130
@@ -97,7 +102,12 @@ def train(config: Config, *, overwrite: bool = False) -> int:
 
 
 async def _train(
-    config: Config, run: RunDirectory, checkpoints: Checkpoints, resume: Resume | None, progress: Progress
+    config: Config,
+    run: RunDirectory,
+    checkpoints: Checkpoints,
+    resume: Resume | None,
+    progress: Progress,
+    began: float,
 ) -> int:
     first = resume.step + 1 if resume else 1
     if first > config.train.steps:
@@ -111,6 +121,8 @@ async def _train(
         try:
             with interruptible(supervisor.stop, supervisor.save_soon, progress.note):
                 await crew.start(model=config.model.path, train=True, generate=config.algorithm.recipe.reinforces)
+                devices = [f"{len(crew.slots)} slots on {crew.slots[0].device}"]
+                run.append_session(session(first=first, seconds=time.time() - began, devices=devices))
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")
                 if resume:
@@ -169,6 +181,8 @@ async def export_model(crew: ClusterCrew, run: RunDirectory, config: Config) -> 
     aside.rename(run.path / "model")
 
 
+MEMORY_SECONDS = 10.0
+"""How often it is asked at most how much memory a run has."""
 MOVES_SHOWN = 4
 """Decisions of one step that the terminal shows."""
 
@@ -228,8 +242,9 @@ class RunJournal:
         self.crew: ClusterCrew | None = None
         self.stop: Callable[[], object] = bool
         self.ending: str | None = None  # why the run has to end after the step under way
-        self._watch = Watch(config)
+        self._diagnosis = Diagnosis(config)
         self._incidents: list[Incident] = []
+        self._weighed = -math.inf
         self._splits: list[Mapping[str, int]] = []
 
     def start(self, evaluation: EvaluationReport, spans: tuple[PhaseSpan, ...]) -> None:
@@ -241,8 +256,8 @@ class RunJournal:
 
     def step(self, report: StepReport, evaluation: EvaluationReport | None, spans: tuple[PhaseSpan, ...]) -> None:
         for line in self._moves(report):
-            self._progress.note(line)
-        seen = self._watch.look(report)
+            self._progress.detail(line)
+        seen = self._diagnosis.look(report)
         warnings = [*filter(None, (*seen.warnings, unscored(report.step, evaluation)))]
         for warning in warnings:
             self._progress.warn(warning)
@@ -267,14 +282,23 @@ class RunJournal:
             yield from (f"step {report.step}, placement: {decision.text}" for decision in decisions[:MOVES_SHOWN])
             if len(decisions) > MOVES_SHOWN:
                 left = len(decisions) - MOVES_SHOWN
-                yield f"step {report.step}, placement: {left} more decisions, all in {self._run.metrics}"
+                yield f"step {report.step}, placement: {left} more decisions, all in {self._run.metrics.name}"
         self._splits = splits
 
     def _append(self, row: Mapping[str, Any], spans: tuple[PhaseSpan, ...]) -> None:
+        row = {**row, **self._memory()}
         self._run.append_metrics(row)
         self.spans(row["step"], spans)
         self._trackers.log(row)
+        self._trackers.completions(row, self._run.samples, self._config.train.steps)
         self._progress.step(row)
+
+    def _memory(self) -> dict[str, int]:
+        """The memory of all processes of a run on this machine, not with every step: it takes a while to ask."""
+        if self._config.cluster.address is not None or time.monotonic() - self._weighed < MEMORY_SECONDS:
+            return {}
+        weighed, self._weighed = memory_bytes(), time.monotonic()
+        return {} if weighed is None else {"memory_bytes": weighed}
 
     def spans(self, step: int, spans: tuple[PhaseSpan, ...]) -> None:
         """Write the spans of a step, or after it."""
@@ -289,7 +313,7 @@ class RunJournal:
         undone = [row for row in self._run.read_metrics() if row["step"] > step]
         self._incidents[:0] = [Incident(**told) for row in undone for told in row.get("incidents") or ()]
         self._run.rewind(step)
-        self._watch = Watch(self._config)
+        self._diagnosis = Diagnosis(self._config)
 
     def saved(self, step: int) -> None:
         if self._config.algorithm.recipe.reinforces or step == self._config.train.steps:

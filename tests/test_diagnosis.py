@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from yatt.config.load import load_config
+from yatt.diagnosis import Diagnosis, unscored
 from yatt.reports import EvaluationReport, RolloutCounts, StepReport, UpdateReport
-from yatt.watch import Watch, unscored
 
 GOOD = RolloutCounts(
     groups=4, groups_equal=1, responses=16, scored=16, reward_sum=8.0, reward_deviations=4.0, reward_min=0.0,
@@ -45,7 +45,7 @@ def gap(number, mean, tokens=160):
 
 def look(words, *reports):
     """What is said of each step, up to the one that ends the run: (warnings, how it ends the run)."""
-    watch, said = Watch(settings(*words)), []
+    watch, said = Diagnosis(settings(*words)), []
     for report in reports:
         found = watch.look(report)
         said.append((found.warnings, found.broken or found.idle))

@@ -31,7 +31,7 @@ class Findings:
     idle: str | None = None
 
 
-class Watch:
+class Diagnosis:
     """Looks at every step of a run, in their order."""
 
     def __init__(self, config: Config) -> None:
