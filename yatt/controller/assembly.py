@@ -29,6 +29,7 @@ from yatt.controller.router import Router
 from yatt.controller.step import Controller, OnGroups
 from yatt.controller.tally import takes_greedy
 from yatt.controller.weight_sync import WeightSync
+from yatt.diagnosis import ROUNDING
 from yatt.errors import ProcessDied
 from yatt.models.facts import NO_IMAGES, ImageCost
 from yatt.placement.cost import served, shape_of
@@ -37,7 +38,6 @@ from yatt.placement.plan import POLICY, EngineSite, Layout, Role, apportion, arr
 from yatt.placement.policy import Mode, open_mode
 from yatt.protocols import Clock, Peers, Scorer, Source, Trainer
 from yatt.types import Pair, Prompt, Sample
-from yatt.diagnosis import ROUNDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
