@@ -15,7 +15,7 @@ from yatt.controller.step import Controller
 from yatt.data.loader import Loader
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
-from yatt.reports import UpdateReport
+from yatt.reports import Probed, UpdateReport
 from yatt.reward.filter import load_filter
 from yatt.types import (
     Completion,
@@ -202,6 +202,9 @@ class RecordingTrainer:
     async def export(self, version: int) -> dict[str, WeightManifest]:
         self.exported.append(version)
         return {EVERY_NODE: WeightManifest(version=version, kind="flat", path="", checksum="")}
+
+    async def probe(self) -> Probed | None:
+        return None
 
     async def offload(self) -> None:
         self.awake = False

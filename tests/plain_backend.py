@@ -93,6 +93,9 @@ class PlainLearner(PlainModel):
         for parameter in self._parameters:
             dist.all_reduce(parameter.grad)
 
+    def without_adapters(self) -> None:
+        """It has none."""
+
     def step(self) -> tuple[float, bool]:
         rate = self.rate
         self._updates += 1

@@ -27,6 +27,7 @@ LAYERS = {
     "yatt.text": 0,
     "yatt.config.case": 1,
     "yatt.config.machine_rules": 1,
+    "yatt.config.lora_rules": 1,
     "yatt.config.vision_rules": 1,
     "yatt.config.rules": 1,  # they ask the placement whether a run fits
     "yatt.config.placement": 1,

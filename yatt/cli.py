@@ -111,9 +111,12 @@ def export(
     out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
     push: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="Also publish it on the Hub.")] = None,
     public: Annotated[bool, typer.Option(help="Let everybody see what is published, not its owner alone.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="The adapters alone (train.lora), in peft's format; else merged.")
+    ] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder."""
-    raise typer.Exit(_command("export", "export")(source, out, push, public=public))
+    raise typer.Exit(_command("export", "export")(source, out, push, public=public, adapter=adapter))
 
 
 @app.command()

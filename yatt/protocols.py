@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from yatt.reports import UpdateReport
+from yatt.reports import Probed, UpdateReport
 from yatt.types import (
     Answer,
     Completion,
@@ -187,6 +187,11 @@ class Trainer(Protocol):
 
     async def export(self, version: int) -> Mapping[str, WeightManifest]:
         """Leader only. Write the policy's weights under Hugging Face names; by node name, or EVERY_NODE."""
+        ...
+
+    async def probe(self) -> Probed | None:
+        """Leader only. What the policy, as it is, makes of tokens that are the same in every run of it; None where
+        there are no ranks, or ranks without weights."""
         ...
 
     async def offload(self) -> None:

@@ -16,6 +16,15 @@ FAILURES, FAILURE_LENGTH = 3, 240
 """How many texts on failed rewards a step tells of, and how long each may be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What the trainer makes of a few fixed token ids: after each of them, the log-probability of the likeliest next
+    one."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateReport:
     """A step's updates: global numbers, the same on every rank. `numbers` are those that only some algorithms have,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from yatt.config.schema import Config
 from yatt.protocols import Generator, Scorer
+from yatt.reports import Probed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +67,10 @@ class HostedRank(Protocol):
 
     def export(self) -> Iterator[tuple[str, Tensor]]:
         """Collective: every rank must exhaust it. The policy's weights under Hugging Face names."""
+        ...
+
+    def probe(self) -> Probed | None:
+        """Collective. What the policy makes of fixed tokens; from the last pipeline stage."""
         ...
 
     def end_save(self) -> None:

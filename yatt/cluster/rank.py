@@ -22,7 +22,7 @@ from yatt.cluster.wire import ShareColumns, pack_share, read_share
 from yatt.config.schema import Config
 from yatt.errors import WaitTimeout
 from yatt.protocols import EVERY_NODE
-from yatt.reports import PhaseSpan, UpdateReport
+from yatt.reports import PhaseSpan, Probed, UpdateReport
 from yatt.training.meeting import reserve_port
 from yatt.types import Share, WeightManifest
 from yatt.weights import WeightWriter, writer_for
@@ -144,6 +144,10 @@ class RankActor(Hosted):
             pass
         return None
 
+    async def probe(self) -> Probed | None:
+        """Collective over ranks; only the last pipeline stage answers."""
+        return await self._run(self._rank.probe)
+
     async def call(self, method: Collective, *arguments: Any) -> None:
         """Call a method that takes no samples."""
         if method == "offload":
@@ -216,6 +220,11 @@ class RemoteTrainer:
         answers = await wait_all("export", calls, self._timeout)
         manifests = {r.node: answers[r.name] for r in self._ranks if answers[r.name] is not None}
         return manifests if self._weights_kind == "shm" else {EVERY_NODE: next(iter(manifests.values()))}
+
+    async def probe(self) -> Probed | None:
+        calls = {rank.name: rank.actor.probe.remote() for rank in self._ranks}
+        answers = await wait_all("probe", calls, self._timeout) if calls else {}
+        return next((answer for answer in answers.values() if answer is not None), None)
 
     async def offload(self) -> None:
         await self.on_all("offload")

@@ -36,3 +36,13 @@ def models_beside(config: Config) -> dict[str, str]:
     }
     used = dict(named[name] for name in config.algorithm.loads)
     return {setting: path for setting, path in used.items() if path is not None and path != config.model.path}
+
+
+def reference_apart(config: Config) -> bool:
+    """Whether the reference is a model of its own on the ranks. Else it is not needed, or is the policy itself: before
+    it has learnt, or without its adapters."""
+    if "reference" not in config.algorithm.loads:
+        return False
+    if config.train.lora.rank and config.model.reference in (None, config.model.path):
+        return False
+    return not (config.algorithm.precompute_reference and config.model.reference is None)

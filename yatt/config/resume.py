@@ -21,6 +21,9 @@ FIXED: dict[str, str] = {
     "train.backend": "each trainer writes checkpoints of its own",
     "model.dtype": "its weights are of that type",
     "train.vision": "its optimizer is of what was trained",
+    "train.lora.rank": "its adapters are of that rank",
+    "train.lora.alpha": "its adapters were trained with it",
+    "train.lora.targets": "it has adapters of those layers",
     "critic.warmup_steps": "the schedule of the policy's learning rate began after it",
 }
 """By setting, why it stays as it was. What cannot be told by a setting's value is compared by its content: models and

@@ -16,6 +16,7 @@ from yatt.config.facts import local_gpus, tokenizer_size
 from yatt.config.hub import revision_mistakes
 from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
+from yatt.config.lora_rules import lora_mistakes
 from yatt.config.machine_rules import devices, memory, serving
 from yatt.config.models import any_family, facts_beside, models_beside, policy_facts, scores
 from yatt.config.paths import file_of
@@ -283,11 +284,10 @@ def _placement(case: Case) -> Iterator[str]:
     yield from placement_mistakes(case.config, case.slots, case.slots_name)
 
 
-def _engines(case: Case) -> Iterator[str]:
-    yield from engine_mistakes(case.config)
-
-
-PLANNED = (_engines, _layout, _placement, _lengths, _batch, _algorithm, _sampling, _optimizer, _plan)
+PLANNED = (
+    *(lambda case: engine_mistakes(case.config), _layout, _placement, _lengths, _batch, _algorithm),
+    *(_sampling, _optimizer, lora_mistakes, _plan),
+)
 """Rules that need nothing but the settings and the model's sizes."""
 
 

@@ -207,6 +207,16 @@ class CriticConfig(Section):
     warmup_steps: int = Field(0, ge=0, description="First steps in which only the critic learns.")
 
 
+class LoraConfig(Section):
+    """Low-rank adapters: only they learn, and the model they stand beside stays as it is."""
+
+    rank: int = Field(0, ge=0, description="Rank of each adapter; 0: none, and all weights learn.")
+    alpha: float = Field(32.0, gt=0, description="What adapters add is multiplied by alpha / rank.")
+    targets: str | list[str] = Field(
+        "all-linear", description="Linear layers that have one, such as [q_proj, v_proj]; all-linear: all but the head."
+    )
+
+
 class TrainConfig(Section):
     steps: int = Field(..., ge=1, description="Steps of the whole run.")
     idle_steps: int = Field(3, ge=0, description="Steps in a row that teach nothing, after which a run ends; 0: none.")
@@ -235,6 +245,7 @@ class TrainConfig(Section):
     )
     vision: Literal["frozen", "trained"] = Field("frozen", description="What a policy's vision tower does.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
 
 
 class ClusterConfig(Section):

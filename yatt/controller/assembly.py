@@ -81,7 +81,10 @@ class Assembly:
         peers, self._parts = parts.peers, parts
         self._recorder = Recorder(f"controller {peers.index}", parts.clock)
         self._fleets = {role: Fleet(one, coming=engines.coming) for role, one in engines.generators.items()}
-        self._weight_sync = WeightSync(self._fleets[POLICY], parts.trainer, peers, ROUNDING[parts.config.model.dtype])
+        dtype, stops = parts.config.model.dtype, parts.config.rollout.engine_gap == "stop"
+        self._weight_sync = WeightSync(
+            self._fleets[POLICY], parts.trainer, peers, ROUNDING[dtype], dtype=dtype, stops=stops
+        )
         self.routers = {role: self._router(role, fleet) for role, fleet in self._fleets.items()}
         self._phases = Phases(
             routers=self.routers,
@@ -93,6 +96,7 @@ class Assembly:
                 clock=parts.clock,
             ),
             trainer=parts.trainer,
+            weight_sync=self._weight_sync,
             peers=peers,
             recorder=self._recorder,
             resident=engines.resident,
@@ -101,7 +105,7 @@ class Assembly:
 
     async def join(self, role: Role, number: int, generator: PlacedGenerator) -> None:
         """See `Phases.join`. The leader is told first."""
-        await self._phases.join(role, number, generator, self._weight_sync if role == POLICY else None)
+        await self._phases.join(role, number, generator)
 
     def give_up(self, role: Role, number: int, error: ProcessDied) -> None:
         """This engine died and is not started anew."""

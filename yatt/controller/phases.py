@@ -15,7 +15,7 @@ from yatt.controller.router import Router
 from yatt.controller.slots import Engine, Slots
 from yatt.controller.weight_sync import WeightSync
 from yatt.errors import ProcessDied
-from yatt.placement.plan import Phase, Role
+from yatt.placement.plan import POLICY, Phase, Role
 from yatt.protocols import Peers, Trainer
 from yatt.reports import MOVE, Decision
 
@@ -35,12 +35,14 @@ class Phases:
         routers: Mapping[Role, Router],
         director: Director,
         trainer: Trainer,
+        weight_sync: WeightSync,
         peers: Peers,
         recorder: Recorder,
         resident: bool,
         continuous: bool = False,
     ) -> None:
         self._routers = routers
+        self._weight_sync = weight_sync
         self._director = director
         self._peers = peers
         self._recorder = recorder
@@ -73,6 +75,8 @@ class Phases:
             await self._stop_watching()
         if self._leads:
             async with self._changing:
+                if phase == "rollout":
+                    await self._weight_sync.begin()
                 holders = await self._director.start(responses) if phase == "rollout" else self._director.holders
                 await self._place(holders)
         if phase == "rollout":
@@ -91,10 +95,10 @@ class Phases:
             if self._leads:
                 await self._slots.resume()
 
-    async def join(self, role: Role, number: int, generator: PlacedGenerator, weight_sync: WeightSync | None) -> None:
+    async def join(self, role: Role, number: int, generator: PlacedGenerator) -> None:
         """An engine that was started anew, paused or asleep, takes the place of one that died. On the leader, returns
         once it has the others' weights and does what the one before it did; the others are told after that. Waits for
-        a rollout: in between, its slot may be the ranks'. With `weight_sync`, raises BackendError where it is not what
+        a rollout: in between, its slot may be the ranks'. Raises BackendError where an engine of the policy is not what
         the others are."""
         router = self._routers[role]
         if self._leads:
@@ -102,22 +106,20 @@ class Phases:
                 await self._in_rollout.wait()
                 async with self._changing:
                     if self._in_rollout.is_set():
-                        await self._take_in(role, number, generator, weight_sync)
+                        await self._take_in(role, number, generator)
                         router.fleet.join(number, generator)
         else:
             router.fleet.join(number, generator)
         await router.follow()
 
-    async def _take_in(
-        self, role: Role, number: int, generator: PlacedGenerator, weight_sync: WeightSync | None
-    ) -> None:
-        if weight_sync is not None:
-            await weight_sync.give(generator)
+    async def _take_in(self, role: Role, number: int, generator: PlacedGenerator) -> None:
+        if role == POLICY:
+            await self._weight_sync.give(generator)
         await self._slots.join((role, number), generator)
         fleet, sampling = self._routers[role].fleet, self._slots.sampling
         others = [n for n in np.flatnonzero(fleet.up).tolist() if n != number and (role, n) in sampling]
-        if weight_sync is not None and (role, number) in sampling and others:
-            await weight_sync.compare(generator, fleet.generators[others[0]])
+        if role == POLICY and (role, number) in sampling and others:
+            await self._weight_sync.compare(generator, fleet.generators[others[0]])
 
     def give_up(self, role: Role, number: int, error: ProcessDied) -> None:
         """This engine died and is not started anew."""
@@ -195,3 +197,4 @@ class Phases:
         holding = self._engines_of(holders) if holders else self._slots.awake
         awake = holding if rollout or self._resident else set()
         await self._slots.change(awake, sampling=rollout, ranks=self._resident or not rollout)
+        await self._weight_sync.check([number for role, number in self._slots.sampling if role == POLICY])

@@ -16,6 +16,7 @@ from yatt.config.schema import Config
 from yatt.errors import CheckpointError, ConfigError
 from yatt.faces.card import write_card
 from yatt.faces.checkpoints import Resume, newest_good, read_checkpoint
+from yatt.faces.contents import of_folder
 from yatt.faces.hub import check_push, fetched, push
 from yatt.faces.rundir import CHECKPOINTS, RunDirectory
 
@@ -26,15 +27,16 @@ EXPORTS = {
 """By `train.backend`."""
 
 
-def export(source: Path, out: Path, name: str | None = None, *, public: bool = False) -> int:
-    """Write `out`, and publish it as `name`; returns the exit status."""
+def export(source: Path, out: Path, name: str | None = None, *, public: bool = False, adapter: bool = False) -> int:
+    """Write `out`, the model or, with `adapter`, its adapters, and publish it as `name`; returns the exit status."""
     if name is not None:
         check_push(name)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out}: the folder is not empty; name a new one")
     checkpoint = find_checkpoint(source)
-    config = export_to(checkpoint, out)
-    write_card(out, config, checkpoint.folder.parents[1], checkpoint.step)
+    config = export_to(checkpoint, out, adapter=adapter)
+    if not adapter:
+        write_card(out, config, checkpoint.folder.parents[1], checkpoint.step)
     Console().print(f"wrote {out} from {checkpoint.folder}", soft_wrap=True)
     if name is not None:
         Console().print(f"published {push(out, name, public=public)}", soft_wrap=True)
@@ -58,14 +60,31 @@ def find_checkpoint(source: Path) -> Resume:
     return choice.resume
 
 
-def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = ()) -> Config:
-    """Write the checkpoint's policy to `out`, by the settings it was trained with and `overrides`; returns them."""
+def export_to(checkpoint: Resume, out: Path, overrides: Sequence[str] = (), *, adapter: bool = False) -> Config:
+    """Write the checkpoint's policy to `out`, or with `adapter` its adapters in peft's format, by the settings it was
+    trained with and `overrides`; returns them."""
     config = fetched(load_config(str(checkpoint.folder / "config.yaml"), overrides), weights=False)
     check_model(config)
     policy_facts(config, weights=False)
     folders.refuse(config.model.path, "model.path", weights=False, any_family=any_family(config))
-    load(EXPORTS[config.train.backend])(config, checkpoint.trainer, str(out))
+    if adapter and not config.train.lora.rank:
+        raise ConfigError(
+            f"{checkpoint.folder}: it was trained with train.lora.rank=0 and has no adapter; leave --adapter out"
+        )
+    if config.train.lora.rank:
+        _check_base(checkpoint, config)
+    load(EXPORTS[config.train.backend])(config, checkpoint.trainer, str(out), **({"adapters": True} if adapter else {}))
     return config
+
+
+def _check_base(checkpoint: Resume, config: Config) -> None:
+    """Raises ConfigError where the model that adapters were trained beside has changed."""
+    now, then = of_folder(Path(config.model.path)), checkpoint.contents.get("model.path")
+    if now != then:
+        raise ConfigError(
+            f"model.path={config.model.path}: its contents have changed since the adapters of {checkpoint.folder} were "
+            f"trained ({then}, now {now}); put back what they were trained beside"
+        )
 
 
 def check_model(config: Config) -> None:

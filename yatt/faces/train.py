@@ -68,8 +68,10 @@ def train(config: Config, *, overwrite: bool = False, began: float | None = None
         resume, passed = choice = checkpoints.choose()
         if resume:
             hf = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-            identified = transformers_identity if any_family(config) else identity
-            verify(resume.trainer, identified(hf, config.model.dtype))
+            dtype, lora = config.model.dtype, config.train.lora
+            verify(
+                resume.trainer, transformers_identity(hf, dtype) if any_family(config) else identity(hf, dtype, lora)
+            )
             resume.check(config, checkpoints.contents)
         run.create()
         copy(moves)

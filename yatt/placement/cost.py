@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from yatt.config.models import reference_apart
 from yatt.config.schema import Config, EngineName, JudgeConfig, RolloutConfig
 from yatt.errors import ConfigError
 from yatt.generation.kind import Device, EngineShape, Need
 from yatt.generation.table import ENGINES, number_mistakes
 from yatt.models.facts import ModelFacts
+from yatt.models.lora import adapter_parameters
+from yatt.models.table import family_of
 from yatt.placement.plan import POLICY, TRAINER, Role
 
 
@@ -92,9 +95,7 @@ class TrainerMemory:
 def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool = False) -> TrainerMemory:
     """Of the policy and of all beside it, over so many data-parallel `ranks`; `alone` is the policy without them."""
     size, train, loads = bytes_of(config.model.dtype), config.train, config.algorithm.loads
-    learners, frozen = 1 + ("critic" in loads), len([name for name in loads if name != "critic"])
-    if config.algorithm.precompute_reference and config.model.reference is None:
-        frozen -= 1  # the policy itself is asked, before it has learnt
+    learners, frozen = 1 + ("critic" in loads), ("teacher" in loads) + reference_apart(config)
     if alone:
         learners, frozen = 1, 0
     if train.backend == "fsdp":
@@ -106,11 +107,14 @@ def trainer_memory(config: Config, model: ModelFacts, *, ranks: int, alone: bool
             states=learners * (ADAMW - 4) * share,
         )
     language, tower = model.language_parameters / (train.tp * train.pp), model.parameters - model.language_parameters
-    learning = learners * (language + tower * (train.vision == "trained"))
+    adapters = 0.0
+    if train.lora.rank and (family := family_of(model.architecture)) is not None:
+        adapters = adapter_parameters(model, family, train.lora.targets, train.lora.rank) / (train.tp * train.pp)
+    learning = learners * (adapters or language + tower * (train.vision == "trained"))
     beside = ADAMW - 4 if size == 4 else ADAMW  # float32 weights are their own main weights
     return TrainerMemory(
         learning=learning,
-        weights=(learners + frozen) * (language + tower) * size,
+        weights=((learners + frozen) * (language + tower) + learners * adapters) * size,
         gradients=learning * 4,
         states=learning * beside / ranks,
     )

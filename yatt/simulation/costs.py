@@ -296,15 +296,15 @@ def _trainer(facts: ModelFacts, config: Config, seen: float) -> TrainerCosts:
     """A token costs 2 FLOPs per parameter forward and 6 with its backward pass (arXiv 2001.08361); causal attention
     adds 2 * layers * width * T^2 forward over a sequence of T. There is a forward pass more for the old logprobs, one
     for a reference, a teacher and a critic each; the critic learns as much as the policy. Recomputing layers is a
-    forward pass more for each update. Models beside the policy are taken to be of its size, and optimizer states to be
-    of one rank alone. float32 runs as TF32, at half the rate of bfloat16. Messages between tensor-parallel devices are
-    not counted. A vision tower, of `seen` FLOPs a forward pass, is whole on each device that has one; a frozen one has
-    no backward pass and nothing to recompute."""
+    forward pass more for each update; where adapters learn, no weight has a gradient, which is one less. Models beside
+    the policy are taken to be of its size, and optimizer states to be of one rank alone. float32 runs as TF32, at half
+    the rate of bfloat16. Messages between tensor-parallel devices are not counted. A vision tower, of `seen` FLOPs a
+    forward pass, is whole on each device that has one; a frozen one has no backward pass and nothing to recompute."""
     chip, devices = device(config.plan.device), config.train.tp * config.train.pp
     single = chip.flops * 2 / bytes_of(config.model.dtype) * ASSUMED["train_efficiency"]
     flops = single * devices
     loads, learners = config.algorithm.loads, 1 + ("critic" in config.algorithm.loads)
-    update = 4 if config.train.recompute == "full" else 3
+    update = 3 + (config.train.recompute == "full") - (config.train.lora.rank > 0)
     passes = 1 + len(loads) + update * learners * config.train.epochs_per_step  # in units of one forward pass
     looks = 1 + len(loads) + (3 if config.train.vision == "trained" else 1) * learners * config.train.epochs_per_step
     host = chip.host_link * ASSUMED["host_efficiency"]

@@ -201,6 +201,9 @@ class SimulatedTrainer:
         await self._ranks.spend("export", self._costs.export)
         return {EVERY_NODE: WeightManifest(version=version, kind="flat", path="", checksum="")}
 
+    async def probe(self) -> None:
+        """Simulated ranks have no weights."""
+
     async def offload(self) -> None:
         await self._ranks.offload()
 

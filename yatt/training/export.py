@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +20,8 @@ from yatt.models.table import scoring_of
 from yatt.training.model import Head
 from yatt.weights.shards import MODE, write_shards
 
+ADAPTERS = "adapter_model.safetensors"
+"""peft's name of the file of adapters."""
 # Everything else in the model folder (config, tokenizer, templates, code) is copied.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json", ".gguf", ".h5", ".msgpack")
 
@@ -56,6 +59,36 @@ def _write(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, hea
         described |= _classifier(described, source)
     (target / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     write_shards(target, weights)
+
+
+def write_adapters(weights: Iterator[tuple[str, Tensor]], config: Config, path: str, *, head: Head = "tokens") -> None:
+    """Write what adapters (and a value head) have learnt, under peft's names, as a folder that
+    `peft.PeftModel.from_pretrained` puts beside `model.path`. Raises BackendError where it cannot be written."""
+    tensors = {f"base_model.model.{name}": tensor.cpu().contiguous() for name, tensor in weights}
+    layers = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    names = sorted({layer.rpartition(".")[2] for layer in layers})
+    sees = any(".language_model." in layer for layer in layers)
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if head == "tokens" else "SEQ_CLS",
+        "base_model_name_or_path": str(Path(config.model.path).absolute()),
+        "r": config.train.lora.rank,
+        "lora_alpha": config.train.lora.alpha,
+        # A vision tower may have layers of the same names.
+        "target_modules": rf".*\.language_model\..*\.({'|'.join(names)})" if sees else names,
+        "modules_to_save": ["score"] if head == "value" else None,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
+        save_file(tensors, folder / ADAPTERS, metadata={"format": "pt"})
+        (folder / ADAPTERS).chmod(MODE)
+    except (OSError, SafetensorError) as error:
+        raise BackendError(f"adapter folder {path} could not be written: {error}") from error
 
 
 def _classifier(described: Mapping[str, Any], source: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yatt.checksums import OWN, Damaged, check_file, read_json
+from yatt.config.schema import LoraConfig
 from yatt.errors import CheckpointError
 from yatt.models.fields import COMMON, obeyed
 from yatt.models.table import LANGUAGES
@@ -24,11 +25,12 @@ SHARED = (
 """Fields beside `COMMON` that several families have."""
 
 
-def identity(hf: Any, dtype: str) -> dict[str, Any]:
+def identity(hf: Any, dtype: str, lora: LoraConfig | None = None) -> dict[str, Any]:
     """The fields in which a checkpoint and a model must agree. `hf` is the language model's config, with the tower's
-    `vision_config` where there is one."""
+    `vision_config` where there is one. With `lora` it learns by adapters, which are what its checkpoint has."""
     family = LANGUAGES[hf.model_type]
     described = {name: getattr(hf, name, None) for name in obeyed(family)} | {"dtype": dtype}
+    described["lora"] = lora.model_dump(mode="json") if lora is not None and lora.rank else None
     if family.tower is not None:
         names = (*SIZES, *family.tower.obeys)
         described["vision_config"] = {name: getattr(hf.vision_config, name, None) for name in names}
@@ -58,9 +60,14 @@ def verify(path: str, described: dict[str, Any]) -> dict[str, Any]:
             f"checkpoint {path} was written by train.backend={theirs}; go on with it, not with {ours}"
         )
     for name, value in described.items():
-        if written["model"].get(name) != value:
+        before = written["model"].get(name)
+        if name == "lora" and before != value:
             raise CheckpointError(
-                f"checkpoint {path} is of another model: {name}={written['model'].get(name)!r} there, {value!r} in "
+                f"checkpoint {path} was made with train.lora={before or 'none'}, not {value or 'none'}; go on with that"
+            )
+        if before != value:
+            raise CheckpointError(
+                f"checkpoint {path} is of another model: {name}={before!r} there, {value!r} in "
                 f"model.path; point model.path at the model it was trained from"
             )
     return dict(written["state"])

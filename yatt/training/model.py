@@ -60,6 +60,10 @@ class Learner(Model, Protocol):
         """Leave the gradients of the sum of the losses, added up over the replicas. Collective over all ranks."""
         ...
 
+    def without_adapters(self) -> Model | None:
+        """The model as it was before it learnt, without a copy of it; None where it learns without adapters."""
+        ...
+
     def step(self) -> tuple[float, bool]:
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
         ...

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from yatt.config.models import policy_facts
+from yatt.config.models import policy_facts, reference_apart
 from yatt.config.schema import Config
 from yatt.errors import BackendError
-from yatt.reports import UpdateReport
+from yatt.reports import Probed, UpdateReport
 from yatt.training import export
 from yatt.training.identity import verify
 from yatt.training.images import Eyes
@@ -86,6 +86,10 @@ class TrainerRank:
         """Collective: every rank must exhaust it. The policy's weights, in full, one after another, on the model's
         device, under Hugging Face names; what is yielded must not be changed."""
         return self._started.policy.export()
+
+    def probe(self) -> Probed | None:
+        """Collective. What the policy makes of fixed tokens; from the last pipeline stage."""
+        return self._started.probe()
 
     def save_folder(self, path: str) -> None:
         """Collective. Write the policy, or the reward model, as a Hugging Face folder that transformers loads; rank 0
@@ -183,8 +187,6 @@ def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
     def frozen(name: str, path: str | None) -> Model | None:
         return rested(backend.frozen(config, layout, path, f"model.{name}")) if path and name in loads else None
 
-    # Before the first update, the policy itself is what a reference of its start would be.
-    untrained = None if config.algorithm.precompute_reference else start
     policy = rested(
         backend.learner(
             config,
@@ -204,12 +206,16 @@ def open_training(backend: Backend, config: Config, layout: Layout) -> Training:
         critic = rested(
             backend.learner(config, layout, path, "critic.path", "value", settings=settings, planned=planned)
         )
+    if reference_apart(config):
+        reference = frozen("reference", config.model.reference or start)
+    else:
+        reference = policy.without_adapters() if train.lora.rank and "reference" in loads else None
     return Training(
         config,
         layout,
         objective,
         policy,
-        reference=frozen("reference", config.model.reference or untrained),
+        reference=reference,
         teacher=frozen("teacher", config.model.teacher),
         critic=critic,
         eyes=None if vision is None else Eyes(start, merge=vision.merge, reads=layout.first_stage),

@@ -6,20 +6,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from yatt.algorithm.packed import sequence_sums
 from yatt.algorithm.preference import PAIR_LOSSES
 from yatt.config.schema import Config
-from yatt.reports import UpdateReport
+from yatt.reports import Probed, UpdateReport
 from yatt.training.batch import MicroBatch, Update, merge, pack, token_logprobs, token_values
 from yatt.training.images import Eyes
 from yatt.training.layout import Layout
 from yatt.training.measure import Measurements
 from yatt.training.model import Learner, Model
 from yatt.training.objective import Labels, Likelihood, Objective, Preference, Scoring
+from yatt.training.probe import likeliest, probe_tokens
 from yatt.training.reinforce import Reinforcement
-from yatt.types import Share
+from yatt.types import Denominator, Pair, Sample, SampleKey, Share
 
 # By the loss of the algorithm's recipe; the others reinforce.
 OFFLINE: dict[str, Callable[[Config, Layout], Objective]] = {
@@ -117,6 +119,19 @@ class Training:
             judge.infer(every, keep)
         return by_uid
 
+    def probe(self) -> Probed | None:
+        """What the policy, as it is, makes of fixed tokens; on the last pipeline stage. Collective over all ranks."""
+        tokens, found = probe_tokens(self.config), list[float]()
+        sample = Sample(key=SampleKey(-1, 0), tokens=tokens, loss_mask=np.ones(len(tokens), dtype=bool))
+        micro = self._packed([sample], Denominator(tokens=len(tokens), sequences=1))
+
+        def keep(micro: MicroBatch, logits: Tensor) -> None:
+            found.extend(likeliest(logits[0, : len(tokens)], self.layout.tp).tolist())
+
+        with self.policy.aboard():
+            self.policy.infer([micro], keep)
+        return Probed(tuple(tokens.tolist()), tuple(found)) if found else None
+
     def forget_reference(self) -> None:
         """All it had to say is known: free its memory."""
         self.reference = None
@@ -142,10 +157,13 @@ class Training:
                 self.objective.prepare(every, seen)
         return updates, seen
 
+    def _packed(self, samples: Sequence[Sample | Pair], total: Denominator) -> MicroBatch:
+        multiple = self.layout.tp.size() if self.config.train.sequence_parallel else 1
+        return pack(samples, total, self.layout.device, multiple, self._eyes)
+
     def _pack(self, shares: Sequence[Share]) -> list[Update]:
-        multiple, device = self.layout.tp.size() if self.config.train.sequence_parallel else 1, self.layout.device
         updates = [
-            Update([pack(samples, total, device, multiple, self._eyes) for samples in micro_batches], total)
+            Update([self._packed(samples, total) for samples in micro_batches], total)
             for total, micro_batches in merge(shares)
         ]
         if self._eyes is not None:

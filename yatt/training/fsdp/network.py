@@ -114,6 +114,9 @@ class LearningNetwork(Network):
                 output.backward(torch.zeros_like(output))
         self.opened.rest()
 
+    def without_adapters(self) -> None:
+        """It learns without any."""
+
     def step(self) -> tuple[float, bool]:
         """Apply the gradients; returns their norm, and whether they were applied. Collective over all ranks."""
         self.secure()

@@ -18,31 +18,28 @@ from yatt.training.saving import Saving
 
 def save(
     path: str,
-    model: GPTModel,
+    places: Places,
     optimizer: ChainedOptimizer,
     state: dict[str, Any],
     described: dict[str, Any],
     layout: Layout,
 ) -> Saving:
-    """Begin to write a checkpoint into the folder `path`: the model, its optimizer, and `state`, which is the same on
-    all ranks, in plain values. Nothing is sent, copied or waited for: see `Saving`."""
+    """Begin to write a checkpoint into the folder `path`: the weights that have `places`, their optimizer, and `state`,
+    which is the same on all ranks, in plain values. Nothing is sent, copied or waited for: see `Saving`."""
     (part,) = optimizer.chained_optimizers
-    boxes = list(boxes_to_save(part, _places(model, layout)))
+    boxes = list(boxes_to_save(part, places))
     if layout.rank == 0:
         boxes.append(generator())
     state = {**state, "optimizer_updates": counted_updates(part)}
     return Saving(path, boxes, rank=layout.rank, ranks=torch.distributed.get_world_size(), model=described, state=state)
 
 
-def load(
-    path: str, model: GPTModel, optimizer: ChainedOptimizer, described: dict[str, Any], layout: Layout
-) -> dict[str, Any]:
+def load(path: str, places: Places, optimizer: ChainedOptimizer, described: dict[str, Any]) -> dict[str, Any]:
     """Take over a checkpoint, written under any layout; returns the `state` that `save` was given.
 
     Raises CheckpointError, before anything is changed, for one that is missing, broken or of another model."""
     state = verify(path, described)
     (part,) = optimizer.chained_optimizers
-    places = _places(model, layout)
     drawn = generator()
     fill(path, [*weights_to_load(places), *states_to_load(part, places), drawn])
     count_updates(part, state["optimizer_updates"])
@@ -50,11 +47,12 @@ def load(
     return state
 
 
-def load_model(path: str, model: GPTModel, described: dict[str, Any], layout: Layout) -> None:
+def load_model(path: str, places: Places, described: dict[str, Any]) -> None:
     """Take over the weights alone. Raises as `load` does."""
     verify(path, described)
-    fill(path, weights_to_load(_places(model, layout)))
+    fill(path, weights_to_load(places))
 
 
-def _places(model: GPTModel, layout: Layout) -> Places:
+def places_of_model(model: GPTModel, layout: Layout) -> Places:
+    """Those of all its weights."""
     return places_of(model.sharded_state_dict(metadata={"singleton_local_shards": False, "dp_cp_group": layout.dp}))

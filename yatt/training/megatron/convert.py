@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from yatt.config.weight_files import weight_files
 from yatt.errors import ConfigError
 from yatt.models.family import CUTS, EMBEDDING, HEAD, NORM, SCORE, Cut, Names, Shape, layer_shapes
 from yatt.models.table import LANGUAGES
-from yatt.models.vision import named, prefixes_of
+from yatt.models.vision import PLAIN_PREFIXES, named, prefixes_of
 from yatt.training.layout import Layout
 from yatt.training.megatron.model import shard_rows
 from yatt.training.model import Head
@@ -45,6 +45,10 @@ PARTS = {
 """Parameter of a Megatron layer -> the part of a family's layer that it is."""
 
 
+Merged = Callable[[str, Tensor], Tensor]
+"""(Megatron's name of a weight, this rank's shard) -> the shard that is exported."""
+
+
 class Entry(NamedTuple):
     """One parameter of the whole model: its Megatron name, the pipeline stage that has it, its shard's shape."""
 
@@ -67,10 +71,11 @@ class Converter:
         self._prefixes = prefixes_of(names, self.family.tower)
         self._layer, self._shapes = self.family.layer(config), layer_shapes(config, self.family)
         offset = get_transformer_layer_offset(model.config)
-        self.parameters = {
-            re.sub(r"(?<=^decoder\.layers\.)\d+", lambda match: str(int(match.group()) + offset), name): parameter
-            for name, parameter in model.named_parameters()
+        self._own = {  # by name in the whole model, that in this rank's part
+            re.sub(r"(?<=^decoder\.layers\.)\d+", lambda match: str(int(match.group()) + offset), name): name
+            for name, _ in model.named_parameters()
         }
+        self.parameters = {name: model.get_parameter(own) for name, own in self._own.items()}
         entries = [Entry(n, layout.pp.rank(), tuple(p.shape), p.dtype) for n, p in self.parameters.items()]
         stages: list[list[Entry]] = [entries] * layout.pp.size()
         if layout.pp.size() > 1:
@@ -82,10 +87,19 @@ class Converter:
     def names(self, name: str) -> tuple[Names, Cut, list[Shape]]:
         """The Hugging Face names that make up this parameter, how it is cut, and the shapes of its matrices, where it
         has several."""
-        names, cut, shapes = self._plain(name)
+        names, cut, shapes = self.plain(name)
         return tuple(named(one, self._prefixes) for one in names), cut, shapes
 
-    def _plain(self, name: str) -> tuple[Names, Cut, list[Shape]]:
+    def owner(self, name: str) -> torch.nn.Module:
+        """The module of this rank's part that has the parameter."""
+        module: torch.nn.Module = self.model.get_submodule(self._own[name].rpartition(".")[0])
+        return module
+
+    def in_transformers(self, name: str) -> str:
+        """What transformers calls a tensor that `yatt.models.family` calls so, in a model that it has loaded."""
+        return named(name, PLAIN_PREFIXES if self.family.tower is None else self.family.tower.prefixes[0])
+
+    def plain(self, name: str) -> tuple[Names, Cut, list[Shape]]:
         """As `names`, in the spelling of `yatt.models.family`."""
         if name.startswith("visual."):
             return (name,), "whole", []
@@ -155,8 +169,9 @@ class Converter:
             parameter.copy_(shard)
 
     @torch.no_grad()
-    def export(self) -> Iterator[tuple[str, Tensor]]:
+    def export(self, merged: Merged = lambda name, shard: shard) -> Iterator[tuple[str, Tensor]]:
         """Every weight under its Hugging Face name, in full, on the model's device; one parameter in memory at a time.
+        `merged` makes of this rank's shard what goes out.
 
         Collective over the model-parallel ranks: each must exhaust it."""
         tp, pp = self.layout.tp, self.layout.pp
@@ -165,6 +180,8 @@ class Converter:
             tensor = self.parameters.get(entry.name) if entry.stage == pp.rank() else None
             if tensor is None:
                 tensor = torch.empty(entry.shape, dtype=entry.dtype, device=self.layout.device)
+            else:
+                tensor = merged(entry.name, tensor)
             tensor = tensor.detach().contiguous()
             if pp.size() > 1:
                 dist.broadcast(tensor, dist.get_global_rank(pp, entry.stage), group=pp)

@@ -10,7 +10,7 @@ from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from yatt.config.schema import Config, OptimizerConfig
+from yatt.config.schema import Config, LoraConfig, OptimizerConfig
 from yatt.models.table import LANGUAGES
 from yatt.training.batch import MicroBatch
 from yatt.training.identity import identity
@@ -19,9 +19,11 @@ from yatt.training.layout import Layout
 from yatt.training.megatron import checkpoint, model, optimizer
 from yatt.training.megatron.attention import Rotary
 from yatt.training.megatron.convert import Converter, Reader
+from yatt.training.megatron.lora import Adapters
+from yatt.training.megatron.optimizer_state import Places
 from yatt.training.megatron.vision import SeeingModel
 from yatt.training.memory import Resident, Shelf
-from yatt.training.model import Head, OnOutput
+from yatt.training.model import Head, Model, OnOutput
 from yatt.training.saving import Saving
 from yatt.training.schedule import Progress
 
@@ -38,10 +40,11 @@ class Network(Resident):
         head: Head = "tokens",
         *,
         learns: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Collective over the pipeline. Raises ConfigError for a folder that cannot be read or trained."""
         self.hf = model.read_hf_config(path, setting)
-        self.identity = identity(self.hf, config.model.dtype)
+        self.identity = identity(self.hf, config.model.dtype, lora)
         self.layout, self._cap = layout, LANGUAGES[self.hf.model_type].soft_cap(self.hf.to_dict())
         self._predicts = head == "tokens" and layout.last_stage
         self._kernel: Kernel | None = None if config.train.attention == "auto" else config.train.attention
@@ -112,7 +115,12 @@ class LearningNetwork(Network):
         planned: int,
     ) -> None:
         """As `Network`; makes the optimizer too."""
-        super().__init__(config, layout, path, setting, head, learns=True)
+        lora = config.train.lora
+        super().__init__(config, layout, path, setting, head, learns=not lora.rank, lora=lora)
+        self._adapters = Adapters(lora, self.converter, config.run.seed) if lora.rank else None
+        if self._adapters is not None and config.train.recompute == "full":
+            # What is computed again has a gradient only where its input has one, and nothing before the layers learns.
+            self.module.decoder.register_forward_pre_hook(_follow_input, with_kwargs=True)
         self.bare, self.module = self.module, optimizer.wrap(self.module)
         self.bare.config.finalize_model_grads_func = _reduce
         self.optimizer = optimizer.build(settings, model.DTYPES[config.model.dtype], self.module)
@@ -150,7 +158,7 @@ class LearningNetwork(Network):
             self._saving.over()
         state = {**self._progress.state(), **more}
         with self.aboard():
-            self._saving = checkpoint.save(path, self.bare, self.optimizer, state, self.identity, self.layout)
+            self._saving = checkpoint.save(path, self._places(), self.optimizer, state, self.identity, self.layout)
         return self._saving.wait
 
     def put_away(self) -> None:
@@ -166,13 +174,54 @@ class LearningNetwork(Network):
         """Go on from a checkpoint; returns all that was saved beside the weights. Collective."""
         self.secure()
         with self.aboard():
-            state = checkpoint.load(path, self.bare, self.optimizer, self.identity, self.layout)
+            state = checkpoint.load(path, self._places(), self.optimizer, self.identity)
         self._progress.restore(state)
         return state
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        """As of any model; what adapters add is in the weights."""
+        if self._adapters is None:
+            yield from super().export()
+            return
+        with self.aboard():
+            yield from self.converter.export(self._adapters.merged)
+
+    def without_adapters(self) -> Model | None:
+        """The model as it was before it learnt, without a copy of it; None where it learns without adapters."""
+        return None if self._adapters is None else WithoutAdapters(self, self._adapters)
+
+    def _places(self) -> Places:
+        """Where what learns, or without adapters every weight, has its place in a checkpoint."""
+        if self._adapters is None:
+            return checkpoint.places_of_model(self.bare, self.layout)
+        return self._adapters.places()
 
     def _held(self) -> Iterable[Tensor]:
         yield from self.bare.parameters()
         yield from optimizer.tensors(self.optimizer)
+
+
+class WithoutAdapters:
+    """Implements `yatt.training.model.Model`: the one that adapters stand beside. Its memory is theirs."""
+
+    def __init__(self, network: LearningNetwork, adapters: Adapters) -> None:
+        self._network, self._adapters = network, adapters
+        self.identity = network.identity | {"lora": None}
+        self.aboard, self.put_away, self.take_back = network.aboard, network.put_away, network.take_back
+
+    def infer(self, micro_batches: Sequence[MicroBatch], on_output: Callable[[MicroBatch, Tensor], None]) -> None:
+        with self._adapters.off():
+            self._network.infer(micro_batches, on_output)
+
+    def export(self) -> Iterator[tuple[str, Tensor]]:
+        with self.aboard():
+            yield from self._network.converter.export()
+
+
+def _follow_input(decoder: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    hidden = named.get("hidden_states")
+    if hidden is not None and torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden.requires_grad_()
 
 
 def _reduce(
