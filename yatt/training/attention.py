@@ -199,4 +199,5 @@ def _from_scores(
         column = sinks.view(k.shape[1], -1, 1, 1).expand(*scores.shape[:-1], 1).to(scores)
         scores = torch.cat([scores, column], dim=-1)
     shares = scores.softmax(-1, dtype=torch.float32)[..., : k.shape[2]].to(v.dtype)
-    return (shares @ v[:, :, None]).flatten(1, 2)
+    output: Tensor = (shares @ v[:, :, None]).flatten(1, 2)
+    return output

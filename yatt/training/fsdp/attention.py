@@ -46,7 +46,9 @@ def attend(
     if attention_mask is not None or not getattr(module, "is_causal", True):
         raise BackendError(f"{name} masks tokens in a way of its own; use another model")
     output = packed_attention(
-        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         lay.packing,
         scale=scaling,
         window=sliding_window,

@@ -112,7 +112,7 @@ def open_model(config: Config, layout: Layout, path: str, setting: str, head: He
         raise ConfigError(next(filter(None, failures)))
     spelling = [source._weight_conversions if reads else None]
     dist.broadcast_object_list(spelling, src=0, group=layout.dp)
-    source._weight_conversions = spelling[0]
+    source._weight_conversions = spelling[0]  # type: ignore[assignment]
     opened = Opened(hf, source, _headed(source, head, hf))
     module = opened.module
     module.requires_grad_(learns).eval()  # without dropout
@@ -121,7 +121,7 @@ def open_model(config: Config, layout: Layout, path: str, setting: str, head: He
             parameter.data = parameter.data.to(dtype)
     if config.train.recompute == "full" and learns:
         for layer in _layers(source):
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     _place(opened, layout, dtype)
     return opened
 
@@ -226,7 +226,9 @@ def _receive(part: nn.Module, layout: Layout, sent: dict[Tensor, nn.Parameter]) 
             module._parameters[name] = sent[parameter]
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer not in sent:
-                module._buffers[name] = sent[module._buffers[name]] = receive(buffer)  # type: ignore[assignment]
+                received = receive(buffer)
+                # A buffer is never looked up as a parameter; it is kept, so that it is not sent again.
+                module._buffers[name] = sent[received] = received  # type: ignore[assignment]
 
 
 def local(tensor: Tensor) -> Tensor:
