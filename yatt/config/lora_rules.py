@@ -34,7 +34,7 @@ def lora_mistakes(case: Case) -> Iterator[str]:
     path = models_beside(case.config).get("critic.path")
     with suppress(ConfigError):  # said already
         if path is not None:
-            yield from _layers(lora, facts_beside("critic.path", path, case.config), f" (critic.path={path})")
+            yield from _layers(lora, facts_beside(case.config, "critic.path", path), f" (critic.path={path})")
 
 
 def _layers(lora: LoraConfig, model: ModelFacts, of: str = "") -> Iterator[str]:
