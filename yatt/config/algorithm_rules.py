@@ -25,6 +25,7 @@ from yatt.config.schema import (
 )
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
+from yatt.models.generic import can_score
 
 NAMED = 3
 """Algorithms an error names that have a setting."""
@@ -192,6 +193,11 @@ def _rows(config: Config) -> Iterator[str]:
 
 def beside_mistakes(config: Config, policy: ModelFacts) -> Iterator[str]:
     """One line for each model beside the policy, in a folder of its own, that cannot be read or does not fit it."""
+    if any_family(config) and scores(config) and not can_score(policy.architecture):
+        yield (
+            f"model.path={config.model.path}: transformers has no classifier of a {policy.architecture}'s family; "
+            "use another"
+        )
     for setting, path in models_beside(config).items():
         try:
             facts = facts_beside(config, setting, path)

@@ -18,7 +18,7 @@ from yatt.config.image_tokens import image_tokens
 from yatt.config.judges import judge_mistakes
 from yatt.config.lora_rules import lora_mistakes
 from yatt.config.machine_rules import devices, memory, serving
-from yatt.config.models import any_family, facts_beside, models_beside, policy_facts, scores
+from yatt.config.models import any_family, facts_beside, models_beside, policy_facts
 from yatt.config.paths import file_of
 from yatt.config.placement import placement_mistakes
 from yatt.config.schema import Config, DataConfig, TrainConfig, truncates
@@ -27,7 +27,6 @@ from yatt.config.trackers import check_trackers
 from yatt.config.vision_rules import vision_mistakes
 from yatt.errors import ConfigError
 from yatt.models.facts import ModelFacts
-from yatt.models.generic import can_score
 from yatt.models.table import family_of
 from yatt.placement import cost
 from yatt.placement.plan import POLICY
@@ -82,8 +81,6 @@ def _model(case: Case) -> Iterator[str]:
         yield from folders.mistakes(path, "model.path", any_family=any_family(config))
     except ConfigError as error:
         yield str(error)
-    if any_family(config) and scores(config) and not can_score(model.architecture):
-        yield f"model.path={path}: transformers has no classifier of a {model.architecture}'s family; use another"
     yield from beside_mistakes(config, model)
     for setting, other in models_beside(config).items():
         with suppress(ConfigError):  # said already
