@@ -13,6 +13,7 @@ from yatt.algorithm.kl import KINDS
 from yatt.algorithm.load import load_loss
 from yatt.algorithm.loss import AGGREGATES, LOSSES, policy_loss
 from yatt.algorithm.samples import samples
+from yatt.api import Run
 from yatt.config.algorithms import RECIPES
 from yatt.config.schema import AlgorithmConfig, Config, Section
 from yatt.types import Group, Prompt, Score, Trajectory
@@ -82,7 +83,7 @@ def settings_of(section, prefix=""):
 
 @pytest.mark.parametrize("page", [*sorted(PAGES), ROOT / "README.md"], ids=lambda page: page.stem)
 def test_every_setting_that_a_page_names_is_there(page):
-    known = set(settings_of(Config))
+    known = set(settings_of(Config)) | {f"run.{name}" for name in dir(Run)}
     # What a user names himself, or hands through to an engine, has no name in the schema.
     free = re.compile(r"(\w+\.)?(engine_args|metadata)\.|reward\.(models|functions)\.")
     spans = re.findall(r"`([^`\n]+)`", page.read_text())

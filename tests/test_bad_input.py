@@ -17,6 +17,7 @@ from yatt import checksums, cli
 from yatt.faces import train as train_face
 from yatt.training.identity import DESCRIPTION, identity, shard_names
 
+BEGINS = "runs/run: importing what it takes"
 REWARDS = """
 import time
 
@@ -66,7 +67,7 @@ def started(monkeypatch):
     """What reached the point where engines start. Nothing may."""
     reached = []
 
-    async def begin(config, run, checkpoints, resume, progress):
+    async def begin(config, run, checkpoints, resume, progress, began):
         reached.append(config)
         return 0
 
@@ -114,7 +115,7 @@ def refused_training(refused):
 
 
 def test_the_config_itself_is_right(yatt, started):
-    assert yatt("train", "config.yaml") == (0, [], [])
+    assert yatt("train", "config.yaml") == (0, [BEGINS], [])
     assert len(started) == 1
 
 
@@ -318,7 +319,7 @@ def test_a_chat_whose_template_has_no_assistant_mask(refused_training, yatt, sta
         "one answer"
     ]
     template.write_text(kept)
-    assert yatt("train", "config.yaml", *words) == (0, [], []) and started
+    assert yatt("train", "config.yaml", *words) == (0, [BEGINS], []) and started
 
 
 def other_model(models, **changes):

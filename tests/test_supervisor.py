@@ -338,7 +338,7 @@ async def test_a_killed_save_leaves_nothing_that_resume_would_take(tmp_path):
 def test_resume_auto_begins_anew_where_nothing_was_saved(tmp_path, monkeypatch):
     begun = []
 
-    async def begin(config, run, checkpoints, resume, progress):
+    async def begin(config, run, checkpoints, resume, progress, began):
         begun.append((resume, run.read_metrics()))
         return 0
 

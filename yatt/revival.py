@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Literal, Protocol
 
-from yatt.errors import ProcessDied, YattError
+from yatt.errors import ProcessDied
 from yatt.placement.plan import Role
 from yatt.protocols import Clock
 from yatt.reports import Incident
@@ -98,9 +98,9 @@ class Revival:
         try:
             await self._hosts.start(engine)
             await self._hosts.join(engine)
-        except YattError as again:
+        except Exception as again:  # whatever it is: else nobody would wait for this engine any more
             await self._hosts.end(engine)
-            return again if isinstance(again, ProcessDied) else ProcessDied(str(again))
+            return again if isinstance(again, ProcessDied) else ProcessDied(str(again) or type(again).__name__)
         return None
 
     def _say(self, name: str, kind: Literal["died", "back", "given up"], text: str) -> None:

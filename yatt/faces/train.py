@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -121,7 +122,8 @@ async def _train(
         try:
             with interruptible(supervisor.stop, supervisor.save_soon, progress.note):
                 await crew.start(model=config.model.path, train=True, generate=config.algorithm.recipe.reinforces)
-                devices = [f"{len(crew.slots)} slots on {crew.slots[0].device}"]
+                kinds = Counter(slot.device for slot in crew.slots)
+                devices = [f"{n} slot{'s' * (n > 1)} on {kind}" for kind, n in kinds.items()]
                 run.append_session(session(first=first, seconds=time.time() - began, devices=devices))
                 if config.resume == "auto" and not resume:
                     progress.note("no complete checkpoint to go on from: beginning at step 1")

@@ -211,7 +211,7 @@ class SimulatedGenerator(Mortal):
         self._serial += 1
         others = np.flatnonzero(request.tokens != PROMPT)
         own = size - int(others[0]) if len(others) else 0
-        begun = size - 1 - int(np.flatnonzero(request.tokens < 0)[-1])
+        begun = int(np.argmax(request.tokens[::-1] < 0))  # 0 for a probe, which has none
         target = max(1, self._length(request.key) - begun)
         finish: Finish = "stop" if target <= limit else "length"
         return Drawing(request, answers, self._serial, own, min(target, limit), finish)
