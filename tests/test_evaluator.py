@@ -18,6 +18,7 @@ from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
 from yatt.controller.responder import Responder
 from yatt.controller.router import Router
+from yatt.controller.weight_sync import WeightSync
 from yatt.errors import ConfigError
 from yatt.intervals import normal, wilson
 from yatt.placement.plan import POLICY, Layout
@@ -33,7 +34,8 @@ def phases_of(router: Router, peers: HubPeers) -> Phases:
     return Phases(
         routers={POLICY: router},
         director=director,
-        trainer=RecordingTrainer(1),
+        trainer=(trainer := RecordingTrainer(1)),
+        weight_sync=WeightSync(router.fleet, trainer, peers, bound=1.0),
         peers=peers,
         recorder=Recorder("controller", Ticks()),
         resident=True,

@@ -17,6 +17,8 @@ from yatt.controller.phases import Phases
 from yatt.controller.recorder import Recorder
 from yatt.controller.router import Router
 from yatt.controller.speed_fit import SpeedFit
+from yatt.controller.talks import Talks
+from yatt.controller.weight_sync import WeightSync
 from yatt.errors import BackendError
 from yatt.placement.plan import Layout
 from yatt.placement.policy import Choice, Mode
@@ -232,12 +234,14 @@ class Set:
                 mode=mode, layout=layout, routers=routers, stats={role: engine_stats() for role in SIZES}, clock=Still()
             )
             self.routers.append(routers)
+            trainer, peers = RecordingTrainer(1), HubPeers(index, 2, hub, None if index else hub)
             self.phases.append(
                 Phases(
                     routers=routers,
                     director=director,
-                    trainer=RecordingTrainer(1),
-                    peers=HubPeers(index, 2, hub, None if index else hub),
+                    trainer=trainer,
+                    weight_sync=WeightSync(routers["policy"].fleet, trainer, peers, bound=1.0),
+                    peers=peers,
                     recorder=Recorder("controller", Ticks()),
                     resident=False,
                 )
@@ -335,7 +339,7 @@ async def test_what_a_forecast_missed_is_known_at_the_next_start():
 
     def router():
         engines = [SimpleNamespace(slots=(slot,), pulse=pulse) for slot in range(2)]
-        return SimpleNamespace(fleet=Fleet(engines), asked=Asked(), take_longest=lambda: 0)
+        return SimpleNamespace(fleet=Fleet(engines), asked=Asked(), take_longest=lambda: 0, talks=Talks())
 
     stats = {role: engine_stats(max_tokens=10) for role in SIZES}
     director = Director(
