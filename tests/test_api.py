@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -500,6 +501,15 @@ def killed():
 """
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Where tests run in the background of a shell, it has interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_is_handed_on_and_the_end_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "interrupted_child.py").write_text(CHILD)
     monkeypatch.syspath_prepend(tmp_path)
