@@ -207,15 +207,16 @@ def test_mistakes_of_the_policy_are_told_to_it_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tool", "status", "detail"), [("crash", "failed", "process died"), ("hang", "timed_out", "1 s")]
+    ("tool", "status", "detail", "timeout"),
+    [("crash", "failed", "process died", 60.0), ("hang", "timed_out", "3 s", 3.0)],
 )
 def test_a_tool_that_kills_or_hangs_is_a_status_and_the_next_conversation_goes_on(
-    tool: str, status: str, detail: str
+    tool: str, status: str, detail: str, timeout: float
 ) -> None:
     def texts(sibling: int, turn: int) -> str:
         return ASK % (tool, "{}") if sibling == 0 else calls(sibling, turn)
 
-    both, policy = play("Sums", texts, siblings=2, timeout=1.0, retries=1)
+    both, policy = play("Sums", texts, siblings=2, timeout=timeout, retries=1)
     assert both[0].score is not None and both[0].score.status == status and detail in both[0].score.detail
     assert sum(request.key.sibling == 0 for request in policy.requests) == 2  # it was played anew once
     assert both[1].score is not None and both[1].score.value == 1.0
