@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from yatt.faces.rundir import RunDirectory
+from yatt.training.probe import TOKENS
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def place(tmp_path_factory):
 
 def uids(place, name, step):
     files = sorted((place / "runs" / name / "samples").glob(f"step-{step}.c*.jsonl"))
-    return sorted(json.loads(line)["uid"] for file in files for line in file.read_text().splitlines())
+    return {json.loads(line)["uid"] for file in files for line in file.read_text().splitlines()}
 
 
 def weights(place, folder):
@@ -76,7 +77,7 @@ def test_a_run_leaves_everything_needed_to_understand_it(straight):
     for slot in (0, 1):
         done = {(span.role, span.name) for span in spans[3] if span.slots == (slot,)}
         assert done >= {("policy", "sample"), ("policy", "load"), ("trainer", "update"), ("trainer", "export")}
-    assert sum(span.counts["requests"] for span in spans[3] if span.name == "sample") == 8 * 4
+    assert sum(span.counts["requests"] for span in spans[3] if span.name == "sample") == 8 * 4 + 2 * TOKENS, "and the probe's"
     assert sum(span.counts["samples"] for span in spans[3] if span.name == "update") == table[3]["scored"]
     assert yaml.safe_load((run / "config.yaml").read_text())["rollout"]["temperature"] == 1.0
 

@@ -294,7 +294,7 @@ class SteppedGenerator:
         if stopped:
             self._engine.abort(stopped)
         if ended:
-            self._ended += len(ended)
+            self._ended += sum(self._running[id].request.key.uid >= 0 for id, _ in ended)  # a probe is no response
             self._answer(ended)
 
     def _hand_over(self, read: Sequence[Read]) -> None:

@@ -301,7 +301,7 @@ class SimulatedGenerator(Mortal):
                     room = self._costs.kv_tokens - self._kv
                     self._kept.keep(drawing.request.key, len(drawing.request.tokens) + drawing.done, room)
                 del self._drawings[drawing.request.key]
-                self._answered += 1
+                self._answered += drawing.request.key.uid >= 0  # a probe is no response
                 self._answer(drawing)
         if self._going:
             self._go_on(now)
