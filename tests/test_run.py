@@ -77,7 +77,9 @@ def test_a_run_leaves_everything_needed_to_understand_it(straight):
     for slot in (0, 1):
         done = {(span.role, span.name) for span in spans[3] if span.slots == (slot,)}
         assert done >= {("policy", "sample"), ("policy", "load"), ("trainer", "update"), ("trainer", "export")}
-    assert sum(span.counts["requests"] for span in spans[3] if span.name == "sample") == 8 * 4 + 2 * TOKENS, "and the probe's"
+    assert sum(span.counts["requests"] for span in spans[3] if span.name == "sample") == 8 * 4 + 2 * TOKENS, (
+        "and the probe's"
+    )
     assert sum(span.counts["samples"] for span in spans[3] if span.name == "update") == table[3]["scored"]
     assert yaml.safe_load((run / "config.yaml").read_text())["rollout"]["temperature"] == 1.0
 
