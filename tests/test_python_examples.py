@@ -22,7 +22,7 @@ def reward(response, answer):
     share = sum(character in DIGITS for character in response) / max(1, len(response))
     return {"reward": share, "right": float(response.strip() == answer)}
 """
-MEASURED = ("time", "seconds", "phases", "tokens_per_s", "overhead")
+MEASURED = ("time", "seconds", "phases", "tokens_per_s", "overhead", "memory")
 """Parts of names of columns that depend on the clock."""
 
 
