@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from real_runs import make_place, rows
+from real_runs import make_place
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
@@ -36,12 +36,8 @@ def test_a_folder_that_the_engine_reads_otherwise_ends_the_run_in_its_first_step
     command = [sys.executable, "-c", UNREFUSED, "train", "config.yaml", "run.name=other"]
     done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stdout + done.stderr
-    (row,) = rows(place, "other")
-    assert row["step"] == 1 and row["fresh_tokens"] == row["trained_tokens"] > 100
-    assert row["fresh_gap_mean"] == row["rollout_gap_mean"] > 0.1
     (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("yatt: ")]
-    assert "rounding in float32 stays under 0.001: they are not the same model" in complaint
-    assert complaint.removeprefix("yatt: ") == row["warnings"][-1]
+    assert "weights of version 0 are not those in the generator on slots (0,)" in complaint
+    assert "where rounding stays under 0.001" in complaint and "rollout.engine_gap=warn goes on" in complaint
     run = place / "runs" / "other"
-    assert "they are not the same model" in (run / "report.html").read_text()
     assert not any((run / "checkpoints").glob("step-*"))
