@@ -25,7 +25,7 @@ main()
 """The command line, but for what refuses a folder that two readers would read differently."""
 
 
-def test_a_folder_that_the_engine_reads_otherwise_ends_the_run_in_its_first_step(tmp_path):
+def test_a_folder_that_the_engine_reads_otherwise_ends_the_run_before_its_first_step(tmp_path):
     """config.json ties the embeddings, which the trainer obeys; the engine takes the head that is there."""
     place = make_place(tmp_path, REWARD, "length", cluster={"device": "cpu", "slots": 1, "threads": 1})
     model = place / "work" / "model" / "model.safetensors"

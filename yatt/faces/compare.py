@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from yatt.faces.chart import Series, line_chart
-from yatt.faces.curves import FROM_ZERO
+from yatt.faces.curves import ANYWHERE, FROM_ZERO
 from yatt.faces.evaluations import points_of
 from yatt.faces.page import render, table
 from yatt.faces.report import Told
@@ -17,11 +17,11 @@ MOST_RUNS = 7
 """Runs in one comparison: as many as there are colours."""
 LONGEST_VALUE = 80
 COMPARED = (
-    ("Reward", "mean", "reward_mean", False),
+    ("Reward", "mean", "reward_mean", ANYWHERE),
     ("Accuracy on held-out prompts, greedy", "share", "accuracy_greedy", FROM_ZERO),
     ("Accuracy on held-out prompts, sampled", "share", "accuracy_sampled", FROM_ZERO),
-    ("Loss", "loss", "loss", False),
-    ("Held-out loss", "loss", "held_out_loss", False),
+    ("Loss", "loss", "loss", ANYWHERE),
+    ("Held-out loss", "loss", "held_out_loss", ANYWHERE),
     ("Pairs in the right order, held-out", "share", "held_out_pair_accuracy", FROM_ZERO),
     ("Response length", "tokens, mean", "response_length_mean", FROM_ZERO),
     ("Entropy", "nats / token", "entropy", FROM_ZERO),

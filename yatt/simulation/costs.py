@@ -114,15 +114,12 @@ class Workload:
     images: Count = 1  # of a prompt, where image_pixels is above 0
     image_pixels: Annotated[int, Field(ge=0)] = 0  # of one of its images
 
-    def patches(self, facts: ModelFacts) -> int:
-        """Of one image, as it comes: a limit of the model's processor is not looked at."""
-        return 0 if facts.vision is None else round(self.image_pixels / facts.vision.patch**2)
-
     def seen(self, facts: ModelFacts) -> float:
-        """FLOPs of one forward pass of the vision tower over the images of a prompt."""
+        """FLOPs of one forward pass of the vision tower over the images of a prompt, each of the size that it comes in:
+        a limit of the model's processor is not looked at."""
         if facts.vision is None:
             return 0.0
-        patches = self.patches(facts)
+        patches = round(self.image_pixels / facts.vision.patch**2)
         return 2 * self.images * (facts.vision.per_patch * patches + facts.vision.per_pair * patches**2)
 
     def lengths(self, step: int) -> Lengths:
